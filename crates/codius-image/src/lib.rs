@@ -1,0 +1,1 @@
+//! OCI images: references, pulls, and one read-only block image each.

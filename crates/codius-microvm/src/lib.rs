@@ -1,0 +1,1 @@
+//! Pods as QEMU microVMs: process, network and guest channel.

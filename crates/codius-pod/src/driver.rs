@@ -1,0 +1,153 @@
+//! What runs pods.
+
+use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use codius_guest_protocol::{ContainerExit, LogStream};
+use codius_manifest::ManifestHash;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::PreparedImage;
+
+/// Runs pods. One pod per manifest hash.
+///
+/// Every method may be called again after the daemon was killed in the middle of it: what a hash has
+/// left behind is found by its name and removed by `stop`.
+#[async_trait]
+pub trait Driver: Send + Sync + 'static {
+    /// What holds the guest back.
+    fn isolation(&self) -> Isolation;
+
+    /// Starts a pod and returns once its containers were told to start. What happens then comes
+    /// through `events`. On an error nothing is left behind.
+    async fn start(&self, pod: PodStart, events: Arc<dyn PodEvents>) -> Result<RunningPod, DriverError>;
+
+    /// Takes up a pod that an earlier process has started. `NotRunning` if it cannot be had any more
+    /// (and then nothing of it is left).
+    async fn attach(&self, pod: &ManifestHash, events: Arc<dyn PodEvents>) -> Result<RunningPod, DriverError>;
+
+    /// Ends a pod: containers get `grace` to end by themselves; then everything of it is removed.
+    /// Also right for a pod that is not there.
+    async fn stop(&self, pod: &ManifestHash, grace: Duration) -> Result<(), DriverError>;
+
+    /// Every pod of which anything exists: running, half-started or half-removed.
+    async fn list(&self) -> Result<Vec<ManifestHash>, DriverError>;
+}
+
+/// A pod to start, everything decided.
+#[derive(Debug, Clone)]
+pub struct PodStart {
+    pub hash: ManifestHash,
+    pub machine: Machine,
+    pub port: Option<u16>,
+    pub containers: Vec<ContainerStart>,
+}
+
+#[derive(Debug, Clone)]
+pub struct ContainerStart {
+    pub id: String,
+    pub image: PreparedImage,
+    /// Program and arguments; never empty.
+    pub args: Vec<String>,
+    pub env: Vec<(String, String)>,
+    pub workdir: String,
+    pub user: String,
+}
+
+/// What a pod may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Machine {
+    pub vcpus: u8,
+    pub memory_mib: u32,
+    pub scratch_mib: u32,
+}
+
+impl Machine {
+    /// `machine: small` of the v1 manifest.
+    pub const SMALL: Self = Self { vcpus: 1, memory_mib: 512, scratch_mib: 1024 };
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunningPod {
+    /// Where the host reaches the pod's port, if it has one.
+    pub address: Option<SocketAddr>,
+}
+
+/// Told what a pod does; called from the driver's own tasks, must not block.
+pub trait PodEvents: Send + Sync {
+    fn event(&self, event: PodEvent);
+    /// A program in the pod has connected to `localhost:7768`.
+    fn interledger(&self, connection: Box<dyn Duplex>);
+}
+
+/// A byte stream in both directions.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PodEvent {
+    /// The virtual machine's agent has answered.
+    Booted,
+    /// All containers have been started.
+    Started,
+    /// The pod's port is open.
+    Listening,
+    /// The pod's port is open, but only on the pod's loopback address, where no visitor comes.
+    ListeningOnLoopbackOnly,
+    /// A piece of output, by the container's place in [`PodStart::containers`].
+    Log { container: usize, stream: LogStream, data: Vec<u8> },
+    LogDropped { container: usize, bytes: u64 },
+    Exited { container: usize, exit: ContainerExit },
+    /// The pod has ended and everything of it is gone, unasked. The text says why.
+    Lost { reason: String },
+}
+
+/// What holds a guest back, weakest last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Isolation {
+    /// Hardware virtualisation.
+    Kvm,
+    /// A user-space kernel.
+    Gvisor,
+    /// An emulated machine: for development and tests. QEMU gives no guarantee for it.
+    Tcg,
+}
+
+impl Isolation {
+    /// Whether a host that takes real money may use it unasked.
+    pub fn is_hardware(self) -> bool {
+        matches!(self, Self::Kvm)
+    }
+}
+
+impl fmt::Display for Isolation {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Kvm => "kvm",
+            Self::Gvisor => "gvisor",
+            Self::Tcg => "tcg",
+        })
+    }
+}
+
+#[derive(Debug, Error)]
+pub enum DriverError {
+    /// The pod asks for what this driver cannot give. Nothing happened; the uploader changes it.
+    #[error("the pod cannot be run: {reason}")]
+    Unsupported { reason: String },
+    /// A container could not be started: no such program, user or directory. Everything was removed.
+    #[error("container {container} could not be started: {reason}")]
+    Container { container: String, reason: String },
+    /// The machine did not come up in time or died. Everything was removed.
+    #[error("the pod did not start: {reason}")]
+    Boot { reason: String },
+    /// There is no such pod.
+    #[error("the pod is not running")]
+    NotRunning,
+    /// This host's own disk, network or tools. The operator looks at the text.
+    #[error("the host could not {doing}")]
+    Host { doing: String, #[source] source: std::io::Error },
+}

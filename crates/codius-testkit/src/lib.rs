@@ -1,0 +1,1 @@
+//! What the tests share: images, registries, temporary hosts.

@@ -1,0 +1,1 @@
+//! The Codius host daemon.

@@ -1,0 +1,1 @@
+//! Accounts, routing and balances: Prepare in, Fulfill or Reject out.

@@ -1,0 +1,1 @@
+//! BTP over WebSocket, as server and as client.

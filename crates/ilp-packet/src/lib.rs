@@ -1,0 +1,1 @@
+//! ILPv4 packets, addresses, error codes and ILDCP over OER.

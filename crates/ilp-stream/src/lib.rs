@@ -1,0 +1,1 @@
+//! STREAM packets, sealing and connection machines (RFC 29).
