@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 pub enum HostMessage {
     /// Asks for a [`AgentMessage::Hello`] with this nonce.
     Attach { nonce: String },
-    /// Starts the pod. Accepted once.
+    /// Starts the pod. Accepted once; a later one changes nothing and is not answered.
     Configure(Box<PodConfig>),
     /// Asks for a [`AgentMessage::Pong`].
     Ping { id: u64 },
@@ -106,7 +106,9 @@ pub struct ContainerConfig {
     pub workdir: String,
     /// As in an image config: empty, `user`, `uid`, `user:group`, `uid:gid`.
     pub user: String,
+    /// Zero: as much as the pod has.
     pub memory_bytes: u64,
+    /// Processes and threads at the same time. Zero: as many as the pod may have.
     pub max_processes: u32,
 }
 

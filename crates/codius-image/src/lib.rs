@@ -1,1 +1,40 @@
 //! OCI images: references, pulls, and one read-only block image each.
+//!
+//! A pull goes through these modules in this order, and no compressed byte touches the disk:
+//!
+//! ```text
+//! reference   "nginx:1"  →  docker.io / library/nginx / 1
+//! registry    HTTP: tokens, redirects, deadlines, digests checked while streaming
+//! manifest    index → linux/amd64 manifest → config and layer descriptors
+//! layer       one layer's tar, decompressed as it arrives: contents → spool file, names → entries
+//! tree        the layers' entries applied in memory: whiteouts, links, replaced directories
+//! archive     the tree as one clean tar, contents copied from the spool files
+//! block       `sqfstar`, unprivileged, reading that tar from a pipe → one squashfs file
+//! store       one job per digest, published by rename, found again after a restart
+//! ```
+//!
+//! Images are hostile. Nothing is ever unpacked onto this host's file system: a path of a layer is
+//! only a key in the tree, so it cannot lead anywhere. Every size, count and wait is in
+//! [`ImageLimits`].
+//!
+//! The store needs the program `sqfstar` (Debian package squashfs-tools).
+
+#![forbid(unsafe_code)]
+
+mod address;
+mod archive;
+mod block;
+mod digest;
+mod fault;
+mod layer;
+mod limits;
+mod manifest;
+mod reference;
+mod registry;
+mod store;
+mod tree;
+
+pub use digest::{Digest, InvalidDigest};
+pub use limits::{ImageLimits, RegistryConfig};
+pub use reference::{InvalidReference, Reference};
+pub use store::{ImageStore, OpenError, StoredImage};

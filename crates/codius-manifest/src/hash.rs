@@ -24,13 +24,15 @@ impl ManifestHash {
 }
 
 fn base32() -> &'static data_encoding::Encoding {
-    static ENCODING: std::sync::LazyLock<data_encoding::Encoding> = std::sync::LazyLock::new(|| {
-        let mut spec = Specification::new();
-        spec.symbols.push_str("abcdefghijklmnopqrstuvwxyz234567");
-        spec.translate.from.push_str("ABCDEFGHIJKLMNOPQRSTUVWXYZ");
-        spec.translate.to.push_str("abcdefghijklmnopqrstuvwxyz");
-        spec.encoding().expect("the RFC 4648 alphabet in lower case is a valid base 32")
-    });
+    static ENCODING: std::sync::LazyLock<data_encoding::Encoding> =
+        std::sync::LazyLock::new(|| {
+            let mut spec = Specification::new();
+            spec.symbols.push_str("abcdefghijklmnopqrstuvwxyz234567");
+            spec.translate.from.push_str("ABCDEFGHIJKLMNOPQRSTUVWXYZ");
+            spec.translate.to.push_str("abcdefghijklmnopqrstuvwxyz");
+            spec.encoding()
+                .expect("the RFC 4648 alphabet in lower case is a valid base 32")
+        });
     &ENCODING
 }
 
@@ -71,6 +73,8 @@ impl Serialize for ManifestHash {
 
 impl<'de> Deserialize<'de> for ManifestHash {
     fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        <std::borrow::Cow<'de, str>>::deserialize(from)?.parse().map_err(serde::de::Error::custom)
+        <std::borrow::Cow<'de, str>>::deserialize(from)?
+            .parse()
+            .map_err(serde::de::Error::custom)
     }
 }

@@ -1,1 +1,44 @@
 //! Pods as QEMU microVMs: process, network and guest channel.
+//!
+//! [`MicrovmDriver`] runs each pod as one QEMU process in a network namespace of its own:
+//!
+//! ```text
+//!            host                     │ namespace cd<instance>-<slot>      │ guest
+//!   codiusd ── route b+4/30 ── veth ──┼─ up0 ── firewall ── tap0 (QEMU) ───┼─ eth0 (b+6)
+//!   listener of gateway:7768 ─────────┼───────────────────▲ (b+5)          │
+//!   channel ── unix socket ───────────┼──────── virtio-serial ─────────────┼─ agent (PID 1)
+//! ```
+//!
+//! States of a pod, by what is durable (`records/<hash>.json`):
+//!
+//! ```text
+//!  (nothing) ─▶ Starting ─▶ Running ─▶ (nothing)
+//!                  └───────────┴── a dead daemon, a dead VM: found by name and removed
+//! ```
+//!
+//! Traps:
+//! * The virtual machine outlives this process. Whatever is made gets a name that holds the instance and
+//!   the slot, and its record is written first, so that a later process finds it.
+//! * A guest is never waited for. Each of its steps has a deadline of this side, and the end is a SIGKILL.
+//! * A network namespace lives while a socket in it is open: connections given away end with the pod.
+//! * QEMU runs without privileges and gets its files as descriptors: paths need not be readable for it.
+
+mod acceleration;
+mod channel;
+mod config;
+mod driver;
+mod error;
+mod interledger;
+mod limits;
+mod machine;
+mod network;
+mod pod;
+mod process;
+mod programs;
+mod record;
+mod remains;
+
+pub use config::{AcceleratorChoice, Instance, InvalidInstance, MicrovmConfig};
+pub use driver::MicrovmDriver;
+pub use error::OpenError;
+pub use network::{InvalidPool, Ipv4Pool};

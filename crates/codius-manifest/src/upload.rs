@@ -1,0 +1,174 @@
+//! What an uploader posts to a host.
+
+use std::{collections::BTreeSet, fmt};
+
+use serde_json::{Map, Value};
+
+use crate::{
+    FieldError, Manifest, ManifestError, ManifestHash, PodSpec, Private, hash_value, javascript,
+    parse_document, pod_spec,
+    schema::{self, Conversion},
+};
+
+/// The most containers of one pod. The first host had no limit.
+pub const MAX_CONTAINERS: usize = 16;
+
+/// The longest id of a container, in bytes. The first host had no limit.
+pub const MAX_CONTAINER_ID_BYTES: usize = 128;
+
+/// A manifest and its private part, accepted: whatever can be known to be wrong without looking at
+/// the world has been looked for.
+#[derive(Clone, PartialEq)]
+pub struct Upload {
+    manifest: Manifest,
+    private: Private,
+    /// For each container its environment with all variables put in. Private values are in it.
+    environments: Vec<Vec<(String, String)>>,
+}
+
+impl fmt::Debug for Upload {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("Upload")
+            .field("manifest", &self.manifest)
+            .field("private", &self.private)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Upload {
+    /// Reads the body of `POST /pods`: `{"manifest": …, "private"?: …}`.
+    ///
+    /// In the order of the first host: JSON, then the schema with its conversions, then the
+    /// variables; then what the first host did not look at and stumbled over later.
+    pub fn parse(body: &[u8]) -> Result<Self, ManifestError> {
+        let mut value = parse_document(body)?;
+        let faults = schema::check(&mut value, &schema::HOST_UPLOAD, Conversion::Joi)?;
+        if !faults.is_empty() {
+            let details = faults
+                .into_iter()
+                .map(schema::Fault::into_host_error)
+                .collect();
+            return Err(ManifestError::Schema(details));
+        }
+        let private = value
+            .get("private")
+            .map(Private::from_checked)
+            .unwrap_or_default();
+        let mut manifest = Manifest::from_checked(value["manifest"].take());
+        let environments = pod_spec::environments(&manifest, &private)?;
+        check_containers(&manifest)?;
+        manifest.port = port(manifest.as_value())?;
+        Ok(Self {
+            manifest,
+            private,
+            environments,
+        })
+    }
+
+    pub const fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    pub const fn private(&self) -> &Private {
+        &self.private
+    }
+
+    /// The name of the program.
+    pub const fn hash(&self) -> ManifestHash {
+        self.manifest.hash()
+    }
+
+    /// The pod that this upload asks for, on the host with this public address.
+    ///
+    /// Fails if the environment becomes longer than a process can be given.
+    pub fn pod_spec(&self, host_uri: &str) -> Result<PodSpec, ManifestError> {
+        pod_spec::build(&self.manifest, &self.environments, host_uri)
+    }
+
+    /// The upload as text that [`parse`](Self::parse) reads back. Contains the private values.
+    pub fn to_json(&self) -> String {
+        let mut posted = Map::new();
+        posted.insert("manifest".to_owned(), self.manifest.as_value().clone());
+        posted.insert("private".to_owned(), self.private.to_value());
+        javascript::stringify(&Value::Object(posted))
+    }
+}
+
+/// The hash that a host would give to a posted document; documents that a host would refuse are hashed
+/// as they stand, as `codius-manifest`'s `hashManifest` does.
+pub fn hash_posted(body: &[u8]) -> Result<ManifestHash, ManifestError> {
+    let written = parse_document(body)?;
+    let mut converted = written.clone();
+    let faults = schema::check(&mut converted, &schema::HOST_UPLOAD, Conversion::Joi)?;
+    let document = if faults.is_empty() {
+        converted
+    } else {
+        written
+    };
+    match document.get("manifest") {
+        Some(manifest) => Ok(hash_value(manifest)),
+        None => Err(ManifestError::Schema(vec![FieldError::new(
+            "manifest",
+            "is required",
+            "put the manifest into {\"manifest\": …}, as it is posted to a host",
+        )])),
+    }
+}
+
+fn check_containers(manifest: &Manifest) -> Result<(), ManifestError> {
+    let containers = manifest.containers();
+    if containers.len() > MAX_CONTAINERS {
+        return Err(ManifestError::unprocessable(
+            "manifest.containers",
+            format!(
+                "{} containers are more than the {MAX_CONTAINERS} of a pod",
+                containers.len()
+            ),
+            "upload several manifests",
+        ));
+    }
+    let mut ids = BTreeSet::new();
+    for (index, container) in containers.iter().enumerate() {
+        let path = format!("manifest.containers.{index}.id");
+        if container.id.len() > MAX_CONTAINER_ID_BYTES || container.id.contains(char::is_control) {
+            return Err(ManifestError::unprocessable(
+                path,
+                format!(
+                    "container ids have at most {MAX_CONTAINER_ID_BYTES} bytes and no control \
+                     characters"
+                ),
+                "choose a short id: it names the container in the logs",
+            ));
+        }
+        if !ids.insert(&container.id) {
+            return Err(ManifestError::unprocessable(
+                path,
+                format!("container ids must be unique. id={}", container.id),
+                "give each container of the manifest another id",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The port that JavaScript would connect to: the schema's pattern lets much more pass.
+fn port(manifest: &Value) -> Result<Option<u16>, ManifestError> {
+    let Some(text) = manifest.get("port").and_then(Value::as_str) else {
+        return Ok(None);
+    };
+    let number = javascript::number(text)
+        .filter(|number| number.fract() == 0.0 && (1.0..=65535.0).contains(number));
+    match number {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "it is whole and between 1 and 65535"
+        )]
+        Some(number) => Ok(Some(number as u16)),
+        None => Err(ManifestError::unprocessable(
+            "manifest.port",
+            format!("port must be a number from 1 to 65535. port={text}"),
+            "write the port of the program as \"8080\", or leave it out if it serves no visitors",
+        )),
+    }
+}

@@ -1,0 +1,82 @@
+//! Every limit and deadline of the driver, in one place.
+
+use std::time::Duration;
+
+use codius_pod::Isolation;
+
+/// From the start of QEMU to the agent's first answer. Emulated machines of a busy host are slow.
+pub(crate) fn hello_deadline(isolation: Isolation) -> Duration {
+    match isolation {
+        Isolation::Kvm => Duration::from_secs(5),
+        Isolation::Gvisor | Isolation::Tcg => Duration::from_secs(20),
+    }
+}
+
+/// From the agent's answer until all containers were told to start.
+pub(crate) fn containers_deadline(isolation: Isolation) -> Duration {
+    match isolation {
+        Isolation::Kvm => Duration::from_secs(10),
+        Isolation::Gvisor | Isolation::Tcg => Duration::from_secs(30),
+    }
+}
+
+/// Beyond the containers' grace, for the agent to sync and say so.
+pub(crate) const STOP_MARGIN: Duration = Duration::from_secs(10);
+/// `Attach` is said again this often until it is answered.
+pub(crate) const ATTACH_INTERVAL: Duration = Duration::from_millis(500);
+/// The running agent is asked this often whether it is there.
+pub(crate) const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
+/// So many unanswered heartbeats mean that the guest hangs.
+pub(crate) const HEARTBEATS_MISSED: u32 = 3;
+/// A real boot that shows whether KVM works.
+pub(crate) const PROBE_DEADLINE: Duration = Duration::from_secs(5);
+/// A program of the distribution (`ip`, `nft`, `mke2fs`) that takes longer hangs.
+pub(crate) const PROGRAM_DEADLINE: Duration = Duration::from_secs(10);
+/// A killed process that is still there after this is stuck in the kernel.
+pub(crate) const KILL_DEADLINE: Duration = Duration::from_secs(10);
+/// How long `open` waits for a driver of this process that is just being dropped.
+pub(crate) const LOCK_DEADLINE: Duration = Duration::from_secs(3);
+
+/// What the guest's kernel and agent take of the machine's memory.
+pub(crate) const KERNEL_MEMORY_MIB: u32 = 64;
+/// The smallest machine that boots.
+pub(crate) const MIN_MEMORY_MIB: u32 = 64;
+/// The largest machine.
+pub(crate) const MAX_MEMORY_MIB: u32 = 1024 * 1024;
+/// The smallest scratch disk that an ext4 file system fits on with something left.
+pub(crate) const MIN_SCRATCH_MIB: u32 = 16;
+/// The largest scratch disk.
+pub(crate) const MAX_SCRATCH_MIB: u32 = 16 * 1024 * 1024;
+/// The most virtual processors.
+pub(crate) const MAX_VCPUS: u8 = 64;
+/// Processes and threads in one container.
+pub(crate) const MAX_PROCESSES: u32 = 1024;
+/// Descriptors QEMU may open (images, sockets, event descriptors).
+pub(crate) const QEMU_OPEN_FILES: u64 = 256;
+/// Translated code that QEMU keeps without KVM.
+pub(crate) const TCG_CODE_CACHE_MIB: u32 = 32;
+/// QEMU goes first when the host is short of memory.
+pub(crate) const QEMU_OOM_SCORE: &str = "500";
+
+/// Connections of one pod to the Interledger port at the same time; more wait in the listener's queue.
+pub(crate) const MAX_INTERLEDGER_CONNECTIONS: usize = 64;
+/// Bytes read from a guest in a second, after a burst; a guest that writes more is read later.
+pub(crate) const GUEST_BYTES_PER_SEC: u32 = 8 * 1024 * 1024;
+/// Bytes read from a guest at once before the rate counts.
+pub(crate) const GUEST_BURST_BYTES: u32 = 8 * 1024 * 1024;
+/// What a line costs of that rate beside its bytes, so that tiny lines are bounded too.
+pub(crate) const GUEST_LINE_COST: u32 = 256;
+/// Lines that make no sense, after which the guest is given up.
+pub(crate) const MAX_UNREADABLE_LINES: u32 = 8;
+/// Messages to a guest that does not read them.
+pub(crate) const MAX_OUTBOX_BYTES: usize = codius_guest_protocol::MAX_LINE_BYTES + 64 * 1024;
+/// Characters of a guest's own explanation that are passed on.
+pub(crate) const MAX_REASON_CHARS: usize = 500;
+/// Bytes at the end of the guest's console that are shown to the operator when a boot fails.
+pub(crate) const CONSOLE_TAIL_BYTES: u64 = 2048;
+/// The guest's console file is emptied when it is longer than this.
+pub(crate) const MAX_CONSOLE_BYTES: u64 = 256 * 1024;
+/// Bytes of a program's complaint that are kept.
+pub(crate) const MAX_COMPLAINT_BYTES: u64 = 4096;
+/// A record of a pod is at most this long on disk.
+pub(crate) const MAX_RECORD_BYTES: u64 = 1024 * 1024;

@@ -1,0 +1,720 @@
+//! One pod: the task that owns it from its first effect to its last.
+//!
+//! ```text
+//!  start ─▶ record ─▶ namespace ┬▶ QEMU ─▶ Hello ┬▶ Configure ─▶ Started ─▶ running ─▶ end ─▶ removed
+//!                     scratch ──┘                │
+//!                     firewall, links, port ─────┘   (while the guest boots)
+//!  attach ─▶ record ─▶ port, channel ─▶ Hello ────────────────────────────▶ running
+//! ```
+//!
+//! An end is a stop that was asked for, a lost guest, or the end of this driver; only the last leaves the
+//! machine running. What a guest says never decides more than the end of its own pod.
+
+use std::{
+    fs::{self, File},
+    future::Future,
+    io,
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use codius_guest_protocol::{
+    AgentMessage, ContainerConfig, ContainerStatus, HostMessage, MAX_LINE_BYTES, MAX_LOG_BYTES,
+    NetworkConfig, PROTOCOL_VERSION, PodConfig, SCRATCH_SERIAL, encode,
+};
+use codius_manifest::ManifestHash;
+use codius_pod::{DriverError, PodEvent, PodEvents, PodStart, RunningPod};
+use data_encoding::HEXLOWER;
+use tokio::{sync::oneshot, time::timeout};
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+use tracing::{debug, info, warn};
+
+use crate::{
+    channel::{Channel, ChannelError},
+    driver::{Claim, Shared},
+    interledger::InterledgerPort,
+    limits::{
+        ATTACH_INTERVAL, CONSOLE_TAIL_BYTES, HEARTBEAT_INTERVAL, HEARTBEATS_MISSED, MAX_CONSOLE_BYTES,
+        MAX_PROCESSES, MAX_REASON_CHARS, STOP_MARGIN, containers_deadline, hello_deadline,
+    },
+    machine::{
+        Disk, DiskKind, Launch, LaunchNetwork, ShortDir, create_console, listen_for_agent,
+    },
+    network::{self, PodNetwork, TAP_PREFIX_LEN},
+    process::ProcessWatch,
+    programs,
+    record::{PodRecord, Phase, RECORD_VERSION},
+};
+
+/// Where the answer to `start` or `attach` goes.
+type Answer = oneshot::Sender<Result<RunningPod, DriverError>>;
+
+/// A pod whose containers have been started.
+struct Live {
+    record: PodRecord,
+    channel: Channel,
+    watch: ProcessWatch,
+    interledger: InterledgerPort,
+}
+
+/// Starts a pod and stays with it to its end.
+pub(crate) async fn start(
+    shared: Arc<Shared>,
+    mut claim: Claim,
+    slot: u16,
+    pod: PodStart,
+    events: Arc<dyn PodEvents>,
+    mut answer: Answer,
+) {
+    // Steps that block go on when their future is dropped; they must end before what they made is removed.
+    let steps = TaskTracker::new();
+    let given_up = |why: &str| DriverError::Boot { reason: why.to_owned() };
+    let launched = tokio::select! {
+        launched = launch(&shared, &pod, slot, &events, &steps) => launched,
+        () = answer.closed() => Err(given_up("the start was given up")),
+        _ = claim.stop_asked() => Err(given_up("it was stopped while it started")),
+        () = shared.closing().cancelled() => Err(given_up("this host is being shut down")),
+    };
+    steps.close();
+    steps.wait().await;
+    let error = match launched {
+        Ok(live) => {
+            let running = running_pod(&shared, &live.record);
+            if answer.send(Ok(running)).is_ok() {
+                return live.run(shared, claim, events).await;
+            }
+            drop(live);
+            None
+        }
+        Err(error) => Some((answer, error)),
+    };
+    remove(&shared, pod.hash, slot).await;
+    drop(claim);
+    if let Some((answer, error)) = error {
+        // Nobody waits for it when the start was given up.
+        let _ = answer.send(Err(error));
+    }
+}
+
+/// Takes up a pod that runs already.
+pub(crate) async fn attach(
+    shared: Arc<Shared>,
+    mut claim: Claim,
+    record: PodRecord,
+    events: Arc<dyn PodEvents>,
+    mut answer: Answer,
+) {
+    let (hash, slot) = (record.hash, record.slot);
+    let attached = tokio::select! {
+        attached = take_up(&shared, record, &events) => attached,
+        // The machine goes on; somebody may ask again.
+        () = answer.closed() => return,
+        () = shared.closing().cancelled() => return,
+        _ = claim.stop_asked() => Err("it was stopped meanwhile".to_owned()),
+    };
+    match attached {
+        Ok(live) => {
+            let running = running_pod(&shared, &live.record);
+            if answer.send(Ok(running)).is_ok() {
+                live.run(shared, claim, events).await;
+            }
+        }
+        Err(reason) => {
+            info!(pod = %hash, ?reason, "a pod cannot be taken up again");
+            remove(&shared, hash, slot).await;
+            drop(claim);
+            let _ = answer.send(Err(DriverError::NotRunning));
+        }
+    }
+}
+
+fn running_pod(shared: &Shared, record: &PodRecord) -> RunningPod {
+    let guest = shared.pool.block(record.slot).guest();
+    RunningPod { address: record.port.map(|port| (guest, port).into()) }
+}
+
+/// Removes what there is of a pod, and frees its slot. A failure is logged: the record stays, and the next
+/// `stop` tries again.
+async fn remove(shared: &Arc<Shared>, hash: ManifestHash, slot: u16) {
+    if let Err(error) = shared.remove_pod(hash, slot).await {
+        tracing::error!(pod = %hash, error = &error as &dyn std::error::Error, "what is left of a pod could not be removed");
+    }
+}
+
+async fn launch(
+    shared: &Arc<Shared>,
+    pod: &PodStart,
+    slot: u16,
+    events: &Arc<dyn PodEvents>,
+    steps: &TaskTracker,
+) -> Result<Live, DriverError> {
+    let begin = Instant::now();
+    let isolation = shared.accelerator.isolation();
+    let (images, serials) = distinct_images(pod);
+    let block = shared.pool.block(slot);
+    let mut record = PodRecord {
+        version: RECORD_VERSION,
+        hash: pod.hash,
+        slot,
+        phase: Phase::Starting,
+        process: None,
+        port: pod.port,
+        containers: pod.containers.iter().map(|container| container.id.clone()).collect(),
+    };
+
+    // Durable first; everything after this is found again by the record.
+    let dir = shared.places.pod_dir(&pod.hash);
+    let (places, noted, made) = (shared.places.clone(), record.clone(), dir.clone());
+    step(steps, "note the pod", move || {
+        places.records.write(&noted)?;
+        // Something may be left of a pod that could not be removed completely.
+        if made.exists() {
+            fs::remove_dir_all(&made)?;
+        }
+        fs::create_dir(&made)
+    })
+    .await?;
+
+    let name = shared.places.instance.pod_name(slot);
+    let (places, network_name) = (shared.places.clone(), name.clone());
+    let network = step(steps, "make the pod's network", move || {
+        PodNetwork::create(&places.programs, &network_name)
+    });
+    let (places, files_dir, guest) = (shared.places.clone(), dir.clone(), shared.guest.clone());
+    let scratch_mib = pod.machine.scratch_mib;
+    let files = step(steps, "make the pod's disk", move || {
+        let mut disks = Vec::new();
+        for (index, image) in images.iter().enumerate() {
+            disks.push(Disk {
+                serial: image_serial(index),
+                file: File::open(image)?.into(),
+                kind: DiskKind::Image,
+            });
+        }
+        let scratch = make_scratch(&places.programs.mke2fs, &files_dir, scratch_mib)?;
+        disks.push(Disk { serial: SCRATCH_SERIAL.into(), file: scratch.into(), kind: DiskKind::Scratch });
+        let kernel = (File::open(&guest.kernel)?, File::open(&guest.initramfs)?);
+        Ok((disks, kernel, create_console(&files_dir)?, listen_for_agent(&files_dir)?))
+    });
+    let (network, (disks, (kernel, initramfs), console, agent)) = tokio::try_join!(network, files)?;
+    let namespace = network.namespace.try_clone().map_err(host("hold the pod's network"))?;
+    let made_at = begin.elapsed();
+
+    let (places, accelerator, machine) = (shared.places.clone(), shared.accelerator, pod.machine);
+    let launch_name = name.clone();
+    let process = step(steps, "start QEMU", move || {
+        Launch {
+            qemu: &places.programs.qemu,
+            name: launch_name,
+            uid: places.uid(slot),
+            accelerator,
+            machine,
+            kernel,
+            initramfs,
+            console,
+            agent,
+            disks,
+            network: Some(LaunchNetwork { namespace: network.namespace, tap: network.tap }),
+        }
+        .start()
+    })
+    .await?;
+    let spawned_at = begin.elapsed();
+    record.process = Some(process.clone());
+
+    // While the guest boots: note the process, let the network through, open the Interledger port.
+    let (connecting, noted) = (Arc::clone(shared), record.clone());
+    let prepared = step(steps, "connect the pod's network", move || {
+        connecting.places.records.write(&noted)?;
+        network::connect(
+            &connecting.places.programs,
+            &namespace,
+            &name,
+            block,
+            connecting.pool,
+            &connecting.nameservers,
+        )?;
+        InterledgerPort::bind(&namespace, block)
+    });
+    let console_dir = dir.clone();
+    let booted = async {
+        let Some(handle) = process.find().map_err(host("watch QEMU"))? else {
+            return Err(boot_failure(&console_dir, "the virtual machine ended at once"));
+        };
+        let watch = handle.watch().map_err(host("watch QEMU"))?;
+        let socket = ShortDir::open(&dir).map_err(host("reach the guest agent"))?;
+        let mut channel =
+            Channel::connect(&socket.path("agent.sock")).await.map_err(host("reach the guest agent"))?;
+        let met = guest_step(hello_deadline(isolation), &watch, hello(&mut channel))
+            .await
+            .map_err(|reason| boot_failure(&console_dir, &reason))?;
+        if met.configured {
+            return Err(boot_failure(&console_dir, "the guest agent says it is configured already"));
+        }
+        events.event(PodEvent::Booted);
+        Ok((channel, watch))
+    };
+    let (interledger, (mut channel, watch)) = tokio::try_join!(prepared, booted)?;
+    let hello_at = begin.elapsed();
+
+    let config = pod_config(shared, pod, slot, &serials);
+    let told = channel.send(&HostMessage::Configure(Box::new(config)));
+    told.map_err(|error| boot_failure(&dir, &error.to_string()))?;
+    guest_step(
+        containers_deadline(isolation),
+        &watch,
+        containers_started(&mut channel, &record.containers, events),
+    )
+    .await
+    .map_err(|reason| boot_failure(&dir, &reason))??;
+
+    record.phase = Phase::Running;
+    let (places, noted) = (shared.places.clone(), record.clone());
+    step(steps, "note the pod", move || places.records.write(&noted)).await?;
+    info!(
+        pod = %pod.hash,
+        made_ms = millis(made_at),
+        spawned_ms = millis(spawned_at),
+        hello_ms = millis(hello_at),
+        started_ms = millis(begin.elapsed()),
+        "a pod has been started"
+    );
+    Ok(Live { record, channel, watch, interledger })
+}
+
+/// Runs a step that blocks; it is waited for even if this future is dropped.
+async fn step<T: Send + 'static>(
+    steps: &TaskTracker,
+    doing: &'static str,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Result<T, DriverError> {
+    let runtime = tokio::runtime::Handle::current();
+    let done = steps.spawn_blocking(move || {
+        let _context = runtime.enter();
+        work()
+    });
+    done.await.map_err(io::Error::other).and_then(|done| done).map_err(host(doing))
+}
+
+fn host(doing: &'static str) -> impl Fn(io::Error) -> DriverError {
+    move |source| DriverError::Host { doing: doing.to_owned(), source }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A guest's step, ended by its deadline or by the end of the machine.
+async fn guest_step<T, E: ToString>(
+    deadline: Duration,
+    watch: &ProcessWatch,
+    step: impl Future<Output = Result<T, E>>,
+) -> Result<T, String> {
+    tokio::select! {
+        done = timeout(deadline, step) => match done {
+            Ok(done) => done.map_err(|error| error.to_string()),
+            Err(_) => Err(format!("the guest did not answer within {} s", deadline.as_secs())),
+        },
+        () = watch.ended() => Err("the virtual machine ended".to_owned()),
+    }
+}
+
+/// For the caller one sentence; for the operator the end of the guest's console beside it.
+fn boot_failure(dir: &Path, reason: &str) -> DriverError {
+    let console = console_tail(dir).unwrap_or_default();
+    warn!(reason, ?console, "a pod did not start");
+    DriverError::Boot { reason: reason.to_owned() }
+}
+
+fn console_tail(dir: &Path) -> io::Result<String> {
+    use std::io::{Read, Seek, SeekFrom};
+    let mut file = File::open(dir.join("console.log"))?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(CONSOLE_TAIL_BYTES)))?;
+    let mut bytes = Vec::new();
+    file.take(CONSOLE_TAIL_BYTES).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The sparse scratch disk: its size is the pod's disk quota. Deleted with the pod, so no journal.
+fn make_scratch(mke2fs: &Path, dir: &Path, mib: u32) -> io::Result<File> {
+    let path = dir.join("scratch.img");
+    let file = fs::OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+    file.set_len(u64::from(mib) * 1024 * 1024)?;
+    let options = ["-q", "-F", "-t", "ext4", "-m", "0", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard"];
+    let mut arguments: Vec<&std::ffi::OsStr> = options.iter().map(std::ffi::OsStr::new).collect();
+    arguments.push(path.as_os_str());
+    programs::run(mke2fs, &arguments, "", None)?;
+    Ok(file)
+}
+
+/// Each image once, and for each container which it is.
+fn distinct_images(pod: &PodStart) -> (Vec<std::path::PathBuf>, Vec<usize>) {
+    let mut digests: Vec<&str> = Vec::new();
+    let mut images = Vec::new();
+    let mut of_container = Vec::new();
+    for container in &pod.containers {
+        let image = &container.image;
+        let index = digests.iter().position(|digest| *digest == image.digest).unwrap_or_else(|| {
+            digests.push(&image.digest);
+            images.push(image.block_image.clone());
+            digests.len() - 1
+        });
+        of_container.push(index);
+    }
+    (images, of_container)
+}
+
+fn image_serial(index: usize) -> String {
+    format!("img{index}")
+}
+
+fn pod_config(shared: &Shared, pod: &PodStart, slot: u16, serials: &[usize]) -> PodConfig {
+    let block = shared.pool.block(slot);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    PodConfig {
+        entropy_hex: HEXLOWER.encode(&rand::random::<[u8; 32]>()),
+        now_unix_ms: millis(now),
+        hostname: pod.hash.to_string(),
+        network: Some(NetworkConfig {
+            address: block.guest(),
+            prefix_len: TAP_PREFIX_LEN,
+            gateway: block.gateway(),
+            nameservers: shared.nameservers.clone(),
+        }),
+        port: pod.port,
+        containers: container_configs(pod, serials),
+    }
+}
+
+fn container_configs(pod: &PodStart, images: &[usize]) -> Vec<ContainerConfig> {
+    let containers = pod.containers.iter().zip(images);
+    let configs = containers.map(|(container, &image)| ContainerConfig {
+        id: container.id.clone(),
+        image_serial: image_serial(image),
+        args: container.args.clone(),
+        env: container.env.clone(),
+        workdir: container.workdir.clone(),
+        user: container.user.clone(),
+        memory_bytes: u64::from(pod.machine.memory_mib) * 1024 * 1024,
+        max_processes: MAX_PROCESSES,
+    });
+    configs.collect()
+}
+
+/// Whether what the agent has to be told of the containers fits into one line of the protocol.
+pub(crate) fn fits_one_line(pod: &PodStart) -> bool {
+    // For the little that a configuration holds beside its containers.
+    const REST: usize = 4096;
+    let (_, images) = distinct_images(pod);
+    encode(&container_configs(pod, &images)).len() + REST <= MAX_LINE_BYTES
+}
+
+/// What a first answer of an agent says.
+#[derive(Debug)]
+pub(crate) struct Hello {
+    configured: bool,
+    containers: Vec<ContainerStatus>,
+}
+
+/// Gets in step with the agent.
+pub(crate) async fn hello(channel: &mut Channel) -> Result<Hello, ChannelError> {
+    let ours = HEXLOWER.encode(&rand::random::<[u8; 16]>());
+    let mut attach = tokio::time::interval(ATTACH_INTERVAL);
+    loop {
+        tokio::select! {
+            _ = attach.tick() => channel.send(&HostMessage::Attach { nonce: ours.clone() })?,
+            message = channel.next() => match message? {
+                AgentMessage::Hello { nonce, version, configured, containers } if nonce == ours => {
+                    if version != PROTOCOL_VERSION {
+                        let versions = format!("its version is {version}, ours {PROTOCOL_VERSION}");
+                        return Err(ChannelError::Unreadable(versions));
+                    }
+                    channel.set_in_step();
+                    return Ok(Hello { configured, containers });
+                }
+                // Of an earlier talk.
+                other => debug!(?other, "dropped what the guest said before the first answer"),
+            },
+        }
+    }
+}
+
+async fn containers_started(
+    channel: &mut Channel,
+    containers: &[String],
+    events: &Arc<dyn PodEvents>,
+) -> Result<Result<(), DriverError>, String> {
+    loop {
+        let message = channel.next().await.map_err(|error| error.to_string())?;
+        match hear(message, containers.len())? {
+            Heard::Event(PodEvent::Started) => {
+                events.event(PodEvent::Started);
+                return Ok(Ok(()));
+            }
+            Heard::Event(event) => events.event(event),
+            Heard::Failed { container, reason } => {
+                return Ok(Err(match container.and_then(|index| containers.get(index)) {
+                    Some(id) => DriverError::Container { container: id.clone(), reason },
+                    None => DriverError::Boot { reason },
+                }));
+            }
+            Heard::Stopped => return Err("the guest stopped by itself".to_owned()),
+            Heard::Nothing => {}
+        }
+    }
+}
+
+/// What a message means to the host.
+#[derive(Debug, PartialEq, Eq)]
+enum Heard {
+    Event(PodEvent),
+    Failed { container: Option<usize>, reason: String },
+    Stopped,
+    /// Only a sign of life.
+    Nothing,
+}
+
+/// Judges a message of a guest that is in step. An error says how it breaks the protocol.
+fn hear(message: AgentMessage, containers: usize) -> Result<Heard, String> {
+    let known = |container: u16| {
+        let index = usize::from(container);
+        if index < containers {
+            Ok(index)
+        } else {
+            Err(format!("the guest speaks of container {index} of {containers}"))
+        }
+    };
+    Ok(match message {
+        AgentMessage::Hello { .. } | AgentMessage::Pong { .. } => Heard::Nothing,
+        AgentMessage::Started => Heard::Event(PodEvent::Started),
+        AgentMessage::Listening => Heard::Event(PodEvent::Listening),
+        AgentMessage::ListeningOnLoopbackOnly => Heard::Event(PodEvent::ListeningOnLoopbackOnly),
+        AgentMessage::Log { data, .. } if data.len() > MAX_LOG_BYTES => {
+            return Err(format!("the guest sends {} bytes of output at once", data.len()));
+        }
+        AgentMessage::Log { container, stream, data } => {
+            Heard::Event(PodEvent::Log { container: known(container)?, stream, data })
+        }
+        AgentMessage::LogDropped { container, bytes } => {
+            Heard::Event(PodEvent::LogDropped { container: known(container)?, bytes })
+        }
+        AgentMessage::Exited { container, exit } => {
+            Heard::Event(PodEvent::Exited { container: known(container)?, exit })
+        }
+        AgentMessage::Stopped => Heard::Stopped,
+        AgentMessage::Failed { container, message } => {
+            let container = container.map(known).transpose()?;
+            Heard::Failed { container, reason: one_line(&message) }
+        }
+    })
+}
+
+/// A guest's words, fit for a sentence of ours.
+fn one_line(text: &str) -> String {
+    let clean = text.chars().map(|letter| if letter.is_control() { ' ' } else { letter });
+    clean.take(MAX_REASON_CHARS).collect()
+}
+
+async fn take_up(
+    shared: &Arc<Shared>,
+    record: PodRecord,
+    events: &Arc<dyn PodEvents>,
+) -> Result<Live, String> {
+    let failed = |doing: &'static str| move |error: io::Error| format!("could not {doing}: {error}");
+    let handle = match &record.process {
+        Some(process) if record.phase == Phase::Running => process.find().map_err(failed("find QEMU"))?,
+        _ => None,
+    };
+    let Some(handle) = handle else { return Err("its virtual machine does not run".to_owned()) };
+    let watch = handle.watch().map_err(failed("watch QEMU"))?;
+    let name = shared.places.instance.pod_name(record.slot);
+    let namespace = network::open_namespace(&name).map_err(failed("enter its network"))?;
+    let interledger = InterledgerPort::bind(&namespace, shared.pool.block(record.slot))
+        .map_err(failed("open its Interledger port"))?;
+    let socket =
+        ShortDir::open(&shared.places.pod_dir(&record.hash)).map_err(failed("find its directory"))?;
+    let mut channel =
+        Channel::connect(&socket.path("agent.sock")).await.map_err(failed("reach its agent"))?;
+    let deadline = hello_deadline(shared.accelerator.isolation());
+    let met = guest_step(deadline, &watch, hello(&mut channel)).await?;
+    if !met.configured || met.containers.len() != record.containers.len() {
+        return Err("its agent does not know its containers".to_owned());
+    }
+    // What ended while nobody listened.
+    for (container, status) in met.containers.into_iter().enumerate() {
+        if let ContainerStatus::Exited(exit) = status {
+            events.event(PodEvent::Exited { container, exit });
+        }
+    }
+    Ok(Live { record, channel, watch, interledger })
+}
+
+/// How a pod's running time ends.
+enum End {
+    Stop { grace: Duration },
+    Lost { reason: String },
+    /// This driver ends, the pod does not.
+    Detach,
+}
+
+impl Live {
+    async fn run(self, shared: Arc<Shared>, mut claim: Claim, events: Arc<dyn PodEvents>) {
+        claim.set_running();
+        let Self { record, mut channel, watch, interledger } = self;
+        let interledger = AbortOnDropHandle::new(tokio::spawn(interledger.serve(Arc::clone(&events))));
+        let end = watch_over(&shared, &mut claim, &record, &mut channel, &watch, &events).await;
+        let reason = match end {
+            End::Detach => return,
+            End::Lost { reason } => Some(reason),
+            End::Stop { grace } => {
+                say_stop(&record, &mut channel, &watch, &events, grace).await;
+                None
+            }
+        };
+        drop((channel, watch));
+        // Its connections keep the network namespace alive.
+        interledger.abort();
+        let _ = interledger.await;
+        remove(&shared, record.hash, record.slot).await;
+        drop(claim);
+        if let Some(reason) = reason {
+            warn!(pod = %record.hash, reason, "a pod was lost");
+            events.event(PodEvent::Lost { reason });
+        }
+    }
+}
+
+/// Passes on what the guest says until something ends that.
+async fn watch_over(
+    shared: &Shared,
+    claim: &mut Claim,
+    record: &PodRecord,
+    channel: &mut Channel,
+    watch: &ProcessWatch,
+    events: &Arc<dyn PodEvents>,
+) -> End {
+    let console = shared.places.pod_dir(&record.hash).join("console.log");
+    let first = tokio::time::Instant::now() + HEARTBEAT_INTERVAL;
+    let mut heartbeat = tokio::time::interval_at(first, HEARTBEAT_INTERVAL);
+    let (mut heartbeats, mut unanswered) = (0, 0);
+    let lost = |reason: String| End::Lost { reason };
+    loop {
+        tokio::select! {
+            message = channel.next() => {
+                unanswered = 0;
+                match message {
+                    Ok(message) => match hear(message, record.containers.len()) {
+                        Ok(Heard::Event(event)) => events.event(event),
+                        Ok(Heard::Nothing) => {}
+                        Ok(Heard::Stopped) => return lost("the guest stopped by itself".into()),
+                        Ok(Heard::Failed { reason, .. }) => return lost(reason),
+                        Err(fault) => return lost(fault),
+                    },
+                    Err(error) => return lost(error.to_string()),
+                }
+            }
+            () = watch.ended() => {
+                last_words(record, channel, events).await;
+                return lost("its virtual machine ended unexpectedly".into());
+            }
+            _ = heartbeat.tick() => {
+                if unanswered >= HEARTBEATS_MISSED {
+                    return lost("the guest does not answer any more".into());
+                }
+                unanswered += 1;
+                heartbeats += 1;
+                if let Err(error) = channel.send(&HostMessage::Ping { id: heartbeats }) {
+                    return lost(error.to_string());
+                }
+                bound_console(&console);
+            }
+            grace = claim.stop_asked() => return End::Stop { grace },
+            () = shared.closing().cancelled() => return End::Detach,
+        }
+    }
+}
+
+/// What was written before the end and not read yet.
+async fn last_words(record: &PodRecord, channel: &mut Channel, events: &Arc<dyn PodEvents>) {
+    const WAIT: Duration = Duration::from_millis(200);
+    let read_rest = async {
+        while let Ok(message) = channel.next().await {
+            if let Ok(Heard::Event(event)) = hear(message, record.containers.len()) {
+                events.event(event);
+            }
+        }
+    };
+    let _ = timeout(WAIT, read_rest).await;
+}
+
+/// Lets the containers end by themselves. However this goes, the machine is killed afterwards.
+async fn say_stop(
+    record: &PodRecord,
+    channel: &mut Channel,
+    watch: &ProcessWatch,
+    events: &Arc<dyn PodEvents>,
+    grace: Duration,
+) {
+    if channel.send(&HostMessage::Stop { grace_ms: millis(grace) }).is_err() {
+        return;
+    }
+    let stopped = async {
+        loop {
+            let message = channel.next().await.map_err(|error| error.to_string())?;
+            match hear(message, record.containers.len())? {
+                Heard::Event(event) => events.event(event),
+                Heard::Nothing => {}
+                Heard::Stopped | Heard::Failed { .. } => return Ok::<_, String>(()),
+            }
+        }
+    };
+    if let Err(reason) = guest_step(grace + STOP_MARGIN, watch, stopped).await {
+        info!(pod = %record.hash, reason, "a pod is ended without its consent");
+    }
+}
+
+/// QEMU appends to the file; a guest must not fill the disk with it.
+fn bound_console(path: &Path) {
+    let Ok(file) = File::options().write(true).open(path) else { return };
+    if file.metadata().is_ok_and(|metadata| metadata.len() > MAX_CONSOLE_BYTES) {
+        let _ = file.set_len(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use codius_guest_protocol::{ContainerExit, LogStream};
+
+    #[test]
+    fn a_container_that_is_not_there_is_a_fault() {
+        let exited = |container| AgentMessage::Exited { container, exit: ContainerExit::Code(0) };
+        assert_eq!(
+            hear(exited(1), 2),
+            Ok(Heard::Event(PodEvent::Exited { container: 1, exit: ContainerExit::Code(0) }))
+        );
+        assert!(hear(exited(2), 2).is_err());
+        assert!(hear(AgentMessage::LogDropped { container: 7, bytes: 1 }, 2).is_err());
+        assert!(hear(AgentMessage::Failed { container: Some(9), message: String::new() }, 2).is_err());
+    }
+
+    #[test]
+    fn output_is_taken_in_small_pieces_only() {
+        let log = |bytes| AgentMessage::Log { container: 0, stream: LogStream::Stdout, data: vec![0; bytes] };
+        assert!(hear(log(MAX_LOG_BYTES), 1).is_ok());
+        assert!(hear(log(MAX_LOG_BYTES + 1), 1).is_err());
+    }
+
+    #[test]
+    fn a_guest_cannot_break_our_lines() {
+        let message = format!("no\n\u{1b}[31m{}", "x".repeat(10_000));
+        let Ok(Heard::Failed { reason, .. }) = hear(AgentMessage::Failed { container: None, message }, 1) else {
+            panic!("not heard")
+        };
+        assert!(!reason.chars().any(char::is_control));
+        assert_eq!(reason.chars().count(), MAX_REASON_CHARS);
+    }
+}

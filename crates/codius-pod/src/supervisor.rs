@@ -1,0 +1,401 @@
+//! Starts pods, watches them and ends them.
+//!
+//! ```text
+//! Preparing ──▶ Booting ──▶ Starting ──▶ WaitingForPort ──▶ Ready ──▶ ended
+//!     │            │            │              │
+//!     └────────────┴────────────┴──────────────┴──▶ StartError, and nothing is left behind
+//! ```
+//!
+//! A pod with a port is ready when the port is open; one without, when its containers have run for
+//! [`SETTLE`] without failing. It has ended when its last container has, or when its machine is lost.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use codius_guest_protocol::ContainerExit;
+use codius_manifest::{ManifestHash, PodSpec};
+use futures_util::future::try_join_all;
+use thiserror::Error;
+use tokio::{sync::watch, time::timeout};
+
+use crate::{
+    Driver, DriverError, Duplex, ImageError, Images, LogRecord, Machine, PodEvent, PodEvents, PodLogs,
+    PullProgress, ResolvedImage, RunningPod, plan,
+};
+
+/// How long a pod without a port must run before it counts as started.
+pub const SETTLE: Duration = Duration::from_millis(500);
+/// How much of a failed container's output goes into the error.
+const TAIL_BYTES: usize = 2000;
+
+/// Where connections of programs to `localhost:7768` go.
+pub trait InterledgerPort: Send + Sync + 'static {
+    fn connected(&self, pod: &ManifestHash, connection: Box<dyn Duplex>);
+}
+
+/// Told how a start goes on; must not block.
+pub trait StartProgress: Send + Sync {
+    fn phase(&self, phase: StartPhase);
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StartPhase {
+    /// Compressed bytes of all images of the pod that are not here yet.
+    Pulling { bytes: u64, of: u64 },
+    Building,
+    Booting,
+    Starting,
+    WaitingForPort { port: u16 },
+}
+
+/// Why a pod did not start. Nothing of it is left, in every case.
+#[derive(Debug, Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    #[error(transparent)]
+    Driver(#[from] DriverError),
+    /// The program ended before the pod was ready. The uploader reads its output.
+    #[error("container {container} {exit} before the program was ready{output}")]
+    Exited { container: String, exit: ExitText, output: OutputText },
+    /// All programs ended well, but the port was never open.
+    #[error("all containers ended before port {port} was open{output}")]
+    Finished { port: u16, output: OutputText },
+    /// The program runs and does not listen.
+    #[error(
+        "port {port} was not opened within {waited_secs} s; make the program listen on 0.0.0.0:{port}, or \
+         correct `port` in the manifest{output}"
+    )]
+    PortNotOpened { port: u16, waited_secs: u64, output: OutputText },
+    /// The program listens where nobody can reach it.
+    #[error("the program listens on 127.0.0.1:{port} only; make it listen on 0.0.0.0:{port}")]
+    LoopbackOnly { port: u16 },
+    /// The machine died.
+    #[error("the pod was lost while starting: {reason}")]
+    Lost { reason: String },
+}
+
+impl StartError {
+    /// Whether the host is to blame rather than the upload.
+    pub fn is_host_fault(&self) -> bool {
+        match self {
+            Self::Image(error) => matches!(error, ImageError::Host { .. }),
+            Self::Driver(error) => {
+                matches!(error, DriverError::Boot { .. } | DriverError::Host { .. } | DriverError::NotRunning)
+            }
+            Self::Lost { .. } => true,
+            Self::Exited { .. } | Self::Finished { .. } | Self::PortNotOpened { .. } | Self::LoopbackOnly { .. } => {
+                false
+            }
+        }
+    }
+}
+
+/// An exit, in words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExitText(pub ContainerExit);
+
+impl std::fmt::Display for ExitText {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            ContainerExit::Code(code) => write!(out, "ended with exit code {code}"),
+            ContainerExit::Signal(signal) => write!(out, "was ended by signal {signal}"),
+            ContainerExit::OutOfMemory => out.write_str("was ended because it used more memory than the pod has"),
+        }
+    }
+}
+
+/// The last output of a program, as the end of a sentence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutputText(pub String);
+
+impl std::fmt::Display for OutputText {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.0.is_empty() {
+            out.write_str(" (it wrote nothing)")
+        } else {
+            write!(out, "; its last output:\n{}", self.0)
+        }
+    }
+}
+
+/// Starts and ends pods through a driver.
+pub struct Supervisor {
+    driver: Arc<dyn Driver>,
+    images: Arc<dyn Images>,
+    interledger: Arc<dyn InterledgerPort>,
+    port_timeout: Duration,
+}
+
+impl std::fmt::Debug for Supervisor {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Supervisor").field("port_timeout", &self.port_timeout).finish_non_exhaustive()
+    }
+}
+
+/// A pod that is ready.
+#[derive(Debug)]
+pub struct Pod {
+    pub hash: ManifestHash,
+    /// Where visitors are sent, if the pod has a port.
+    pub address: Option<SocketAddr>,
+    pub logs: Arc<PodLogs>,
+    status: watch::Receiver<Status>,
+}
+
+impl Pod {
+    /// Waits for the end of the last container or of the machine, and says which.
+    pub async fn ended(&self) -> String {
+        let mut status = self.status.clone();
+        match status.wait_for(|status| status.end().is_some()).await {
+            Ok(status) => status.end().unwrap_or_default(),
+            Err(_) => "the driver has let go of the pod".to_owned(),
+        }
+    }
+}
+
+/// What is known of a pod from its events.
+#[derive(Debug, Clone, Default)]
+struct Status {
+    booted: bool,
+    started: bool,
+    listening: bool,
+    loopback_only: bool,
+    exits: Vec<Option<ContainerExit>>,
+    lost: Option<String>,
+}
+
+impl Status {
+    fn end(&self) -> Option<String> {
+        if let Some(reason) = &self.lost {
+            return Some(reason.clone());
+        }
+        let all_ended = !self.exits.is_empty() && self.exits.iter().all(Option::is_some);
+        all_ended.then(|| match self.failure() {
+            Some((container, exit)) => format!("container {container} {}", ExitText(exit)),
+            None => "all containers have ended".to_owned(),
+        })
+    }
+
+    /// The first container that ended badly.
+    fn failure(&self) -> Option<(usize, ContainerExit)> {
+        self.exits.iter().enumerate().find_map(|(index, exit)| match exit {
+            Some(ContainerExit::Code(0)) | None => None,
+            Some(exit) => Some((index, *exit)),
+        })
+    }
+}
+
+/// Turns a driver's events into a status, logs and Interledger connections.
+struct Watch {
+    hash: ManifestHash,
+    status: watch::Sender<Status>,
+    logs: Arc<PodLogs>,
+    interledger: Arc<dyn InterledgerPort>,
+}
+
+impl PodEvents for Watch {
+    fn event(&self, event: PodEvent) {
+        match event {
+            PodEvent::Log { container, stream, data } => self.logs.append(LogRecord { container, stream, data }),
+            PodEvent::LogDropped { container, bytes } => {
+                tracing::debug!(pod = %self.hash, container, bytes, "output dropped");
+            }
+            event => {
+                if matches!(event, PodEvent::Lost { .. }) {
+                    self.logs.close();
+                }
+                self.status.send_modify(|status| apply(status, event));
+            }
+        }
+    }
+
+    fn interledger(&self, connection: Box<dyn Duplex>) {
+        self.interledger.connected(&self.hash, connection);
+    }
+}
+
+fn apply(status: &mut Status, event: PodEvent) {
+    match event {
+        PodEvent::Booted => status.booted = true,
+        PodEvent::Started => status.started = true,
+        PodEvent::Listening => status.listening = true,
+        PodEvent::ListeningOnLoopbackOnly => status.loopback_only = true,
+        PodEvent::Exited { container, exit } => {
+            if let Some(slot) = status.exits.get_mut(container) {
+                *slot = Some(exit);
+            }
+        }
+        PodEvent::Lost { reason } => status.lost = Some(reason),
+        PodEvent::Log { .. } | PodEvent::LogDropped { .. } => {}
+    }
+}
+
+impl Supervisor {
+    pub fn new(
+        driver: Arc<dyn Driver>,
+        images: Arc<dyn Images>,
+        interledger: Arc<dyn InterledgerPort>,
+        port_timeout: Duration,
+    ) -> Self {
+        Self { driver, images, interledger, port_timeout }
+    }
+
+    /// Asks the registries what each image of a pod means now; in the order of the containers.
+    pub async fn resolve(&self, spec: &PodSpec) -> Result<Vec<ResolvedImage>, ImageError> {
+        try_join_all(spec.containers.iter().map(|container| self.images.resolve(&container.image))).await
+    }
+
+    /// Starts a pod and returns it when it is ready.
+    pub async fn start(
+        &self,
+        spec: &PodSpec,
+        images: &[ResolvedImage],
+        machine: Machine,
+        progress: Arc<dyn StartProgress>,
+    ) -> Result<Pod, StartError> {
+        let prepared = self.prepare(images, &progress).await?;
+        let start = plan(spec, machine, prepared)?;
+
+        progress.phase(StartPhase::Booting);
+        let (watch, pod) = self.watch(spec);
+        let told = tokio::spawn(tell(pod.status.clone(), spec.port, Arc::clone(&progress)));
+        let started = self.driver.start(start, watch).await;
+        let outcome = match started {
+            Ok(RunningPod { address }) => self.ready(spec, &pod).await.map(|()| Pod { address, ..pod }),
+            Err(error) => Err(error.into()),
+        };
+        told.abort();
+        if outcome.is_err() {
+            self.stop(&spec.hash, Duration::ZERO).await;
+        }
+        outcome
+    }
+
+    /// Takes up a pod that an earlier process left running.
+    pub async fn attach(&self, spec: &PodSpec) -> Result<Pod, DriverError> {
+        let (watch, pod) = self.watch(spec);
+        let RunningPod { address } = self.driver.attach(&spec.hash, watch).await?;
+        Ok(Pod { address, ..pod })
+    }
+
+    /// Ends a pod and removes everything of it. A driver that fails is asked again at the next
+    /// start of the daemon, which looks for what no lease needs.
+    pub async fn stop(&self, hash: &ManifestHash, grace: Duration) {
+        if let Err(error) = self.driver.stop(hash, grace).await {
+            tracing::error!(pod = %hash, error = &error as &dyn std::error::Error, "pod could not be removed");
+        }
+    }
+
+    async fn prepare(
+        &self,
+        images: &[ResolvedImage],
+        progress: &Arc<dyn StartProgress>,
+    ) -> Result<Vec<crate::PreparedImage>, ImageError> {
+        let pulls = Pulls::new(images, Arc::clone(progress));
+        let prepares = images.iter().enumerate().map(|(index, image)| {
+            let pull: Arc<dyn PullProgress> = Arc::new(Pull { index, pulls: Arc::clone(&pulls) });
+            self.images.prepare(image, pull)
+        });
+        try_join_all(prepares).await
+    }
+
+    fn watch(&self, spec: &PodSpec) -> (Arc<Watch>, Pod) {
+        let initial = Status { exits: vec![None; spec.containers.len()], ..Status::default() };
+        let (sender, status) = watch::channel(initial);
+        let logs = Arc::new(PodLogs::default());
+        let watch = Watch {
+            hash: spec.hash,
+            status: sender,
+            logs: Arc::clone(&logs),
+            interledger: Arc::clone(&self.interledger),
+        };
+        (Arc::new(watch), Pod { hash: spec.hash, address: None, logs, status })
+    }
+
+    /// Waits until a started pod is ready, or says why it never will be.
+    async fn ready(&self, spec: &PodSpec, pod: &Pod) -> Result<(), StartError> {
+        let output = |container: usize| OutputText(pod.logs.tail(container, TAIL_BYTES));
+        let decided = |status: &Status| status.listening || status.lost.is_some() || status.failure().is_some()
+            || status.end().is_some();
+        let mut watching = pod.status.clone();
+        let patience = if spec.port.is_some() { self.port_timeout } else { SETTLE };
+        let waited = timeout(patience, watching.wait_for(decided)).await;
+        // Output that was written just before an exit arrives just after it.
+        let status = match waited {
+            Ok(Ok(status)) => status.clone(),
+            Ok(Err(_)) => return Err(StartError::Lost { reason: "the driver has let go of it".into() }),
+            Err(_) => pod.status.borrow().clone(),
+        };
+        if let Some(reason) = status.lost {
+            return Err(StartError::Lost { reason });
+        }
+        if status.listening {
+            return Ok(());
+        }
+        if let Some((index, exit)) = status.failure() {
+            let container = spec.containers[index].id.clone();
+            return Err(StartError::Exited { container, exit: ExitText(exit), output: output(index) });
+        }
+        let Some(port) = spec.port else { return Ok(()) };
+        if status.end().is_some() {
+            return Err(StartError::Finished { port, output: output(0) });
+        }
+        if status.loopback_only {
+            return Err(StartError::LoopbackOnly { port });
+        }
+        Err(StartError::PortNotOpened { port, waited_secs: patience.as_secs(), output: output(0) })
+    }
+}
+
+/// Tells the phases of a start that only the guest knows.
+async fn tell(mut status: watch::Receiver<Status>, port: Option<u16>, progress: Arc<dyn StartProgress>) {
+    if status.wait_for(|status| status.booted).await.is_err() {
+        return;
+    }
+    progress.phase(StartPhase::Starting);
+    let Some(port) = port else { return };
+    if status.wait_for(|status| status.started).await.is_ok() {
+        progress.phase(StartPhase::WaitingForPort { port });
+    }
+}
+
+/// The pulls of one pod's images, summed up. An image that several containers share counts once.
+struct Pulls {
+    done: std::sync::Mutex<Vec<(u64, u64)>>,
+    progress: Arc<dyn StartProgress>,
+}
+
+struct Pull {
+    index: usize,
+    pulls: Arc<Pulls>,
+}
+
+impl Pulls {
+    fn new(images: &[ResolvedImage], progress: Arc<dyn StartProgress>) -> Arc<Self> {
+        let first = |index: usize| images[..index].iter().all(|earlier| earlier.digest != images[index].digest);
+        let done = images
+            .iter()
+            .enumerate()
+            .map(|(index, image)| (0, if image.cached || !first(index) { 0 } else { image.compressed_bytes }))
+            .collect();
+        Arc::new(Self { done: std::sync::Mutex::new(done), progress })
+    }
+}
+
+impl PullProgress for Pull {
+    fn pulled(&self, bytes: u64, _of: u64) {
+        let (bytes, of) = {
+            let mut done = self.pulls.done.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let (mine, of) = &mut done[self.index];
+            *mine = bytes.min(*of);
+            done.iter().fold((0, 0), |(bytes, all), (b, o)| (bytes + b, all + o))
+        };
+        if of > 0 {
+            self.pulls.progress.phase(StartPhase::Pulling { bytes, of });
+        }
+    }
+
+    fn building(&self) {
+        self.pulls.progress.phase(StartPhase::Building);
+    }
+}

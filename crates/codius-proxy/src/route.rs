@@ -1,0 +1,21 @@
+//! Where the pods are: asked anew for every request, so it must be quick.
+
+use std::net::SocketAddr;
+
+/// Knows the pods of this host. Called on the path of every request: look into a published map,
+/// do not wait for anything.
+pub trait PodRoutes: Send + Sync {
+    /// `label` is 52 letters of `a-z2-7`, already in lower case.
+    fn route(&self, label: &str) -> Route;
+}
+
+/// The answer for one label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// The pod runs and its program is reached at this address.
+    Pod(SocketAddr),
+    /// The pod exists and is still starting: the visitor gets 503 and may come back.
+    NotReady,
+    /// No such pod, or a pod without a port: 404.
+    NotFound,
+}

@@ -1,0 +1,43 @@
+//! `cargo xtask test`: everything that has to hold before a change lands.
+
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::{
+    build::{self, cargo},
+    guest, layers, packages,
+};
+
+/// Every test, including those that boot pods; the runner's summary is the last thing printed.
+pub(crate) fn test(yes: bool, filter: &[String]) -> Result<()> {
+    packages::require_root("testing with real pods")?;
+    packages::ensure(&[packages::HOST, packages::TEST], yes)?;
+    if filter.is_empty() {
+        step("rustfmt", || cargo(&["fmt", "--all", "--check"]))?;
+        step("layers", layers::check)?;
+        step("clippy", || {
+            cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "--deny", "warnings"])
+        })?;
+    }
+    step("guest image", || guest::build(&guest::Options::default()).map(drop))?;
+    // Tests of the whole host run these programs; they are built once, here.
+    step("programs", || build::programs(build::Profile::Dev).map(drop))?;
+    println!("== tests");
+    let mut args = if has_nextest() {
+        vec!["nextest", "run", "--workspace", "--no-fail-fast"]
+    } else {
+        vec!["test", "--workspace", "--no-fail-fast"]
+    };
+    args.extend(filter.iter().map(String::as_str));
+    cargo(&args)
+}
+
+fn step(name: &str, step: impl FnOnce() -> Result<()>) -> Result<()> {
+    println!("== {name}");
+    step()
+}
+
+fn has_nextest() -> bool {
+    Command::new("cargo").args(["nextest", "--version"]).output().is_ok_and(|output| output.status.success())
+}
