@@ -45,6 +45,11 @@ impl Modules {
         while self.load_next(up_to) {}
     }
 
+    /// Whether any module of a phase up to this one is left.
+    pub(crate) fn has(&self, up_to: Phase) -> bool {
+        self.pending.iter().any(|(phase, _)| *phase <= up_to)
+    }
+
     /// Loads one module of a phase up to `up_to`; false if there is none left.
     pub(crate) fn load_next(&mut self, up_to: Phase) -> bool {
         let Some(next) = self.pending.iter().position(|(phase, _)| *phase <= up_to) else {

@@ -118,14 +118,14 @@ fn mount_kernel_files() -> Result<(), String> {
     mount_at("proc", "/proc", plain, c"")?;
     mount_at("sysfs", "/sys", plain | MountFlags::RDONLY, c"")?;
     mount_at("cgroup2", "/sys/fs/cgroup", plain | MountFlags::RDONLY, c"")?;
-    for path in READ_ONLY {
+    for &path in READ_ONLY {
         let covered = mount_bind(path, path).and_then(|()| {
             mount_remount(path, MountFlags::BIND | MountFlags::RDONLY | plain, c"")
         });
         unless_missing(path, covered)?;
     }
-    for path in HIDDEN_DIRECTORIES {
-        unless_missing(path, mount("tmpfs", *path, "tmpfs", plain | MountFlags::RDONLY, c"size=0"))?;
+    for &path in HIDDEN_DIRECTORIES {
+        unless_missing(path, mount("tmpfs", path, "tmpfs", plain | MountFlags::RDONLY, c"size=0"))?;
     }
     Ok(())
 }
@@ -147,7 +147,7 @@ fn make_devices(shared_memory: &OwnedFd) -> Result<(), String> {
     mount_at("mqueue", "/dev/mqueue", safe | MountFlags::NODEV, c"")?;
     directory("/dev/shm")?;
     attach(shared_memory, "/dev/shm")?;
-    for path in HIDDEN_FILES {
+    for &path in HIDDEN_FILES {
         unless_missing(path, mount_bind("/dev/null", path))?;
     }
     Ok(())

@@ -208,7 +208,7 @@ mod tests {
         let cost = "999999999999999999".parse().unwrap();
         let most = Rate::per_month(cost, &Asset::new("XRP", 18).unwrap());
         assert_eq!(most, Err(RateError::CostTooLarge));
-        let dear = rate("999999999999999999", 9);
+        let dear = rate("999999999999999999", 6);
         assert_eq!(
             dear.price(Seconds(u64::MAX)),
             Err(RateError::PriceTooLarge {

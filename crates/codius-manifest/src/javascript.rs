@@ -1,6 +1,6 @@
 //! The habits of JavaScript that the manifest format has inherited.
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Number, Value};
 
 /// The number that an object key stands for if JavaScript takes it for an array index: the decimal
 /// text of an integer from 0 to 2³² − 2 without leading zeros (ECMA-262, "array index").
@@ -95,22 +95,29 @@ pub(crate) fn write_json(
 
 /// `String(number)` (ECMA-262, `Number::toString`), and `null` for what JSON has no number for.
 pub fn number_to_string(number: f64) -> String {
-    if !number.is_finite() {
+    let Some(shortest) = Number::from_f64(number) else {
         return "null".to_owned();
-    }
+    };
     if number == 0.0 {
         return "0".to_owned(); // Negative zero too.
     }
-    // `{:e}` has the shortest digits that read back as the same number, which is what ECMA-262 asks.
-    let text = format!("{number:e}");
-    let (mantissa, exponent) = text.split_once('e').unwrap_or((&text, "0"));
-    let (sign, mantissa) = mantissa
+    // ECMA-262 wants the fewest digits that read back as the same number, of those the nearest, and
+    // JavaScript engines take the even one of two that are as near (1673612244506273.25 ends in
+    // 273.2). serde_json does the same; `{:e}` of the standard library takes the other one.
+    let text = shortest.to_string();
+    let (sign, text) = text
         .strip_prefix('-')
-        .map_or(("", mantissa), |rest| ("-", rest));
-    let digits = mantissa.replace('.', "");
-    let count = i32::try_from(digits.len()).unwrap_or(i32::MAX);
+        .map_or(("", &*text), |rest| ("-", rest));
+    let (mantissa, exponent) = text.split_once('e').unwrap_or((text, "0"));
+    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    let all = format!("{whole}{fraction}");
+    let significant = all.trim_start_matches('0');
+    let length = |text: &str| i32::try_from(text.len()).unwrap_or(i32::MAX);
     // The value is 0.DIGITS × 10^point.
-    let point = exponent.parse::<i32>().unwrap_or(0) + 1;
+    let point =
+        exponent.parse::<i32>().unwrap_or(0) + length(whole) - length(&all) + length(significant);
+    let digits = significant.trim_end_matches('0');
+    let count = length(digits);
     let zeros = |n: i32| "0".repeat(usize::try_from(n).unwrap_or(0));
     let split = usize::try_from(point).unwrap_or(0);
     if (count..=21).contains(&point) {
@@ -176,4 +183,112 @@ fn is_white_space(character: char) -> bool {
         '\u{9}'..='\u{d}' | ' ' | '\u{a0}' | '\u{1680}' | '\u{2000}'..='\u{200a}' | '\u{2028}'
             | '\u{2029}' | '\u{202f}' | '\u{205f}' | '\u{3000}' | '\u{feff}'
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_printed_as_ecma_262_says() {
+        let cases = [
+            (0.0, "0"),
+            (-0.0, "0"),
+            (1.0, "1"),
+            (-20.0, "-20"),
+            (123.456, "123.456"),
+            (1e20, "100000000000000000000"),
+            (123_456_789_012_345_680_000.0, "123456789012345680000"),
+            (1e21, "1e+21"),
+            (1.5e300, "1.5e+300"),
+            (0.000_001, "0.000001"),
+            (0.000_012, "0.000012"),
+            (1e-7, "1e-7"),
+            (-1.5e-7, "-1.5e-7"),
+            (5e-324, "5e-324"),
+            (f64::MAX, "1.7976931348623157e+308"),
+            (9_007_199_254_740_993.0, "9007199254740992"),
+            (-6_694_448_978_025_093.0 / 4.0, "-1673612244506273.2"),
+            (f64::INFINITY, "null"),
+            (f64::NAN, "null"),
+        ];
+        for (number, text) in cases {
+            assert_eq!(number_to_string(number), text);
+        }
+    }
+
+    #[test]
+    fn text_is_read_as_a_number_as_by_javascript() {
+        let cases = [
+            ("", Some(0.0)),
+            (" \u{feff}\n", Some(0.0)),
+            ("80", Some(80.0)),
+            ("\u{2003}80\u{2029}", Some(80.0)),
+            ("-1.5e1", Some(-15.0)),
+            (".5", Some(0.5)),
+            ("5.", Some(5.0)),
+            ("0x1F", Some(31.0)),
+            ("0o17", Some(15.0)),
+            ("0B11", Some(3.0)),
+            ("-Infinity", Some(f64::NEG_INFINITY)),
+            ("1e999", Some(f64::INFINITY)),
+            (".", None),
+            ("+", None),
+            ("e5", None),
+            ("1e", None),
+            ("--1", None),
+            ("-0x1", None),
+            ("0x", None),
+            ("0x+1", None),
+            ("0b2", None),
+            ("inf", None),
+            ("NaN", None),
+            ("1_000", None),
+            ("\u{200b}1", None),
+            ("１", None),
+        ];
+        for (text, value) in cases {
+            assert_eq!(number(text), value, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn array_indices_come_first_and_only_they() {
+        let keys = [
+            "b",
+            "4294967295",
+            "4294967294",
+            "01",
+            "1",
+            "-1",
+            "0",
+            "",
+            "a",
+        ];
+        let mut value: Value = keys
+            .iter()
+            .map(|key| ((*key).to_owned(), Value::Null))
+            .collect();
+        enumeration_order(&mut value);
+        let ordered: Vec<_> = value
+            .as_object()
+            .unwrap()
+            .keys()
+            .map(String::as_str)
+            .collect();
+        assert_eq!(
+            ordered,
+            [
+                "0",
+                "1",
+                "4294967294",
+                "b",
+                "4294967295",
+                "01",
+                "-1",
+                "",
+                "a"
+            ]
+        );
+    }
 }

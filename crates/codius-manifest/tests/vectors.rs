@@ -7,7 +7,7 @@ use codius_manifest::{
 use serde_json::Value;
 
 fn hash_of(json: &str) -> String {
-    hash_value(&parse_document(json.as_bytes()).unwrap()).to_string()
+    hash_value(&parse_document(json.as_bytes()).expect("the vector is JSON")).to_string()
 }
 
 /// `test/mocks/manifest.test.json` of the npm package codius-manifest 2.2.3.

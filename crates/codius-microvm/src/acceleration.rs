@@ -19,7 +19,8 @@ use crate::{
     channel::Channel,
     limits::{PROBE_DEADLINE, PROGRAM_DEADLINE},
     machine::{
-        Accelerator, GuestFiles, Launch, ShortDir, create_console, listen_for_agent, measure_tsc_khz,
+        Accelerator, GuestFiles, Launch, ShortDir, create_console, listen_for_agent,
+        measure_tsc_khz,
     },
     pod::hello,
     process::boot_id,
@@ -30,7 +31,11 @@ use crate::{
 const DEVICE: &str = "/dev/kvm";
 /// The name of the trial machine is that of a slot no pool reaches: what is left of it is found as a stray.
 const TRIAL_SLOT: u16 = u16::MAX;
-const TRIAL_MACHINE: Machine = Machine { vcpus: 1, memory_mib: 192, scratch_mib: 16 };
+const TRIAL_MACHINE: Machine = Machine {
+    vcpus: 1,
+    memory_mib: 192,
+    scratch_mib: 16,
+};
 
 /// What was found, with a sentence for the operator.
 #[derive(Debug)]
@@ -64,11 +69,18 @@ pub(crate) async fn choose(
     state_dir: &Path,
 ) -> Result<Acceleration, OpenError> {
     let emulation = |reason: String| async move {
-        let tsc_khz = tokio::task::spawn_blocking(measure_tsc_khz).await.unwrap_or_default();
-        Acceleration { accelerator: Accelerator::Tcg { tsc_khz }, reason }
+        let tsc_khz = tokio::task::spawn_blocking(measure_tsc_khz)
+            .await
+            .unwrap_or_default();
+        Acceleration {
+            accelerator: Accelerator::Tcg { tsc_khz },
+            reason,
+        }
     };
     if choice == AcceleratorChoice::Tcg {
-        return Ok(emulation("emulation, as configured: for development and tests only".into()).await);
+        return Ok(
+            emulation("emulation, as configured: for development and tests only".into()).await,
+        );
     }
     let group = match usable_group() {
         Ok(group) => group,
@@ -79,7 +91,10 @@ pub(crate) async fn choose(
         let reason = "the processor shows no virtualisation extension (vmx or svm)";
         return Ok(emulation(emulated_because(reason)).await);
     }
-    match tried(places, guest, state_dir, group).await.map_err(OpenError::host("test KVM"))? {
+    match tried(places, guest, state_dir, group)
+        .await
+        .map_err(OpenError::host("test KVM"))?
+    {
         None => Ok(Acceleration {
             accelerator: Accelerator::Kvm { group },
             reason: "hardware virtualisation (KVM), shown to work by a test boot".into(),
@@ -95,11 +110,14 @@ fn emulated_because(reason: &str) -> String {
 
 /// The group through which an unprivileged QEMU can open the device.
 fn usable_group() -> Result<u32, String> {
-    let device = fs::metadata(DEVICE).map_err(|error| format!("{DEVICE} cannot be used ({error})"))?;
+    let device =
+        fs::metadata(DEVICE).map_err(|error| format!("{DEVICE} cannot be used ({error})"))?;
     if device.mode() & 0o060 == 0o060 || device.mode() & 0o006 == 0o006 {
         Ok(device.gid())
     } else {
-        Err(format!("{DEVICE} is open to root only; give it to a group (on Debian: group kvm, mode 0660)"))
+        Err(format!(
+            "{DEVICE} is open to root only; give it to a group (on Debian: group kvm, mode 0660)"
+        ))
     }
 }
 
@@ -111,11 +129,19 @@ fn has_virtualisation(cpuinfo: &str) -> bool {
     cpuinfo
         .lines()
         .filter(|line| line.starts_with("flags"))
-        .any(|line| line.split_ascii_whitespace().any(|flag| matches!(flag, "vmx" | "svm")))
+        .any(|line| {
+            line.split_ascii_whitespace()
+                .any(|flag| matches!(flag, "vmx" | "svm"))
+        })
 }
 
 /// Why KVM does not work; from an earlier trial of the same, or from a new one.
-async fn tried(places: &Places, guest: &GuestFiles, state_dir: &Path, group: u32) -> io::Result<Option<String>> {
+async fn tried(
+    places: &Places,
+    guest: &GuestFiles,
+    state_dir: &Path,
+    group: u32,
+) -> io::Result<Option<String>> {
     let kept = state_dir.join("kvm-trial.json");
     let of = subject(places, guest)?;
     if let Ok(bytes) = fs::read(&kept)
@@ -126,14 +152,23 @@ async fn tried(places: &Places, guest: &GuestFiles, state_dir: &Path, group: u32
     }
     tracing::info!("testing KVM by a boot");
     let failure = boot(places, guest, group).await?.err();
-    fs::write(&kept, serde_json::to_vec_pretty(&Trial { of, failure: failure.clone() })?)?;
+    fs::write(
+        &kept,
+        serde_json::to_vec_pretty(&Trial {
+            of,
+            failure: failure.clone(),
+        })?,
+    )?;
     Ok(failure)
 }
 
 fn subject(places: &Places, guest: &GuestFiles) -> io::Result<TrialSubject> {
     let print = |path: &PathBuf| -> io::Result<(u64, u128)> {
         let metadata = fs::metadata(path)?;
-        let changed = metadata.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let changed = metadata
+            .modified()?
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
         Ok((metadata.len(), changed.as_nanos()))
     };
     Ok(TrialSubject {
@@ -178,7 +213,9 @@ async fn boot(places: &Places, guest: &GuestFiles, group: u32) -> io::Result<Res
     }
     .await;
     if let Some(handle) = process.find()? {
-        tokio::task::spawn_blocking(move || handle.kill_and_wait()).await.map_err(io::Error::other)??;
+        tokio::task::spawn_blocking(move || handle.kill_and_wait())
+            .await
+            .map_err(io::Error::other)??;
     }
     fs::remove_dir_all(&dir)?;
     outcome
@@ -202,6 +239,8 @@ mod tests {
     fn flags_are_whole_words() {
         assert!(has_virtualisation("model\t: x\nflags\t\t: fpu svm nx\n"));
         assert!(has_virtualisation("flags\t\t: fpu vmx\n"));
-        assert!(!has_virtualisation("flags\t\t: fpu vmxnot svm_lock\nbugs: svm\n"));
+        assert!(!has_virtualisation(
+            "flags\t\t: fpu vmxnot svm_lock\nbugs: svm\n"
+        ));
     }
 }

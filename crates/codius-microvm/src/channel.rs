@@ -2,12 +2,7 @@
 //!
 //! Everything here may be dropped at any await: nothing is lost but what [`Channel::next`] has returned.
 
-use std::{
-    collections::VecDeque,
-    io,
-    path::Path,
-    time::Duration,
-};
+use std::{collections::VecDeque, io, path::Path, time::Duration};
 
 use codius_guest_protocol::{
     AgentMessage, HostMessage, Line, LineReader, MAX_GUEST_LINE_BYTES, encode,
@@ -127,7 +122,8 @@ impl Channel {
             Err(error) => return Err(error.into()),
         };
         let before = self.inbox.len();
-        self.reader.push(&buffer[..count], |line| self.inbox.push_back(line));
+        self.reader
+            .push(&buffer[..count], |line| self.inbox.push_back(line));
         self.allowance.spend(count, self.inbox.len() - before);
         Ok(())
     }
@@ -155,21 +151,31 @@ struct Allowance {
 
 impl Allowance {
     fn new(now: Instant) -> Self {
-        Self { left: i64::from(GUEST_BURST_BYTES), at: now }
+        Self {
+            left: i64::from(GUEST_BURST_BYTES),
+            at: now,
+        }
     }
 
     fn spend(&mut self, bytes: usize, lines: usize) {
-        let lines = i64::try_from(lines).unwrap_or(i64::MAX).saturating_mul(i64::from(GUEST_LINE_COST));
-        self.left -= i64::try_from(bytes).unwrap_or(i64::MAX).saturating_add(lines);
+        let lines = i64::try_from(lines)
+            .unwrap_or(i64::MAX)
+            .saturating_mul(i64::from(GUEST_LINE_COST));
+        self.left -= i64::try_from(bytes)
+            .unwrap_or(i64::MAX)
+            .saturating_add(lines);
     }
 
     /// Until when nothing may be read.
     fn pause(&mut self, now: Instant) -> Option<Instant> {
-        let elapsed = now.saturating_duration_since(self.at).min(Duration::from_secs(60));
+        let elapsed = now
+            .saturating_duration_since(self.at)
+            .min(Duration::from_secs(60));
         let earned = elapsed.as_millis() * u128::from(GUEST_BYTES_PER_SEC) / 1000;
         if earned > 0 {
             self.at = now;
-            self.left = (self.left + i64::try_from(earned).unwrap_or(i64::MAX)).min(i64::from(GUEST_BURST_BYTES));
+            self.left = (self.left + i64::try_from(earned).unwrap_or(i64::MAX))
+                .min(i64::from(GUEST_BURST_BYTES));
         }
         if self.left > 0 {
             return None;
@@ -194,7 +200,10 @@ mod tests {
     async fn rests_of_an_earlier_talk_are_dropped_until_in_step() {
         let (mut channel, mut guest) = pair();
         guest.write_all(b"lf a line\"}\n").await.unwrap();
-        guest.write_all(&encode(&AgentMessage::Pong { id: 1 })).await.unwrap();
+        guest
+            .write_all(&encode(&AgentMessage::Pong { id: 1 }))
+            .await
+            .unwrap();
         assert_eq!(channel.next().await.unwrap(), AgentMessage::Pong { id: 1 });
     }
 
@@ -205,7 +214,10 @@ mod tests {
         for _ in 0..=MAX_UNREADABLE_LINES {
             guest.write_all(b"nonsense\n").await.unwrap();
         }
-        assert!(matches!(channel.next().await, Err(ChannelError::Unreadable(_))));
+        assert!(matches!(
+            channel.next().await,
+            Err(ChannelError::Unreadable(_))
+        ));
     }
 
     #[tokio::test]
@@ -218,7 +230,10 @@ mod tests {
                 guest.write_all(&piece).await.unwrap();
             }
             guest.write_all(b"\n").await.unwrap();
-            guest.write_all(&encode(&AgentMessage::Started)).await.unwrap();
+            guest
+                .write_all(&encode(&AgentMessage::Started))
+                .await
+                .unwrap();
             guest
         });
         assert_eq!(channel.next().await.unwrap(), AgentMessage::Started);
@@ -229,14 +244,21 @@ mod tests {
     async fn an_end_is_told() {
         let (mut channel, guest) = pair();
         drop(guest);
-        assert!(matches!(channel.next().await, Err(ChannelError::Closed | ChannelError::Io(_))));
+        assert!(matches!(
+            channel.next().await,
+            Err(ChannelError::Closed | ChannelError::Io(_))
+        ));
     }
 
     #[tokio::test]
     async fn a_guest_that_does_not_read_costs_bounded_memory() {
         let (mut channel, _guest) = pair();
-        let message = HostMessage::Attach { nonce: "n".repeat(1024 * 1024) };
-        let sent = (0..100).take_while(|_| channel.send(&message).is_ok()).count();
+        let message = HostMessage::Attach {
+            nonce: "n".repeat(1024 * 1024),
+        };
+        let sent = (0..100)
+            .take_while(|_| channel.send(&message).is_ok())
+            .count();
         assert!((1..40).contains(&sent), "{sent}");
     }
 
@@ -244,16 +266,25 @@ mod tests {
     async fn writing_and_reading_do_not_wait_for_each_other() {
         let (mut channel, mut guest) = pair();
         // More than the socket's buffer in both directions at once.
-        let big = HostMessage::Attach { nonce: "n".repeat(4 * 1024 * 1024) };
+        let big = HostMessage::Attach {
+            nonce: "n".repeat(4 * 1024 * 1024),
+        };
         channel.send(&big).unwrap();
         let peer = tokio::spawn(async move {
-            let log = AgentMessage::Log { container: 0, stream: LogStream::Stdout, data: vec![7; 16 * 1024] };
+            let log = AgentMessage::Log {
+                container: 0,
+                stream: LogStream::Stdout,
+                data: vec![7; 16 * 1024],
+            };
             for _ in 0..100 {
                 guest.write_all(&encode(&log)).await.unwrap();
             }
             let mut received = vec![0; encode(&big).len() + 1];
             guest.read_exact(&mut received).await.unwrap();
-            guest.write_all(&encode(&AgentMessage::Started)).await.unwrap();
+            guest
+                .write_all(&encode(&AgentMessage::Started))
+                .await
+                .unwrap();
             guest
         });
         let mut logs = 0;

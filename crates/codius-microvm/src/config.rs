@@ -89,8 +89,15 @@ impl FromStr for Instance {
     type Err = InvalidInstance;
 
     fn from_str(text: &str) -> Result<Self, InvalidInstance> {
-        let valid = text.len() == 4 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-        if valid { Ok(Self(text.to_owned())) } else { Err(InvalidInstance) }
+        let valid = text.len() == 4
+            && text
+                .bytes()
+                .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        if valid {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(InvalidInstance)
+        }
     }
 }
 
@@ -109,7 +116,13 @@ mod tests {
 
     #[test]
     fn an_instance_is_the_same_in_every_version() {
-        assert_eq!(Instance::of_data_dir(Path::new("/var/lib/codius")), Instance::of_data_dir(Path::new("/var/lib/codius")));
-        assert_ne!(Instance::of_data_dir(Path::new("/a")), Instance::of_data_dir(Path::new("/b")));
+        assert_eq!(
+            Instance::of_data_dir(Path::new("/var/lib/codius")),
+            Instance::of_data_dir(Path::new("/var/lib/codius"))
+        );
+        assert_ne!(
+            Instance::of_data_dir(Path::new("/a")),
+            Instance::of_data_dir(Path::new("/b"))
+        );
     }
 }

@@ -31,7 +31,7 @@ use crate::{
     machine::{Accelerator, GuestFiles},
     network, pod,
     programs::Programs,
-    record::{PodRecord, Phase, Records},
+    record::{Phase, PodRecord, Records},
     remains::Places,
 };
 
@@ -82,7 +82,9 @@ struct Slots {
 
 impl Slots {
     fn take(&mut self, count: u16) -> Option<u16> {
-        let free = (self.next..count).chain(0..self.next.min(count)).find(|slot| !self.used.contains(slot))?;
+        let free = (self.next..count)
+            .chain(0..self.next.min(count))
+            .find(|slot| !self.used.contains(slot))?;
         self.used.insert(free);
         self.next = free + 1;
         Some(free)
@@ -98,12 +100,14 @@ impl MicrovmDriver {
         }
         let programs = Programs::find()?;
         let guest = guest_files(&config.guest_dir)?;
-        let state_dir = make_state_dir(&config.state_dir).map_err(OpenError::host("make its state directory"))?;
+        let state_dir = make_state_dir(&config.state_dir)
+            .map_err(OpenError::host("make its state directory"))?;
         let lock = lock_instance(&config.instance, &state_dir).await?;
         let places = Places {
             programs,
             instance: config.instance,
-            records: Records::open(&state_dir).map_err(OpenError::host("make its state directory"))?,
+            records: Records::open(&state_dir)
+                .map_err(OpenError::host("make its state directory"))?,
             pods_dir: state_dir.join("pods"),
             uid_base: config.uid_base,
         };
@@ -114,20 +118,33 @@ impl MicrovmDriver {
             network::set_host_rules(&swept.programs, &swept.instance, pool, &nameservers)
                 .map_err(OpenError::host("set its firewall rules"))?;
             let can_go_on = |record: &PodRecord| {
-                let process = record.process.as_ref().filter(|_| record.phase == Phase::Running);
-                let lives = process.map(|process| process.find()).transpose()?.flatten().is_some();
+                let process = record
+                    .process
+                    .as_ref()
+                    .filter(|_| record.phase == Phase::Running);
+                let lives = process
+                    .map(|process| process.find())
+                    .transpose()?
+                    .flatten()
+                    .is_some();
                 Ok(lives && record.slot < pool.slots())
             };
-            swept.sweep(can_go_on).map_err(OpenError::host("clear away what an earlier run has left"))
+            swept
+                .sweep(can_go_on)
+                .map_err(OpenError::host("clear away what an earlier run has left"))
         })
         .await
         .map_err(io::Error::other)
         .map_err(OpenError::host("look for what an earlier run has left"))??;
 
-        let acceleration = acceleration::choose(config.accelerator, &places, &guest, &state_dir).await?;
+        let acceleration =
+            acceleration::choose(config.accelerator, &places, &guest, &state_dir).await?;
         acceleration::announce(&acceleration);
         let mut state = State::default();
-        state.slots.used.extend(kept.iter().map(|record| record.slot));
+        state
+            .slots
+            .used
+            .extend(kept.iter().map(|record| record.slot));
         Ok(Self {
             shared: Arc::new(Shared {
                 places,
@@ -175,7 +192,11 @@ impl Driver for MicrovmDriver {
         self.shared.accelerator.isolation()
     }
 
-    async fn start(&self, pod: PodStart, events: Arc<dyn PodEvents>) -> Result<RunningPod, DriverError> {
+    async fn start(
+        &self,
+        pod: PodStart,
+        events: Arc<dyn PodEvents>,
+    ) -> Result<RunningPod, DriverError> {
         check(&pod)?;
         let hash = pod.hash;
         let claim = Claim::take(&self.shared, hash).await?;
@@ -188,19 +209,36 @@ impl Driver for MicrovmDriver {
         })?;
         let (answer, answered) = oneshot::channel();
         let span = tracing::info_span!("pod", %hash);
-        tokio::spawn(pod::start(Arc::clone(&self.shared), claim, slot, pod, events, answer).instrument(span));
-        answered.await.unwrap_or_else(|_| Err(DriverError::Boot { reason: "its task ended".to_owned() }))
+        tokio::spawn(
+            pod::start(Arc::clone(&self.shared), claim, slot, pod, events, answer).instrument(span),
+        );
+        answered.await.unwrap_or_else(|_| {
+            Err(DriverError::Boot {
+                reason: "its task ended".to_owned(),
+            })
+        })
     }
 
-    async fn attach(&self, pod: &ManifestHash, events: Arc<dyn PodEvents>) -> Result<RunningPod, DriverError> {
+    async fn attach(
+        &self,
+        pod: &ManifestHash,
+        events: Arc<dyn PodEvents>,
+    ) -> Result<RunningPod, DriverError> {
         let hash = *pod;
         let claim = Claim::take(&self.shared, hash).await?;
         let shared = Arc::clone(&self.shared);
-        let record = blocking("read the pod's record", move || shared.places.records.read(&hash)).await?;
-        let Some(record) = record else { return Err(DriverError::NotRunning) };
+        let record = blocking("read the pod's record", move || {
+            shared.places.records.read(&hash)
+        })
+        .await?;
+        let Some(record) = record else {
+            return Err(DriverError::NotRunning);
+        };
         let (answer, answered) = oneshot::channel();
         let span = tracing::info_span!("pod", %hash);
-        tokio::spawn(pod::attach(Arc::clone(&self.shared), claim, record, events, answer).instrument(span));
+        tokio::spawn(
+            pod::attach(Arc::clone(&self.shared), claim, record, events, answer).instrument(span),
+        );
         answered.await.unwrap_or(Err(DriverError::NotRunning))
     }
 
@@ -212,6 +250,10 @@ impl Driver for MicrovmDriver {
         });
         if let Some(ended) = ended {
             ended.cancelled().await;
+        }
+        if self.shared.lock().owners.contains_key(pod) {
+            // Somebody has started it anew meanwhile; the pod that was to be stopped is gone.
+            return Ok(());
         }
         // Normally there is nothing left to do.
         let _claim = Claim::take(&self.shared, *pod).await?;
@@ -232,13 +274,16 @@ impl Shared {
     }
 
     /// Removes everything of a pod and frees its slot. The caller owns the hash.
-    pub(crate) async fn remove_pod(self: &Arc<Self>, hash: ManifestHash, slot: u16) -> Result<(), DriverError> {
+    pub(crate) async fn remove_pod(
+        self: &Arc<Self>,
+        hash: ManifestHash,
+        slot: u16,
+    ) -> Result<(), DriverError> {
         let shared = Arc::clone(self);
         blocking("remove what is left of a pod", move || {
-            match shared.places.records.read(&hash)? {
-                Some(record) => shared.places.remove_pod(&record)?,
-                // It failed before its record was durable: nothing else was made.
-                None => {}
+            // Without a record it failed before anything else was made.
+            if let Some(record) = shared.places.records.read(&hash)? {
+                shared.places.remove_pod(&record)?;
             }
             shared.lock().slots.used.remove(&slot);
             Ok(())
@@ -291,9 +336,18 @@ impl Claim {
                     None => {
                         let (sender, stop) = mpsc::channel(1);
                         let ended = CancellationToken::new();
-                        let owner = Owner { stop: sender, ended: ended.clone(), running: false };
+                        let owner = Owner {
+                            stop: sender,
+                            ended: ended.clone(),
+                            running: false,
+                        };
                         state.owners.insert(hash, owner);
-                        return Ok(Self { shared: Arc::clone(shared), hash, stop, ended });
+                        return Ok(Self {
+                            shared: Arc::clone(shared),
+                            hash,
+                            stop,
+                            ended,
+                        });
                     }
                 }
             };
@@ -330,15 +384,26 @@ fn check(pod: &PodStart) -> Result<(), DriverError> {
     let problem = if pod.containers.is_empty() {
         Some("it has no container".to_owned())
     } else if pod.containers.len() > MAX_CONTAINERS {
-        Some(format!("it has {} containers, at most {MAX_CONTAINERS} are possible", pod.containers.len()))
-    } else if let Some(container) = pod.containers.iter().find(|container| container.args.is_empty()) {
+        Some(format!(
+            "it has {} containers, at most {MAX_CONTAINERS} are possible",
+            pod.containers.len()
+        ))
+    } else if let Some(container) = pod
+        .containers
+        .iter()
+        .find(|container| container.args.is_empty())
+    {
         Some(format!("container {} has no command", container.id))
     } else if !(1..=MAX_VCPUS).contains(&machine.vcpus) {
         Some(format!("a machine has 1 to {MAX_VCPUS} processors"))
     } else if !(MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&machine.memory_mib) {
-        Some(format!("a machine has {MIN_MEMORY_MIB} to {MAX_MEMORY_MIB} MiB of memory"))
+        Some(format!(
+            "a machine has {MIN_MEMORY_MIB} to {MAX_MEMORY_MIB} MiB of memory"
+        ))
     } else if !(MIN_SCRATCH_MIB..=MAX_SCRATCH_MIB).contains(&machine.scratch_mib) {
-        Some(format!("a machine has {MIN_SCRATCH_MIB} to {MAX_SCRATCH_MIB} MiB of disk"))
+        Some(format!(
+            "a machine has {MIN_SCRATCH_MIB} to {MAX_SCRATCH_MIB} MiB of disk"
+        ))
     } else if !pod::fits_one_line(pod) {
         Some("its environment and arguments are too long".to_owned())
     } else {
@@ -354,7 +419,10 @@ async fn blocking<T: Send + 'static>(
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(io::Error::other)
         .and_then(|done| done)
-        .map_err(|source| DriverError::Host { doing: doing.to_owned(), source })
+        .map_err(|source| DriverError::Host {
+            doing: doing.to_owned(),
+            source,
+        })
 }
 
 fn guest_files(dir: &Path) -> Result<GuestFiles, OpenError> {
@@ -368,12 +436,21 @@ fn guest_files(dir: &Path) -> Result<GuestFiles, OpenError> {
         };
         Err(OpenError::GuestFile { path, reason })
     };
-    Ok(GuestFiles { kernel: file("vmlinux")?, initramfs: file("initramfs.cpio")? })
+    Ok(GuestFiles {
+        kernel: file("vmlinux")?,
+        initramfs: file("initramfs.cpio")?,
+    })
 }
 
 fn make_state_dir(dir: &Path) -> io::Result<PathBuf> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir.join("pods"))?;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)?;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir.join("pods"))?;
     dir.canonicalize()
 }
 
@@ -382,7 +459,12 @@ async fn lock_instance(instance: &Instance, state_dir: &Path) -> Result<File, Op
     let failed = || OpenError::host("lock its instance");
     fs::create_dir_all(LOCK_DIR).map_err(failed())?;
     let path = Path::new(LOCK_DIR).join(format!("{instance}.lock"));
-    let options = File::options().read(true).write(true).create(true).truncate(false).open(path);
+    let options = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path);
     let mut file = options.map_err(failed())?;
     let begin = tokio::time::Instant::now();
     let mut owner = String::new();
@@ -394,7 +476,10 @@ async fn lock_instance(instance: &Instance, state_dir: &Path) -> Result<File, Op
             }
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 read_owner(&mut file, &mut owner).map_err(failed())?;
-                return Err(OpenError::InUse { instance: instance.to_string(), state_dir: owner });
+                return Err(OpenError::InUse {
+                    instance: instance.to_string(),
+                    state_dir: owner,
+                });
             }
             Err(error) => return Err(failed()(error.into())),
         }
@@ -407,7 +492,10 @@ async fn lock_instance(instance: &Instance, state_dir: &Path) -> Result<File, Op
         .flatten()
         .is_some_and(|mut records| records.next().is_some());
     if other_pods {
-        return Err(OpenError::InUse { instance: instance.to_string(), state_dir: owner });
+        return Err(OpenError::InUse {
+            instance: instance.to_string(),
+            state_dir: owner,
+        });
     }
     file.set_len(0).map_err(failed())?;
     file.seek(SeekFrom::Start(0)).map_err(failed())?;

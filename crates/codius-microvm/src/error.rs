@@ -9,7 +9,10 @@ use thiserror::Error;
 pub enum OpenError {
     /// A program of the distribution is not installed.
     #[error("{program} is not installed; install the Debian package {package}")]
-    MissingProgram { program: &'static str, package: &'static str },
+    MissingProgram {
+        program: &'static str,
+        package: &'static str,
+    },
     /// The guest's kernel or initramfs is not there, or other users may not read it.
     #[error("guest file {path} cannot be used: {reason}")]
     GuestFile { path: PathBuf, reason: String },

@@ -38,7 +38,9 @@ impl InterledgerPort {
     /// Blocks for a moment; needs the runtime's context.
     pub(crate) fn bind(namespace: &OwnedFd, block: Block) -> io::Result<Self> {
         let address = SocketAddr::V4(SocketAddrV4::new(block.gateway(), INTERLEDGER_PORT));
-        Ok(Self::over(TcpListener::from_std(bind_tcp(namespace, address)?)?))
+        Ok(Self::over(TcpListener::from_std(bind_tcp(
+            namespace, address,
+        )?)?))
     }
 
     fn over(listener: TcpListener) -> Self {
@@ -53,7 +55,9 @@ impl InterledgerPort {
     pub(crate) async fn serve(self, events: Arc<dyn PodEvents>) {
         let _cut = self.ended.clone().drop_guard();
         loop {
-            let Ok(place) = Arc::clone(&self.places).acquire_owned().await else { return };
+            let Ok(place) = Arc::clone(&self.places).acquire_owned().await else {
+                return;
+            };
             match self.listener.accept().await {
                 Ok((stream, _)) => {
                     // Packets are small and each is waited for.
@@ -85,7 +89,10 @@ impl PodConnection {
     /// Fails once the pod has ended; wakes the task when that happens.
     fn check(&mut self, context: &mut Context<'_>) -> io::Result<()> {
         match self.ended.as_mut().poll(context) {
-            Poll::Ready(()) => Err(io::Error::new(io::ErrorKind::ConnectionReset, "the pod has ended")),
+            Poll::Ready(()) => Err(io::Error::new(
+                io::ErrorKind::ConnectionReset,
+                "the pod has ended",
+            )),
             Poll::Pending => Ok(()),
         }
     }
@@ -103,7 +110,11 @@ impl AsyncRead for PodConnection {
 }
 
 impl AsyncWrite for PodConnection {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         self.check(context)?;
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
@@ -143,7 +154,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (sender, mut connections) = mpsc::unbounded_channel();
-        let serving = tokio::spawn(InterledgerPort::over(listener).serve(Arc::new(Connections(sender))));
+        let serving =
+            tokio::spawn(InterledgerPort::over(listener).serve(Arc::new(Connections(sender))));
 
         let mut clients = Vec::new();
         let mut accepted = Vec::new();
@@ -152,9 +164,17 @@ mod tests {
             accepted.push(connections.recv().await.unwrap());
         }
         clients.push(TcpStream::connect(address).await.unwrap());
-        assert!(timeout(Duration::from_millis(50), connections.recv()).await.is_err(), "one too many");
+        assert!(
+            timeout(Duration::from_millis(50), connections.recv())
+                .await
+                .is_err(),
+            "one too many"
+        );
         accepted.pop();
-        let mut last = timeout(Duration::from_secs(5), connections.recv()).await.unwrap().unwrap();
+        let mut last = timeout(Duration::from_secs(5), connections.recv())
+            .await
+            .unwrap()
+            .unwrap();
         clients.last_mut().unwrap().write_all(b"hi").await.unwrap();
         let mut bytes = [0; 2];
         last.read_exact(&mut bytes).await.unwrap();
@@ -162,7 +182,10 @@ mod tests {
         let reader = tokio::spawn(async move { last.read(&mut [0]).await });
         tokio::task::yield_now().await;
         serving.abort();
-        let ended = timeout(Duration::from_secs(5), reader).await.unwrap().unwrap();
+        let ended = timeout(Duration::from_secs(5), reader)
+            .await
+            .unwrap()
+            .unwrap();
         assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
         assert!(accepted[0].write_all(b"x").await.is_err());
     }

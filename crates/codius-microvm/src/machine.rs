@@ -60,15 +60,10 @@ pub(crate) struct GuestFiles {
 #[derive(Debug)]
 pub(crate) struct Disk {
     pub(crate) serial: String,
-    pub(crate) file: OwnedFd,
-    pub(crate) kind: DiskKind,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum DiskKind {
-    Image,
-    /// Lost with the pod, so what the guest flushes need not be durable.
-    Scratch,
+    /// Open for reading.
+    pub(crate) file: File,
+    /// Open for reading and writing, if the guest may write. QEMU wants both: it opens a disk for reading first.
+    pub(crate) writable: Option<File>,
 }
 
 /// A virtual machine to start. All descriptors are QEMU's; ours are closed when this is dropped.
@@ -104,7 +99,10 @@ impl Launch<'_> {
         line.flag("-no-user-config");
         line.add("-display", "none");
         line.flag("-no-reboot");
-        line.add("-machine", "microvm,rtc=on,pit=off,pic=off,memory-backend=memory");
+        line.add(
+            "-machine",
+            "microvm,rtc=on,pit=off,pic=off,memory-backend=memory",
+        );
         let mut kernel_options = "quiet panic=-1 reboot=t cryptomgr.notests=1 audit=0".to_owned();
         match self.accelerator {
             Accelerator::Kvm { .. } => {
@@ -119,31 +117,62 @@ impl Launch<'_> {
         }
         line.add("-smp", &self.machine.vcpus.to_string());
         line.add("-m", &memory_mib.to_string());
-        line.add("-object", &format!("memory-backend-memfd,id=memory,size={memory_mib}M,share=on"));
-        line.add("-kernel", &format!("/proc/self/fd/{}", self.kernel.as_raw_fd()));
-        line.add("-initrd", &format!("/proc/self/fd/{}", self.initramfs.as_raw_fd()));
+        line.add(
+            "-object",
+            &format!("memory-backend-memfd,id=memory,size={memory_mib}M,share=on"),
+        );
+        line.add(
+            "-kernel",
+            &format!("/proc/self/fd/{}", self.kernel.as_raw_fd()),
+        );
+        line.add(
+            "-initrd",
+            &format!("/proc/self/fd/{}", self.initramfs.as_raw_fd()),
+        );
         line.add("-append", &kernel_options);
 
         let agent = self.agent.as_raw_fd();
-        line.add("-chardev", &format!("socket,id=agent,fd={agent},server=on,wait=off"));
+        line.add(
+            "-chardev",
+            &format!("socket,id=agent,fd={agent},server=on,wait=off"),
+        );
         line.add("-device", "virtio-serial-device");
-        line.add("-device", &format!("virtserialport,chardev=agent,name={PORT_NAME}"));
+        line.add(
+            "-device",
+            &format!("virtserialport,chardev=agent,name={PORT_NAME}"),
+        );
 
         let console = line.pass(self.console.as_raw_fd());
-        line.add("-chardev", &format!("file,id=console,path={console},append=on"));
+        line.add(
+            "-chardev",
+            &format!("file,id=console,path={console},append=on"),
+        );
         line.add("-serial", "chardev:console");
 
         for disk in &self.disks {
             let (serial, file) = (&disk.serial, line.pass(disk.file.as_raw_fd()));
-            let options = match disk.kind {
-                DiskKind::Image => "readonly=on",
-                DiskKind::Scratch => "cache=unsafe,discard=unmap,detect-zeroes=unmap",
+            let options = match &disk.writable {
+                None => "readonly=on",
+                Some(writable) => {
+                    line.pass_also(disk.file.as_raw_fd(), writable.as_raw_fd());
+                    // Lost with the pod, so what the guest flushes need not be durable.
+                    "cache=unsafe,discard=unmap,detect-zeroes=unmap"
+                }
             };
-            line.add("-drive", &format!("id={serial},file={file},format=raw,if=none,{options}"));
-            line.add("-device", &format!("virtio-blk-device,drive={serial},serial={serial}"));
+            line.add(
+                "-drive",
+                &format!("id={serial},file={file},format=raw,if=none,{options}"),
+            );
+            line.add(
+                "-device",
+                &format!("virtio-blk-device,drive={serial},serial={serial}"),
+            );
         }
         if let Some(network) = &self.network {
-            line.add("-netdev", &format!("tap,id=net,fd={}", network.tap.as_raw_fd()));
+            line.add(
+                "-netdev",
+                &format!("tap,id=net,fd={}", network.tap.as_raw_fd()),
+            );
             line.add("-device", "virtio-net-device,netdev=net");
         }
         line.add("-device", "virtio-balloon-device,free-page-reporting=on");
@@ -155,7 +184,11 @@ impl Launch<'_> {
     }
 
     fn descriptors(&self) -> Vec<RawFd> {
-        let disks = self.disks.iter().map(|disk| disk.file.as_raw_fd());
+        let disks = self
+            .disks
+            .iter()
+            .flat_map(|disk| [Some(&disk.file), disk.writable.as_ref()]);
+        let disks = disks.flatten().map(AsRawFd::as_raw_fd);
         [&self.kernel, &self.initramfs, &self.console]
             .map(AsRawFd::as_raw_fd)
             .into_iter()
@@ -168,9 +201,16 @@ impl Launch<'_> {
     /// Starts the process. Blocks until it has become QEMU (not until the guest runs). It outlives this
     /// process; ending it is up to the caller from here on.
     pub(crate) fn start(self) -> io::Result<ProcessIdentity> {
-        let scratch_bytes = u64::from(self.machine.scratch_mib) * 1024 * 1024;
+        // The guest's memory is a file, too.
+        let largest_mib = self
+            .machine
+            .scratch_mib
+            .max(self.machine.memory_mib + KERNEL_MEMORY_MIB);
         let jail = Jail {
-            namespace: self.network.as_ref().map(|network| network.namespace.as_raw_fd()),
+            namespace: self
+                .network
+                .as_ref()
+                .map(|network| network.namespace.as_raw_fd()),
             uid: self.uid,
             group: match self.accelerator {
                 Accelerator::Kvm { group } => Some(group),
@@ -180,7 +220,7 @@ impl Launch<'_> {
             limits: [
                 (libc::RLIMIT_CORE, 0),
                 (libc::RLIMIT_NOFILE, QEMU_OPEN_FILES),
-                (libc::RLIMIT_FSIZE, scratch_bytes),
+                (libc::RLIMIT_FSIZE, u64::from(largest_mib) * 1024 * 1024),
             ],
         };
         let mut command = Command::new(self.qemu);
@@ -191,7 +231,10 @@ impl Launch<'_> {
             .stdin(Stdio::null())
             .stdout(self.console.try_clone()?)
             .stderr(self.console.try_clone()?);
-        #[expect(unsafe_code, reason = "the child gives up its privileges before it becomes QEMU")]
+        #[expect(
+            unsafe_code,
+            reason = "the child gives up its privileges before it becomes QEMU"
+        )]
         // SAFETY: `Jail::enter` only makes system calls on values made before the fork: it does not
         // allocate, lock, or touch what other threads own.
         unsafe {
@@ -224,6 +267,11 @@ impl CommandLine {
         self.add("-add-fd", &format!("fd={fd},set={fd}"));
         format!("/dev/fdset/{fd}")
     }
+
+    /// The same file, opened in another way.
+    fn pass_also(&mut self, first: RawFd, other: RawFd) {
+        self.add("-add-fd", &format!("fd={other},set={first}"));
+    }
 }
 
 /// What happens to the child between fork and exec.
@@ -239,7 +287,11 @@ impl Jail {
     /// Only system calls: see the SAFETY comment of the caller.
     fn enter(&self) -> io::Result<()> {
         fn check(result: libc::c_int) -> io::Result<()> {
-            if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+            if result < 0 {
+                Err(io::Error::last_os_error())
+            } else {
+                Ok(())
+            }
         }
         #[expect(unsafe_code, reason = "the C library's calls, between fork and exec")]
         // SAFETY: plain system calls with integers and pointers to live stack values. The raw setters are
@@ -254,7 +306,10 @@ impl Jail {
             let count = usize::from(self.group.is_some());
             check(libc::setgroups(count, groups.as_ptr()))?;
             for (resource, limit) in self.limits {
-                let limit = libc::rlimit { rlim_cur: limit, rlim_max: limit };
+                let limit = libc::rlimit {
+                    rlim_cur: limit,
+                    rlim_max: limit,
+                };
                 check(libc::setrlimit(resource, &raw const limit))?;
             }
             check(libc::setresgid(self.uid, self.uid, self.uid))?;
@@ -293,7 +348,11 @@ impl ShortDir {
 
 /// Where the guest's kernel complains. Appended to, so that it can be emptied while QEMU writes.
 pub(crate) fn create_console(dir: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).mode(0o600).open(dir.join("console.log"))
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(dir.join("console.log"))
 }
 
 /// The rate of the time stamp counter in kHz, measured. `/proc/cpuinfo` has the present clock of a core,
@@ -332,27 +391,46 @@ mod tests {
             console: create_console(dir).unwrap(),
             agent: listen_for_agent(dir).unwrap(),
             disks: vec![
-                Disk { serial: "img0".into(), file: file().into(), kind: DiskKind::Image },
-                Disk { serial: "scratch".into(), file: file().into(), kind: DiskKind::Scratch },
+                Disk {
+                    serial: "img0".into(),
+                    file: file(),
+                    writable: None,
+                },
+                Disk {
+                    serial: "scratch".into(),
+                    file: file(),
+                    writable: Some(file()),
+                },
             ],
-            network: Some(LaunchNetwork { namespace: file().into(), tap: file().into() }),
+            network: Some(LaunchNetwork {
+                namespace: file().into(),
+                tap: file().into(),
+            }),
         }
     }
 
     fn text(arguments: &[OsString]) -> String {
-        arguments.join(std::ffi::OsStr::new(" ")).into_string().unwrap()
+        arguments
+            .join(std::ffi::OsStr::new(" "))
+            .into_string()
+            .unwrap()
     }
 
     #[test]
     fn the_command_line_holds_what_isolation_needs() {
         let dir = tempfile::tempdir().unwrap();
         let line = text(&launch(dir.path(), Accelerator::Tcg { tsc_khz: 2_300_000 }).arguments());
-        assert!(line.contains("-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"));
+        assert!(line.contains(
+            "-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+        ));
         assert!(line.contains("-nodefaults"));
         assert!(line.contains("tsc_early_khz=2300000 tsc=reliable"));
         assert!(line.contains("-m 576 "));
         let image = line.split("-drive ").nth(1).unwrap();
-        assert!(image.starts_with("id=img0,") && image.contains("readonly=on"), "{image}");
+        assert!(
+            image.starts_with("id=img0,") && image.contains("readonly=on"),
+            "{image}"
+        );
     }
 
     #[test]

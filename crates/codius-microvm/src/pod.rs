@@ -36,16 +36,15 @@ use crate::{
     driver::{Claim, Shared},
     interledger::InterledgerPort,
     limits::{
-        ATTACH_INTERVAL, CONSOLE_TAIL_BYTES, HEARTBEAT_INTERVAL, HEARTBEATS_MISSED, MAX_CONSOLE_BYTES,
-        MAX_PROCESSES, MAX_REASON_CHARS, STOP_MARGIN, containers_deadline, hello_deadline,
+        ATTACH_INTERVAL, CONSOLE_TAIL_BYTES, HEARTBEAT_INTERVAL, HEARTBEATS_MISSED,
+        MAX_CONSOLE_BYTES, MAX_PROCESSES, MAX_REASON_CHARS, STOP_MARGIN, containers_deadline,
+        hello_deadline,
     },
-    machine::{
-        Disk, DiskKind, Launch, LaunchNetwork, ShortDir, create_console, listen_for_agent,
-    },
+    machine::{Disk, Launch, LaunchNetwork, ShortDir, create_console, listen_for_agent},
     network::{self, PodNetwork, TAP_PREFIX_LEN},
     process::ProcessWatch,
     programs,
-    record::{PodRecord, Phase, RECORD_VERSION},
+    record::{Phase, PodRecord, RECORD_VERSION},
 };
 
 /// Where the answer to `start` or `attach` goes.
@@ -70,7 +69,9 @@ pub(crate) async fn start(
 ) {
     // Steps that block go on when their future is dropped; they must end before what they made is removed.
     let steps = TaskTracker::new();
-    let given_up = |why: &str| DriverError::Boot { reason: why.to_owned() };
+    let given_up = |why: &str| DriverError::Boot {
+        reason: why.to_owned(),
+    };
     let launched = tokio::select! {
         launched = launch(&shared, &pod, slot, &events, &steps) => launched,
         () = answer.closed() => Err(given_up("the start was given up")),
@@ -132,7 +133,9 @@ pub(crate) async fn attach(
 
 fn running_pod(shared: &Shared, record: &PodRecord) -> RunningPod {
     let guest = shared.pool.block(record.slot).guest();
-    RunningPod { address: record.port.map(|port| (guest, port).into()) }
+    RunningPod {
+        address: record.port.map(|port| (guest, port).into()),
+    }
 }
 
 /// Removes what there is of a pod, and frees its slot. A failure is logged: the record stays, and the next
@@ -161,7 +164,11 @@ async fn launch(
         phase: Phase::Starting,
         process: None,
         port: pod.port,
-        containers: pod.containers.iter().map(|container| container.id.clone()).collect(),
+        containers: pod
+            .containers
+            .iter()
+            .map(|container| container.id.clone())
+            .collect(),
     };
 
     // Durable first; everything after this is found again by the record.
@@ -189,17 +196,28 @@ async fn launch(
         for (index, image) in images.iter().enumerate() {
             disks.push(Disk {
                 serial: image_serial(index),
-                file: File::open(image)?.into(),
-                kind: DiskKind::Image,
+                file: File::open(image)?,
+                writable: None,
             });
         }
-        let scratch = make_scratch(&places.programs.mke2fs, &files_dir, scratch_mib)?;
-        disks.push(Disk { serial: SCRATCH_SERIAL.into(), file: scratch.into(), kind: DiskKind::Scratch });
+        disks.push(make_scratch(
+            &places.programs.mke2fs,
+            &files_dir,
+            scratch_mib,
+        )?);
         let kernel = (File::open(&guest.kernel)?, File::open(&guest.initramfs)?);
-        Ok((disks, kernel, create_console(&files_dir)?, listen_for_agent(&files_dir)?))
+        Ok((
+            disks,
+            kernel,
+            create_console(&files_dir)?,
+            listen_for_agent(&files_dir)?,
+        ))
     });
     let (network, (disks, (kernel, initramfs), console, agent)) = tokio::try_join!(network, files)?;
-    let namespace = network.namespace.try_clone().map_err(host("hold the pod's network"))?;
+    let namespace = network
+        .namespace
+        .try_clone()
+        .map_err(host("hold the pod's network"))?;
     let made_at = begin.elapsed();
 
     let (places, accelerator, machine) = (shared.places.clone(), shared.accelerator, pod.machine);
@@ -216,7 +234,10 @@ async fn launch(
             console,
             agent,
             disks,
-            network: Some(LaunchNetwork { namespace: network.namespace, tap: network.tap }),
+            network: Some(LaunchNetwork {
+                namespace: network.namespace,
+                tap: network.tap,
+            }),
         }
         .start()
     })
@@ -241,17 +262,24 @@ async fn launch(
     let console_dir = dir.clone();
     let booted = async {
         let Some(handle) = process.find().map_err(host("watch QEMU"))? else {
-            return Err(boot_failure(&console_dir, "the virtual machine ended at once"));
+            return Err(boot_failure(
+                &console_dir,
+                "the virtual machine ended at once",
+            ));
         };
         let watch = handle.watch().map_err(host("watch QEMU"))?;
         let socket = ShortDir::open(&dir).map_err(host("reach the guest agent"))?;
-        let mut channel =
-            Channel::connect(&socket.path("agent.sock")).await.map_err(host("reach the guest agent"))?;
+        let mut channel = Channel::connect(&socket.path("agent.sock"))
+            .await
+            .map_err(host("reach the guest agent"))?;
         let met = guest_step(hello_deadline(isolation), &watch, hello(&mut channel))
             .await
             .map_err(|reason| boot_failure(&console_dir, &reason))?;
         if met.configured {
-            return Err(boot_failure(&console_dir, "the guest agent says it is configured already"));
+            return Err(boot_failure(
+                &console_dir,
+                "the guest agent says it is configured already",
+            ));
         }
         events.event(PodEvent::Booted);
         Ok((channel, watch))
@@ -281,7 +309,12 @@ async fn launch(
         started_ms = millis(begin.elapsed()),
         "a pod has been started"
     );
-    Ok(Live { record, channel, watch, interledger })
+    Ok(Live {
+        record,
+        channel,
+        watch,
+        interledger,
+    })
 }
 
 /// Runs a step that blocks; it is waited for even if this future is dropped.
@@ -295,11 +328,17 @@ async fn step<T: Send + 'static>(
         let _context = runtime.enter();
         work()
     });
-    done.await.map_err(io::Error::other).and_then(|done| done).map_err(host(doing))
+    done.await
+        .map_err(io::Error::other)
+        .and_then(|done| done)
+        .map_err(host(doing))
 }
 
 fn host(doing: &'static str) -> impl Fn(io::Error) -> DriverError {
-    move |source| DriverError::Host { doing: doing.to_owned(), source }
+    move |source| DriverError::Host {
+        doing: doing.to_owned(),
+        source,
+    }
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -312,12 +351,17 @@ async fn guest_step<T, E: ToString>(
     watch: &ProcessWatch,
     step: impl Future<Output = Result<T, E>>,
 ) -> Result<T, String> {
+    // The channel ends a moment before the process does; the process is the better reason.
+    const DYING: Duration = Duration::from_millis(200);
+    let ended = || "the virtual machine ended".to_owned();
     tokio::select! {
         done = timeout(deadline, step) => match done {
-            Ok(done) => done.map_err(|error| error.to_string()),
+            Ok(Ok(done)) => Ok(done),
+            Ok(Err(_)) if timeout(DYING, watch.ended()).await.is_ok() => Err(ended()),
+            Ok(Err(error)) => Err(error.to_string()),
             Err(_) => Err(format!("the guest did not answer within {} s", deadline.as_secs())),
         },
-        () = watch.ended() => Err("the virtual machine ended".to_owned()),
+        () = watch.ended() => Err(ended()),
     }
 }
 
@@ -325,7 +369,9 @@ async fn guest_step<T, E: ToString>(
 fn boot_failure(dir: &Path, reason: &str) -> DriverError {
     let console = console_tail(dir).unwrap_or_default();
     warn!(reason, ?console, "a pod did not start");
-    DriverError::Boot { reason: reason.to_owned() }
+    DriverError::Boot {
+        reason: reason.to_owned(),
+    }
 }
 
 fn console_tail(dir: &Path) -> io::Result<String> {
@@ -339,15 +385,35 @@ fn console_tail(dir: &Path) -> io::Result<String> {
 }
 
 /// The sparse scratch disk: its size is the pod's disk quota. Deleted with the pod, so no journal.
-fn make_scratch(mke2fs: &Path, dir: &Path, mib: u32) -> io::Result<File> {
+fn make_scratch(mke2fs: &Path, dir: &Path, mib: u32) -> io::Result<Disk> {
     let path = dir.join("scratch.img");
-    let file = fs::OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&path)?;
     file.set_len(u64::from(mib) * 1024 * 1024)?;
-    let options = ["-q", "-F", "-t", "ext4", "-m", "0", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard"];
+    let options = [
+        "-q",
+        "-F",
+        "-t",
+        "ext4",
+        "-m",
+        "0",
+        "-O",
+        "^has_journal",
+        "-E",
+        "lazy_itable_init=1,nodiscard",
+    ];
     let mut arguments: Vec<&std::ffi::OsStr> = options.iter().map(std::ffi::OsStr::new).collect();
     arguments.push(path.as_os_str());
     programs::run(mke2fs, &arguments, "", None)?;
-    Ok(file)
+    Ok(Disk {
+        serial: SCRATCH_SERIAL.into(),
+        file: File::open(&path)?,
+        writable: Some(file),
+    })
 }
 
 /// Each image once, and for each container which it is.
@@ -357,11 +423,14 @@ fn distinct_images(pod: &PodStart) -> (Vec<std::path::PathBuf>, Vec<usize>) {
     let mut of_container = Vec::new();
     for container in &pod.containers {
         let image = &container.image;
-        let index = digests.iter().position(|digest| *digest == image.digest).unwrap_or_else(|| {
-            digests.push(&image.digest);
-            images.push(image.block_image.clone());
-            digests.len() - 1
-        });
+        let index = digests
+            .iter()
+            .position(|digest| *digest == image.digest)
+            .unwrap_or_else(|| {
+                digests.push(&image.digest);
+                images.push(image.block_image.clone());
+                digests.len() - 1
+            });
         of_container.push(index);
     }
     (images, of_container)
@@ -373,7 +442,9 @@ fn image_serial(index: usize) -> String {
 
 fn pod_config(shared: &Shared, pod: &PodStart, slot: u16, serials: &[usize]) -> PodConfig {
     let block = shared.pool.block(slot);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     PodConfig {
         entropy_hex: HEXLOWER.encode(&rand::random::<[u8; 32]>()),
         now_unix_ms: millis(now),
@@ -456,10 +527,15 @@ async fn containers_started(
             }
             Heard::Event(event) => events.event(event),
             Heard::Failed { container, reason } => {
-                return Ok(Err(match container.and_then(|index| containers.get(index)) {
-                    Some(id) => DriverError::Container { container: id.clone(), reason },
-                    None => DriverError::Boot { reason },
-                }));
+                return Ok(Err(
+                    match container.and_then(|index| containers.get(index)) {
+                        Some(id) => DriverError::Container {
+                            container: id.clone(),
+                            reason,
+                        },
+                        None => DriverError::Boot { reason },
+                    },
+                ));
             }
             Heard::Stopped => return Err("the guest stopped by itself".to_owned()),
             Heard::Nothing => {}
@@ -471,7 +547,10 @@ async fn containers_started(
 #[derive(Debug, PartialEq, Eq)]
 enum Heard {
     Event(PodEvent),
-    Failed { container: Option<usize>, reason: String },
+    Failed {
+        container: Option<usize>,
+        reason: String,
+    },
     Stopped,
     /// Only a sign of life.
     Nothing,
@@ -484,7 +563,9 @@ fn hear(message: AgentMessage, containers: usize) -> Result<Heard, String> {
         if index < containers {
             Ok(index)
         } else {
-            Err(format!("the guest speaks of container {index} of {containers}"))
+            Err(format!(
+                "the guest speaks of container {index} of {containers}"
+            ))
         }
     };
     Ok(match message {
@@ -493,28 +574,44 @@ fn hear(message: AgentMessage, containers: usize) -> Result<Heard, String> {
         AgentMessage::Listening => Heard::Event(PodEvent::Listening),
         AgentMessage::ListeningOnLoopbackOnly => Heard::Event(PodEvent::ListeningOnLoopbackOnly),
         AgentMessage::Log { data, .. } if data.len() > MAX_LOG_BYTES => {
-            return Err(format!("the guest sends {} bytes of output at once", data.len()));
+            return Err(format!(
+                "the guest sends {} bytes of output at once",
+                data.len()
+            ));
         }
-        AgentMessage::Log { container, stream, data } => {
-            Heard::Event(PodEvent::Log { container: known(container)?, stream, data })
-        }
-        AgentMessage::LogDropped { container, bytes } => {
-            Heard::Event(PodEvent::LogDropped { container: known(container)?, bytes })
-        }
-        AgentMessage::Exited { container, exit } => {
-            Heard::Event(PodEvent::Exited { container: known(container)?, exit })
-        }
+        AgentMessage::Log {
+            container,
+            stream,
+            data,
+        } => Heard::Event(PodEvent::Log {
+            container: known(container)?,
+            stream,
+            data,
+        }),
+        AgentMessage::LogDropped { container, bytes } => Heard::Event(PodEvent::LogDropped {
+            container: known(container)?,
+            bytes,
+        }),
+        AgentMessage::Exited { container, exit } => Heard::Event(PodEvent::Exited {
+            container: known(container)?,
+            exit,
+        }),
         AgentMessage::Stopped => Heard::Stopped,
         AgentMessage::Failed { container, message } => {
             let container = container.map(known).transpose()?;
-            Heard::Failed { container, reason: one_line(&message) }
+            Heard::Failed {
+                container,
+                reason: one_line(&message),
+            }
         }
     })
 }
 
 /// A guest's words, fit for a sentence of ours.
 fn one_line(text: &str) -> String {
-    let clean = text.chars().map(|letter| if letter.is_control() { ' ' } else { letter });
+    let clean = text
+        .chars()
+        .map(|letter| if letter.is_control() { ' ' } else { letter });
     clean.take(MAX_REASON_CHARS).collect()
 }
 
@@ -523,21 +620,27 @@ async fn take_up(
     record: PodRecord,
     events: &Arc<dyn PodEvents>,
 ) -> Result<Live, String> {
-    let failed = |doing: &'static str| move |error: io::Error| format!("could not {doing}: {error}");
+    let failed =
+        |doing: &'static str| move |error: io::Error| format!("could not {doing}: {error}");
     let handle = match &record.process {
-        Some(process) if record.phase == Phase::Running => process.find().map_err(failed("find QEMU"))?,
+        Some(process) if record.phase == Phase::Running => {
+            process.find().map_err(failed("find QEMU"))?
+        }
         _ => None,
     };
-    let Some(handle) = handle else { return Err("its virtual machine does not run".to_owned()) };
+    let Some(handle) = handle else {
+        return Err("its virtual machine does not run".to_owned());
+    };
     let watch = handle.watch().map_err(failed("watch QEMU"))?;
     let name = shared.places.instance.pod_name(record.slot);
     let namespace = network::open_namespace(&name).map_err(failed("enter its network"))?;
     let interledger = InterledgerPort::bind(&namespace, shared.pool.block(record.slot))
         .map_err(failed("open its Interledger port"))?;
-    let socket =
-        ShortDir::open(&shared.places.pod_dir(&record.hash)).map_err(failed("find its directory"))?;
-    let mut channel =
-        Channel::connect(&socket.path("agent.sock")).await.map_err(failed("reach its agent"))?;
+    let socket = ShortDir::open(&shared.places.pod_dir(&record.hash))
+        .map_err(failed("find its directory"))?;
+    let mut channel = Channel::connect(&socket.path("agent.sock"))
+        .await
+        .map_err(failed("reach its agent"))?;
     let deadline = hello_deadline(shared.accelerator.isolation());
     let met = guest_step(deadline, &watch, hello(&mut channel)).await?;
     if !met.configured || met.containers.len() != record.containers.len() {
@@ -549,13 +652,22 @@ async fn take_up(
             events.event(PodEvent::Exited { container, exit });
         }
     }
-    Ok(Live { record, channel, watch, interledger })
+    Ok(Live {
+        record,
+        channel,
+        watch,
+        interledger,
+    })
 }
 
 /// How a pod's running time ends.
 enum End {
-    Stop { grace: Duration },
-    Lost { reason: String },
+    Stop {
+        grace: Duration,
+    },
+    Lost {
+        reason: String,
+    },
     /// This driver ends, the pod does not.
     Detach,
 }
@@ -563,8 +675,14 @@ enum End {
 impl Live {
     async fn run(self, shared: Arc<Shared>, mut claim: Claim, events: Arc<dyn PodEvents>) {
         claim.set_running();
-        let Self { record, mut channel, watch, interledger } = self;
-        let interledger = AbortOnDropHandle::new(tokio::spawn(interledger.serve(Arc::clone(&events))));
+        let Self {
+            record,
+            mut channel,
+            watch,
+            interledger,
+        } = self;
+        let interledger =
+            AbortOnDropHandle::new(tokio::spawn(interledger.serve(Arc::clone(&events))));
         let end = watch_over(&shared, &mut claim, &record, &mut channel, &watch, &events).await;
         let reason = match end {
             End::Detach => return,
@@ -658,7 +776,12 @@ async fn say_stop(
     events: &Arc<dyn PodEvents>,
     grace: Duration,
 ) {
-    if channel.send(&HostMessage::Stop { grace_ms: millis(grace) }).is_err() {
+    if channel
+        .send(&HostMessage::Stop {
+            grace_ms: millis(grace),
+        })
+        .is_err()
+    {
         return;
     }
     let stopped = async {
@@ -678,8 +801,13 @@ async fn say_stop(
 
 /// QEMU appends to the file; a guest must not fill the disk with it.
 fn bound_console(path: &Path) {
-    let Ok(file) = File::options().write(true).open(path) else { return };
-    if file.metadata().is_ok_and(|metadata| metadata.len() > MAX_CONSOLE_BYTES) {
+    let Ok(file) = File::options().write(true).open(path) else {
+        return;
+    };
+    if file
+        .metadata()
+        .is_ok_and(|metadata| metadata.len() > MAX_CONSOLE_BYTES)
+    {
         let _ = file.set_len(0);
     }
 }
@@ -691,19 +819,47 @@ mod tests {
 
     #[test]
     fn a_container_that_is_not_there_is_a_fault() {
-        let exited = |container| AgentMessage::Exited { container, exit: ContainerExit::Code(0) };
+        let exited = |container| AgentMessage::Exited {
+            container,
+            exit: ContainerExit::Code(0),
+        };
         assert_eq!(
             hear(exited(1), 2),
-            Ok(Heard::Event(PodEvent::Exited { container: 1, exit: ContainerExit::Code(0) }))
+            Ok(Heard::Event(PodEvent::Exited {
+                container: 1,
+                exit: ContainerExit::Code(0)
+            }))
         );
         assert!(hear(exited(2), 2).is_err());
-        assert!(hear(AgentMessage::LogDropped { container: 7, bytes: 1 }, 2).is_err());
-        assert!(hear(AgentMessage::Failed { container: Some(9), message: String::new() }, 2).is_err());
+        assert!(
+            hear(
+                AgentMessage::LogDropped {
+                    container: 7,
+                    bytes: 1
+                },
+                2
+            )
+            .is_err()
+        );
+        assert!(
+            hear(
+                AgentMessage::Failed {
+                    container: Some(9),
+                    message: String::new()
+                },
+                2
+            )
+            .is_err()
+        );
     }
 
     #[test]
     fn output_is_taken_in_small_pieces_only() {
-        let log = |bytes| AgentMessage::Log { container: 0, stream: LogStream::Stdout, data: vec![0; bytes] };
+        let log = |bytes| AgentMessage::Log {
+            container: 0,
+            stream: LogStream::Stdout,
+            data: vec![0; bytes],
+        };
         assert!(hear(log(MAX_LOG_BYTES), 1).is_ok());
         assert!(hear(log(MAX_LOG_BYTES + 1), 1).is_err());
     }
@@ -711,7 +867,13 @@ mod tests {
     #[test]
     fn a_guest_cannot_break_our_lines() {
         let message = format!("no\n\u{1b}[31m{}", "x".repeat(10_000));
-        let Ok(Heard::Failed { reason, .. }) = hear(AgentMessage::Failed { container: None, message }, 1) else {
+        let Ok(Heard::Failed { reason, .. }) = hear(
+            AgentMessage::Failed {
+                container: None,
+                message,
+            },
+            1,
+        ) else {
             panic!("not heard")
         };
         assert!(!reason.chars().any(char::is_control));

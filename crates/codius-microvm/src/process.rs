@@ -12,7 +12,9 @@ use std::{
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fd::OwnedFd,
-    process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid},
+    process::{
+        Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+    },
 };
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
@@ -31,7 +33,11 @@ pub(crate) struct ProcessIdentity {
 impl ProcessIdentity {
     /// The identity of a process that is known to be alive or a zombie of ours.
     pub(crate) fn of(pid: i32) -> io::Result<Self> {
-        Ok(Self { pid, start_time: start_time(pid)?, boot_id: boot_id()? })
+        Ok(Self {
+            pid,
+            start_time: start_time(pid)?,
+            boot_id: boot_id()?,
+        })
     }
 
     /// A hold on the process if it still runs.
@@ -39,10 +45,14 @@ impl ProcessIdentity {
         if self.boot_id != boot_id()? {
             return Ok(None);
         }
-        let Some(handle) = ProcessHandle::open(self.pid)? else { return Ok(None) };
+        let Some(handle) = ProcessHandle::open(self.pid)? else {
+            return Ok(None);
+        };
         // The handle is of whoever has the id now; the start time tells whether it is the one meant.
         match start_time(self.pid) {
-            Ok(start_time) if start_time == self.start_time && !handle.has_ended()? => Ok(Some(handle)),
+            Ok(start_time) if start_time == self.start_time && !handle.has_ended()? => {
+                Ok(Some(handle))
+            }
             _ => {
                 handle.reap();
                 Ok(None)
@@ -58,7 +68,9 @@ pub(crate) struct ProcessHandle(OwnedFd);
 impl ProcessHandle {
     /// `None` if there is no such process.
     pub(crate) fn open(pid: i32) -> io::Result<Option<Self>> {
-        let Some(pid) = Pid::from_raw(pid) else { return Ok(None) };
+        let Some(pid) = Pid::from_raw(pid) else {
+            return Ok(None);
+        };
         match pidfd_open(pid, PidfdFlags::NONBLOCK) {
             Ok(pidfd) => Ok(Some(Self(pidfd))),
             Err(rustix::io::Errno::SRCH) => Ok(None),
@@ -77,7 +89,10 @@ impl ProcessHandle {
             Err(error) => return Err(error.into()),
         }
         if !wait_readable(self.0.as_fd(), KILL_DEADLINE)? {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "a killed process does not end"));
+            return Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "a killed process does not end",
+            ));
         }
         self.reap();
         Ok(())
@@ -86,12 +101,18 @@ impl ProcessHandle {
     /// Takes the exit status if it is our child's: else it would stay as a zombie.
     fn reap(&self) {
         // An error means that it is not our child, and then its parent takes the status.
-        let _ = waitid(WaitId::PidFd(self.0.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
+        let _ = waitid(
+            WaitId::PidFd(self.0.as_fd()),
+            WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
+        );
     }
 
     /// For waiting in a task.
     pub(crate) fn watch(self) -> io::Result<ProcessWatch> {
-        #[expect(unsafe_code, reason = "an AsyncFd has to be promised that its descriptor stays")]
+        #[expect(
+            unsafe_code,
+            reason = "an AsyncFd has to be promised that its descriptor stays"
+        )]
         // SAFETY: an OwnedFd is open and the same descriptor for as long as it lives, and the AsyncFd
         // owns it and never gives it out.
         let registered = unsafe { AsyncFd::register(self.0) };
@@ -107,7 +128,9 @@ impl ProcessWatch {
     /// Returns once the process has ended. May be dropped and called again.
     pub(crate) async fn ended(&self) {
         loop {
-            let Ok(mut guard) = self.0.readable().await else { return };
+            let Ok(mut guard) = self.0.readable().await else {
+                return;
+            };
             // A pidfd stays readable, but readiness may be announced falsely once.
             if wait_readable(self.0.get_ref().as_fd(), Duration::ZERO).unwrap_or(true) {
                 return;
@@ -135,12 +158,15 @@ pub(crate) fn wait_readable(fd: BorrowedFd<'_>, within: Duration) -> io::Result<
 
 /// Names this boot of the machine.
 pub(crate) fn boot_id() -> io::Result<String> {
-    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?
+        .trim()
+        .to_owned())
 }
 
 fn start_time(pid: i32) -> io::Result<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    parse_start_time(&stat).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "unknown form of /proc/PID/stat"))
+    parse_start_time(&stat)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "unknown form of /proc/PID/stat"))
 }
 
 /// The name in parentheses may hold anything, even parentheses and blanks: count from the last one.
@@ -167,9 +193,15 @@ mod tests {
         let pid = i32::try_from(child.id()).unwrap();
         let identity = ProcessIdentity::of(pid).unwrap();
         assert!(identity.find().unwrap().is_some());
-        let other_start = ProcessIdentity { start_time: identity.start_time + 1, ..identity.clone() };
+        let other_start = ProcessIdentity {
+            start_time: identity.start_time + 1,
+            ..identity.clone()
+        };
         assert!(other_start.find().unwrap().is_none());
-        let other_boot = ProcessIdentity { boot_id: "another".into(), ..identity.clone() };
+        let other_boot = ProcessIdentity {
+            boot_id: "another".into(),
+            ..identity.clone()
+        };
         assert!(other_boot.find().unwrap().is_none());
 
         identity.find().unwrap().unwrap().kill_and_wait().unwrap();
@@ -186,7 +218,9 @@ mod tests {
         let early = tokio::time::timeout(Duration::from_millis(20), watch.ended()).await;
         assert!(early.is_err());
         child.kill().unwrap();
-        tokio::time::timeout(Duration::from_secs(5), watch.ended()).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(5), watch.ended())
+            .await
+            .unwrap();
         child.wait().unwrap();
     }
 }

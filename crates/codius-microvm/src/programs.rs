@@ -35,7 +35,11 @@ const SYSTEM_DIRS: [&str; 5] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/
 impl Programs {
     pub(crate) fn find() -> Result<Self, OpenError> {
         let path = std::env::var_os("PATH").unwrap_or_default();
-        Self::find_in(std::env::split_paths(&path).chain(SYSTEM_DIRS.map(PathBuf::from)).collect())
+        Self::find_in(
+            std::env::split_paths(&path)
+                .chain(SYSTEM_DIRS.map(PathBuf::from))
+                .collect(),
+        )
     }
 
     fn find_in(dirs: Vec<PathBuf>) -> Result<Self, OpenError> {
@@ -63,10 +67,17 @@ pub(crate) fn run<A: AsRef<OsStr>>(
     namespace: Option<&OwnedFd>,
 ) -> io::Result<()> {
     let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
     if let Some(namespace) = namespace {
         let namespace = namespace.try_clone()?;
-        #[expect(unsafe_code, reason = "a child has to enter the namespace before it becomes the program")]
+        #[expect(
+            unsafe_code,
+            reason = "a child has to enter the namespace before it becomes the program"
+        )]
         // SAFETY: setns is one system call: no allocation, no lock.
         unsafe {
             command.pre_exec(move || enter_network_namespace(&namespace));
@@ -92,7 +103,10 @@ fn finish(child: &mut Child, script: &str) -> io::Result<()> {
     }
     let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
     if !wait_readable(pidfd.as_fd(), PROGRAM_DEADLINE)? {
-        return Err(io::Error::new(io::ErrorKind::TimedOut, "did not end in time"));
+        return Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            "did not end in time",
+        ));
     }
     let status = child.wait()?;
     if status.success() {
@@ -100,9 +114,14 @@ fn finish(child: &mut Child, script: &str) -> io::Result<()> {
     }
     let mut complaint = Vec::new();
     if let Some(stderr) = child.stderr.take() {
-        stderr.take(MAX_COMPLAINT_BYTES).read_to_end(&mut complaint)?;
+        stderr
+            .take(MAX_COMPLAINT_BYTES)
+            .read_to_end(&mut complaint)?;
     }
-    Err(io::Error::other(format!("{status}: {}", String::from_utf8_lossy(&complaint).trim())))
+    Err(io::Error::other(format!(
+        "{status}: {}",
+        String::from_utf8_lossy(&complaint).trim()
+    )))
 }
 
 /// Moves the calling thread; its children start there.
@@ -131,7 +150,11 @@ pub(crate) fn first_line(program: &Path, argument: &str, deadline: Duration) -> 
     if let Some(stdout) = child.stdout.take() {
         stdout.take(MAX_COMPLAINT_BYTES).read_to_end(&mut text)?;
     }
-    Ok(String::from_utf8_lossy(&text).lines().next().unwrap_or_default().to_owned())
+    Ok(String::from_utf8_lossy(&text)
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .to_owned())
 }
 
 #[cfg(test)]
@@ -150,7 +173,13 @@ mod tests {
 
     #[test]
     fn a_failing_program_is_quoted() {
-        let error = run(Path::new("/bin/sh"), &["-c", "echo no such luck >&2; exit 3"], "", None).unwrap_err();
+        let error = run(
+            Path::new("/bin/sh"),
+            &["-c", "echo no such luck >&2; exit 3"],
+            "",
+            None,
+        )
+        .unwrap_err();
         assert!(error.to_string().contains("no such luck"), "{error}");
         assert!(error.to_string().contains('3'), "{error}");
     }

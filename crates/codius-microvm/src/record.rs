@@ -89,7 +89,9 @@ impl Records {
         let mut records = Vec::new();
         for entry in fs::read_dir(&self.dir)? {
             let path = entry?.path();
-            let is_record = path.extension().is_some_and(|extension| extension == "json");
+            let is_record = path
+                .extension()
+                .is_some_and(|extension| extension == "json");
             match is_record.then(|| read_file(&path)) {
                 Some(Ok(record)) if self.path(&record.hash) == path => records.push(record),
                 Some(Err(error)) if error.kind() == io::ErrorKind::NotFound => {}
@@ -110,7 +112,10 @@ impl Records {
         let mut hashes = Vec::new();
         for entry in fs::read_dir(&self.dir)? {
             let name = entry?.file_name();
-            let hash = name.to_str().and_then(|name| name.strip_suffix(".json")).map(str::parse::<ManifestHash>);
+            let hash = name
+                .to_str()
+                .and_then(|name| name.strip_suffix(".json"))
+                .map(str::parse::<ManifestHash>);
             hashes.extend(hash.and_then(Result::ok));
         }
         Ok(hashes)
@@ -123,10 +128,15 @@ impl Records {
 
 fn read_file(path: &Path) -> io::Result<PodRecord> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(MAX_RECORD_BYTES).read_to_end(&mut bytes)?;
+    File::open(path)?
+        .take(MAX_RECORD_BYTES)
+        .read_to_end(&mut bytes)?;
     let record: PodRecord = serde_json::from_slice(&bytes)?;
     if record.version != RECORD_VERSION {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "a record of another version"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "a record of another version",
+        ));
     }
     Ok(record)
 }
@@ -141,7 +151,11 @@ mod tests {
             hash: ManifestHash::from_bytes([byte; 32]),
             slot,
             phase: Phase::Starting,
-            process: Some(ProcessIdentity { pid: 7, start_time: 8, boot_id: "b".into() }),
+            process: Some(ProcessIdentity {
+                pid: 7,
+                start_time: 8,
+                boot_id: "b".into(),
+            }),
             port: Some(80),
             containers: vec!["web".into()],
         }
@@ -154,7 +168,10 @@ mod tests {
         let (one, two) = (record(1, 4), record(2, 3));
         records.write(&one).unwrap();
         records.write(&two).unwrap();
-        let running = PodRecord { phase: Phase::Running, ..one.clone() };
+        let running = PodRecord {
+            phase: Phase::Running,
+            ..one.clone()
+        };
         records.write(&running).unwrap();
         fs::write(dir.path().join("records/half.new"), "{").unwrap();
         fs::write(records.path(&record(3, 0).hash), "{").unwrap();

@@ -24,6 +24,8 @@ use crate::{
 
 /// How long a pod without a port must run before it counts as started.
 pub const SETTLE: Duration = Duration::from_millis(500);
+/// A driver ended its events without saying why.
+const LET_GO: &str = "the driver has let go of the pod";
 /// How much of a failed container's output goes into the error.
 const TAIL_BYTES: usize = 2000;
 
@@ -143,14 +145,21 @@ pub struct Pod {
 }
 
 impl Pod {
-    /// Waits for the end of the last container or of the machine, and says which.
-    pub async fn ended(&self) -> String {
+    /// Waits for the end of the last container or of the machine. Safe to drop while waiting.
+    pub async fn ended(&self) -> PodEnd {
         let mut status = self.status.clone();
-        match status.wait_for(|status| status.end().is_some()).await {
-            Ok(status) => status.end().unwrap_or_default(),
-            Err(_) => "the driver has let go of the pod".to_owned(),
-        }
+        let ended = status.wait_for(|status| status.end().is_some()).await;
+        ended.ok().and_then(|status| status.end()).unwrap_or_else(|| PodEnd::Lost(LET_GO.to_owned()))
     }
+}
+
+/// Why a pod runs no more, in words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PodEnd {
+    /// Its programs have ended.
+    Exited(String),
+    /// Its machine is gone.
+    Lost(String),
 }
 
 /// What is known of a pod from its events.
@@ -165,14 +174,16 @@ struct Status {
 }
 
 impl Status {
-    fn end(&self) -> Option<String> {
+    fn end(&self) -> Option<PodEnd> {
         if let Some(reason) = &self.lost {
-            return Some(reason.clone());
+            return Some(PodEnd::Lost(reason.clone()));
         }
         let all_ended = !self.exits.is_empty() && self.exits.iter().all(Option::is_some);
-        all_ended.then(|| match self.failure() {
-            Some((container, exit)) => format!("container {container} {}", ExitText(exit)),
-            None => "all containers have ended".to_owned(),
+        all_ended.then(|| {
+            PodEnd::Exited(match self.failure() {
+                Some((container, exit)) => format!("container {container} {}", ExitText(exit)),
+                None => "all containers have ended".to_owned(),
+            })
         })
     }
 
@@ -323,7 +334,7 @@ impl Supervisor {
         // Output that was written just before an exit arrives just after it.
         let status = match waited {
             Ok(Ok(status)) => status.clone(),
-            Ok(Err(_)) => return Err(StartError::Lost { reason: "the driver has let go of it".into() }),
+            Ok(Err(_)) => return Err(StartError::Lost { reason: LET_GO.to_owned() }),
             Err(_) => pod.status.borrow().clone(),
         };
         if let Some(reason) = status.lost {

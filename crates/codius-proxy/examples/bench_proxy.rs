@@ -39,7 +39,9 @@ fn main() -> Result<()> {
             let pod = arguments.next().context("address of the pod")?.parse()?;
             runtime()?.block_on(proxy(pod))
         }
-        first => compare(&Load::parse(first.map(str::to_owned).into_iter().chain(arguments))?),
+        first => compare(&Load::parse(
+            first.map(str::to_owned).into_iter().chain(arguments),
+        )?),
     }
 }
 
@@ -69,7 +71,9 @@ async fn pod() -> Result<()> {
         stream.set_nodelay(true)?;
         tokio::spawn(async move {
             let service = service_fn(|_: Request<Incoming>| async {
-                Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(BODY.as_bytes()))))
+                Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(
+                    BODY.as_bytes(),
+                ))))
             });
             let _ = hyper::server::conn::http1::Builder::new()
                 .serve_connection(TokioIo::new(stream), service)
@@ -238,7 +242,10 @@ fn compare(load: &Load) -> Result<()> {
     let (_proxy, ours) = start(&["--as-proxy", &pod.to_string()])?;
     let (_nginx, nginx) = start_nginx(directory.path(), pod)?;
 
-    let warm_up = Load { seconds: 1, ..*load };
+    let warm_up = Load {
+        seconds: 1,
+        ..*load
+    };
     measure(&warm_up, ours)?;
     measure(&warm_up, nginx)?;
     let (mut rates, mut peer_rates, mut ratios) = (Vec::new(), Vec::new(), Vec::new());

@@ -20,6 +20,7 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use crate::BoxError;
 use crate::limits::Limits;
+use crate::patience::Busy;
 use crate::pool::{Held, PodGone};
 use crate::stall::Stall;
 
@@ -227,7 +228,10 @@ impl Body for PodBody {
 
 /// What a visitor receives: from a pod, from the API, or a refusal of the proxy.
 #[derive(Debug)]
-pub struct ReplyBody<B>(pub(crate) Source<B>);
+pub struct ReplyBody<B> {
+    pub(crate) source: Source<B>,
+    pub(crate) _busy: Busy,
+}
 
 #[derive(Debug)]
 pub(crate) enum Source<B> {
@@ -248,7 +252,7 @@ where
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        match &mut self.get_mut().0 {
+        match &mut self.get_mut().source {
             Source::Pod(body) => Pin::new(body).poll_frame(cx),
             Source::Api(body) => body
                 .as_mut()
@@ -261,7 +265,7 @@ where
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.0 {
+        match &self.source {
             Source::Pod(body) => body.is_end_stream(),
             Source::Api(body) => body.is_end_stream(),
             Source::Refusal(body) => body.is_end_stream(),
@@ -269,7 +273,7 @@ where
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.0 {
+        match &self.source {
             Source::Pod(body) => body.size_hint(),
             Source::Api(body) => body.size_hint(),
             Source::Refusal(body) => body.size_hint(),

@@ -4,8 +4,10 @@
 //! is certain when nothing of it was sent, and harmless when the method is idempotent and the
 //! request has no body (RFC 9110, 9.2.2); otherwise the visitor has to decide.
 
+use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use http::header::EXPECT;
@@ -24,6 +26,7 @@ use crate::failure::Failure;
 use crate::headers::{self, Origin};
 use crate::host::Label;
 use crate::limits::Limits;
+use crate::patience::{Activity, Patience};
 use crate::pool::{ConnectError, Held, Pool, Upstream};
 use crate::tunnel::Tunnel;
 
@@ -38,9 +41,15 @@ pub(crate) struct Forwarder<'a> {
     pub(crate) tunnels: &'a TaskTracker,
     pub(crate) origin: &'a Origin,
     pub(crate) shutdown: &'a CancellationToken,
+    pub(crate) patience: &'a Mutex<Patience>,
+    pub(crate) activity: &'a Arc<Activity>,
 }
 
 impl Forwarder<'_> {
+    fn patience(&self, action: impl FnOnce(&mut Patience)) {
+        action(&mut self.patience.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
     /// Sends `request` to the pod at `address`.
     pub(crate) async fn forward(
         &self,
@@ -102,14 +111,28 @@ impl Forwarder<'_> {
         label: &impl Fn() -> String,
     ) -> Result<Response<Incoming>, Unanswered> {
         let gone = held.gone();
-        let late = head_deadline(self.limits, request.body().movement());
-        let exchange = held.exchange(request);
-        // Dropping the exchange closes the connection, since `held` is then dropped unfinished.
-        let reply = tokio::select! {
-            biased;
-            reply = exchange => reply,
-            () = gone => return Err(Unanswered::Failed(Failure::Refused(label()))),
-            () = late => return Err(Unanswered::Failed(Failure::HeadTimeout(label()))),
+        let movement = request.body().movement();
+        // Every early return below drops `held` unfinished, which closes its connection.
+        let mut exchange = std::pin::pin!(held.exchange(request));
+        let mut patience = Patience::default();
+        self.patience(|kept| std::mem::swap(kept, &mut patience));
+        patience.renew();
+        let quick = std::future::poll_fn(|cx| match exchange.as_mut().poll(cx) {
+            Poll::Ready(reply) => Poll::Ready(Some(reply)),
+            Poll::Pending => patience.poll_slow(cx).map(|()| None),
+        })
+        .await;
+        self.patience(|kept| *kept = patience);
+        let reply = match quick {
+            Some(reply) => reply,
+            None => tokio::select! {
+                biased;
+                reply = exchange => reply,
+                () = gone => return Err(Unanswered::Failed(Failure::Refused(label()))),
+                () = head_deadline(self.limits, movement) => {
+                    return Err(Unanswered::Failed(Failure::HeadTimeout(label())));
+                }
+            },
         };
         reply.map_err(|mut error| match error.take_message() {
             Some(request) => Unanswered::NothingSent(Box::new(request)),
@@ -190,6 +213,7 @@ impl Forwarder<'_> {
             visitor,
             pod: hyper::upgrade::on(&mut reply),
             slot,
+            _busy: self.activity.begin(),
             pod_gone: pod_gone.clone(),
             shutdown: self.shutdown.clone(),
             silence: self.limits.tunnel_silence,
@@ -269,7 +293,9 @@ fn gate(parts: &mut Parts, incoming: &Incoming, limits: &Limits) -> Option<Gate>
             let _ = open.send(());
         }
     });
-    parts.extensions.extend(std::mem::take(carrier.extensions_mut()));
+    parts
+        .extensions
+        .extend(std::mem::take(carrier.extensions_mut()));
     Some(Gate {
         opened,
         wait: Box::pin(tokio::time::sleep(limits.continue_wait)),

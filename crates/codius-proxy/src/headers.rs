@@ -161,7 +161,10 @@ mod tests {
             ("cookie", "kept"),
         ]);
         remove_hop_by_hop(&mut map).unwrap();
-        assert_eq!(lines(&map), ["content-length: 3", "cookie: kept", "host: a"]);
+        assert_eq!(
+            lines(&map),
+            ["content-length: 3", "cookie: kept", "host: a"]
+        );
     }
 
     #[test]
@@ -179,11 +182,17 @@ mod tests {
 
     #[test]
     fn an_upgrade_must_be_named_by_connection() {
-        let websocket = [("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")];
+        let websocket = [
+            ("connection", "keep-alive, Upgrade"),
+            ("upgrade", "websocket"),
+        ];
         assert_eq!(upgrade(&headers(&websocket)).unwrap(), "websocket");
         assert_eq!(upgrade(&headers(&websocket[1..])), None);
         assert_eq!(upgrade(&headers(&websocket[..1])), None);
-        let http2 = [("connection", "Upgrade, HTTP2-Settings"), ("upgrade", "h2c")];
+        let http2 = [
+            ("connection", "Upgrade, HTTP2-Settings"),
+            ("upgrade", "h2c"),
+        ];
         assert_eq!(upgrade(&headers(&http2)), None);
     }
 

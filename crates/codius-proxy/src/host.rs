@@ -104,8 +104,20 @@ mod tests {
         let long = format!("{HASH}a.host");
         let short = format!("{}.host", &HASH[1..]);
         let digit = format!("{}1.host", &HASH[1..]);
-        for host in ["host.example", "", "127.0.0.1:3000", "[::1]:3000", &long, &short, &digit] {
-            assert_eq!(target(Version::HTTP_11, "/", &[host]).unwrap(), None, "{host}");
+        for host in [
+            "host.example",
+            "",
+            "127.0.0.1:3000",
+            "[::1]:3000",
+            &long,
+            &short,
+            &digit,
+        ] {
+            assert_eq!(
+                target(Version::HTTP_11, "/", &[host]).unwrap(),
+                None,
+                "{host}"
+            );
         }
         let inner = format!("www.{HASH}.host");
         assert_eq!(target(Version::HTTP_11, "/", &[&inner]).unwrap(), None);
@@ -126,9 +138,17 @@ mod tests {
             ("/", vec!["host/path"]),
             ("/", vec!["a,b"]),
         ] {
-            assert!(target(Version::HTTP_11, uri, &hosts).is_err(), "{uri} {hosts:?}");
+            assert!(
+                target(Version::HTTP_11, uri, &hosts).is_err(),
+                "{uri} {hosts:?}"
+            );
         }
         let absolute = format!("http://{pod}/x");
-        assert_eq!(target(Version::HTTP_11, &absolute, &[&pod]).unwrap().as_deref(), Some(HASH));
+        assert_eq!(
+            target(Version::HTTP_11, &absolute, &[&pod])
+                .unwrap()
+                .as_deref(),
+            Some(HASH)
+        );
     }
 }

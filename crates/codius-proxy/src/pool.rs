@@ -165,9 +165,11 @@ impl Pool {
 
     pub(crate) fn client(&self) -> hyper::client::conn::http1::Builder {
         let mut builder = hyper::client::conn::http1::Builder::new();
-        builder
-            .max_headers(self.limits.header_count)
-            .max_buf_size(BUFFER_BYTES.max(self.limits.head_bytes));
+        // 100 is what hyper does without being asked, and does faster.
+        if self.limits.header_count != 100 {
+            builder.max_headers(self.limits.header_count);
+        }
+        builder.max_buf_size(BUFFER_BYTES.max(self.limits.head_bytes));
         builder
     }
 
@@ -284,23 +286,17 @@ impl Held {
         self.connection.slot.0.gone.clone().cancelled_owned()
     }
 
-    /// Sends `request` and waits for the head of the reply. An error with the request in it means
+    /// Sends `request` and waits for the head of the reply. Drop the connection if this future is
+    /// dropped. An error with the request in it means
     /// that nothing of it was sent.
     pub(crate) async fn exchange(
         &mut self,
         request: Request<RequestBody>,
     ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
-        let PodConnection {
-            sender,
-            connection,
-            ended,
-            ..
-        } = &mut *self.connection;
-        let mut reply = std::pin::pin!(sender.try_send_request(request));
+        let mut reply = std::pin::pin!(self.connection.sender.try_send_request(request));
+        let connection = &mut self.connection;
         std::future::poll_fn(|cx| {
-            if !*ended {
-                *ended = Pin::new(&mut *connection).poll(cx).is_ready();
-            }
+            connection.drive(cx);
             reply.as_mut().poll(cx)
         })
         .await
@@ -320,7 +316,8 @@ impl Held {
             drop(idle);
             return;
         }
-        idle.connections.push_back((self.connection, Instant::now()));
+        idle.connections
+            .push_back((self.connection, Instant::now()));
         if !idle.reaper_runs
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {

@@ -65,10 +65,17 @@ mod tests {
         for _ in 0..8 {
             stall.moved();
             let waited = std::future::poll_fn(|cx| stall.poll(cx));
-            assert!(tokio::time::timeout(Duration::from_secs(5), waited).await.is_err());
+            assert!(
+                tokio::time::timeout(Duration::from_secs(5), waited)
+                    .await
+                    .is_err()
+            );
         }
         std::future::poll_fn(|cx| stall.poll(cx)).await;
-        let silent = start.elapsed().checked_sub(Duration::from_secs(40)).unwrap();
+        let silent = start
+            .elapsed()
+            .checked_sub(Duration::from_secs(40))
+            .unwrap();
         assert!((limit..=2 * limit).contains(&silent), "{silent:?}");
     }
 }

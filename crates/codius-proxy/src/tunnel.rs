@@ -15,6 +15,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::CancellationToken;
 
+use crate::patience::Busy;
 use crate::pool::Slot;
 
 /// Bytes under way in each direction; a slow side slows the other.
@@ -24,6 +25,8 @@ pub(crate) struct Tunnel {
     pub(crate) visitor: OnUpgrade,
     pub(crate) pod: OnUpgrade,
     pub(crate) slot: Slot,
+    /// Keeps the wait for the next request from ending the visitor's connection.
+    pub(crate) _busy: Busy,
     pub(crate) pod_gone: CancellationToken,
     pub(crate) shutdown: CancellationToken,
     pub(crate) silence: Duration,
@@ -33,7 +36,8 @@ impl Tunnel {
     pub(crate) async fn run(self) {
         let moved = Arc::new(AtomicBool::new(false));
         let copy = async {
-            let (visitor, pod) = tokio::try_join!(self.visitor, self.pod).map_err(io::Error::other)?;
+            let (visitor, pod) =
+                tokio::try_join!(self.visitor, self.pod).map_err(io::Error::other)?;
             let mut visitor = Watched::new(TokioIo::new(visitor), &moved);
             let mut pod = Watched::new(TokioIo::new(pod), &moved);
             tokio::io::copy_bidirectional_with_sizes(&mut visitor, &mut pod, COPY_BYTES, COPY_BYTES)

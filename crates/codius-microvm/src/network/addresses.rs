@@ -27,7 +27,9 @@ impl Ipv4Pool {
     /// The addresses of a slot; `slot` is below [`Self::slots`].
     pub(crate) fn block(self, slot: u16) -> Block {
         debug_assert!(slot < self.slots(), "slot {slot} of {self}");
-        Block { base: u32::from(self.network) + u32::from(slot) * BLOCK_ADDRESSES }
+        Block {
+            base: u32::from(self.network) + u32::from(slot) * BLOCK_ADDRESSES,
+        }
     }
 }
 
@@ -39,7 +41,9 @@ impl fmt::Display for Ipv4Pool {
 
 /// The text is no such range.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("{text:?} is not an IPv4 range for pods such as 10.88.0.0/16 (prefix length 14 to 29, no host bits)")]
+#[error(
+    "{text:?} is not an IPv4 range for pods such as 10.88.0.0/16 (prefix length 14 to 29, no host bits)"
+)]
 pub struct InvalidPool {
     text: String,
 }
@@ -50,12 +54,18 @@ impl FromStr for Ipv4Pool {
     fn from_str(text: &str) -> Result<Self, InvalidPool> {
         let parse = || {
             let (network, prefix_len) = text.split_once('/')?;
-            let (network, prefix_len): (Ipv4Addr, u8) = (network.parse().ok()?, prefix_len.parse().ok()?);
+            let (network, prefix_len): (Ipv4Addr, u8) =
+                (network.parse().ok()?, prefix_len.parse().ok()?);
             let in_range = (MIN_PREFIX_LEN..=BLOCK_PREFIX_LEN).contains(&prefix_len);
             let host_bits = in_range.then(|| u32::from(network) & (u32::MAX >> prefix_len))?;
-            (host_bits == 0).then_some(Self { network, prefix_len })
+            (host_bits == 0).then_some(Self {
+                network,
+                prefix_len,
+            })
         };
-        parse().ok_or_else(|| InvalidPool { text: text.to_owned() })
+        parse().ok_or_else(|| InvalidPool {
+            text: text.to_owned(),
+        })
     }
 }
 
@@ -108,7 +118,15 @@ mod tests {
 
     #[test]
     fn only_whole_ranges_are_taken() {
-        for bad in ["10.88.0.0", "10.88.0.1/16", "10.0.0.0/8", "10.88.0.0/30", "10.88.0.0/33", "x/16", "::/64"] {
+        for bad in [
+            "10.88.0.0",
+            "10.88.0.1/16",
+            "10.0.0.0/8",
+            "10.88.0.0/30",
+            "10.88.0.0/33",
+            "x/16",
+            "::/64",
+        ] {
             assert!(bad.parse::<Ipv4Pool>().is_err(), "{bad}");
         }
         assert_eq!("10.88.3.0/29".parse::<Ipv4Pool>().unwrap().slots(), 1);

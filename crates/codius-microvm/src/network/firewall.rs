@@ -53,7 +53,10 @@ fn nameserver_rule(interfaces: &str, nameservers: &[Ipv4Addr]) -> String {
 pub(super) fn pod_rules(block: Block, pool: Ipv4Pool, nameservers: &[Ipv4Addr]) -> String {
     let (host, gateway, guest) = (block.host(), block.gateway(), block.guest());
     let not_public = not_public(pool);
-    let nameservers = nameserver_rule(&format!("iifname \"{TAP}\" oifname \"{UPLINK}\""), nameservers);
+    let nameservers = nameserver_rule(
+        &format!("iifname \"{TAP}\" oifname \"{UPLINK}\""),
+        nameservers,
+    );
     format!(
         r#"table inet pod {{
   {not_public}
@@ -140,7 +143,11 @@ mod tests {
     #[test]
     fn no_rule_of_the_host_is_about_other_interfaces() {
         let instance: Instance = "ab12".parse().unwrap();
-        let rules = host_rules(&instance, "10.88.0.0/16".parse().unwrap(), &[Ipv4Addr::new(192, 168, 1, 1)]);
+        let rules = host_rules(
+            &instance,
+            "10.88.0.0/16".parse().unwrap(),
+            &[Ipv4Addr::new(192, 168, 1, 1)],
+        );
         let verdicts = ["accept", "drop", "reject", "masquerade"];
         for rule in rules.lines().filter(|line| !line.contains("policy")) {
             if verdicts.iter().any(|verdict| rule.contains(verdict)) {

@@ -9,8 +9,8 @@ mod namespace;
 
 use std::{fs, io, net::Ipv4Addr, os::fd::OwnedFd, path::Path};
 
-pub use addresses::{InvalidPool, Ipv4Pool};
 pub(crate) use addresses::{Block, TAP_PREFIX_LEN};
+pub use addresses::{InvalidPool, Ipv4Pool};
 pub(crate) use namespace::{bind_tcp, open_namespace};
 
 use crate::{
@@ -53,8 +53,18 @@ pub(crate) fn connect(
     let rules = firewall::pod_rules(block, pool, nameservers);
     run(&programs.nft, &["-f", "-"], &rules, Some(namespace))?;
     namespace::set_up_kernel(namespace)?;
-    run(&programs.ip, &["-batch", "-"], &host_link(name, block), None)?;
-    run(&programs.ip, &["-batch", "-"], &pod_links(block), Some(namespace))
+    run(
+        &programs.ip,
+        &["-batch", "-"],
+        &host_link(name, block),
+        None,
+    )?;
+    run(
+        &programs.ip,
+        &["-batch", "-"],
+        &pod_links(block),
+        Some(namespace),
+    )
 }
 
 fn host_link(name: &str, block: Block) -> String {
@@ -94,7 +104,9 @@ pub(crate) fn remove(programs: &Programs, name: &str) -> io::Result<()> {
     let removed = run(&programs.ip, &["-force", "-batch", "-"], &script, None);
     // The interface also goes by itself when its other end does: what counts is that nothing is left.
     if interface_exists(name) || namespace::namespace_path(name).exists() {
-        removed.and(Err(io::Error::other(format!("network of {name} could not be removed"))))
+        removed.and(Err(io::Error::other(format!(
+            "network of {name} could not be removed"
+        ))))
     } else {
         Ok(())
     }
@@ -104,7 +116,10 @@ pub(crate) fn remove(programs: &Programs, name: &str) -> io::Result<()> {
 pub(crate) fn slots_in_use(instance: &Instance) -> io::Result<Vec<u16>> {
     let prefix = instance.pod_prefix();
     let mut slots = Vec::new();
-    for dir in [Path::new("/sys/class/net"), Path::new(namespace::NAMESPACE_DIR)] {
+    for dir in [
+        Path::new("/sys/class/net"),
+        Path::new(namespace::NAMESPACE_DIR),
+    ] {
         let entries = match fs::read_dir(dir) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -112,7 +127,10 @@ pub(crate) fn slots_in_use(instance: &Instance) -> io::Result<Vec<u16>> {
         };
         for entry in entries {
             let name = entry?.file_name();
-            let slot = name.to_str().and_then(|name| name.strip_prefix(&prefix)).map(str::parse::<u16>);
+            let slot = name
+                .to_str()
+                .and_then(|name| name.strip_prefix(&prefix))
+                .map(str::parse::<u16>);
             slots.extend(slot.and_then(Result::ok));
         }
     }
@@ -128,11 +146,21 @@ pub(crate) fn set_host_rules(
     pool: Ipv4Pool,
     nameservers: &[Ipv4Addr],
 ) -> io::Result<()> {
-    run(&programs.nft, &["-f", "-"], &firewall::host_rules(instance, pool, nameservers), None)
+    run(
+        &programs.nft,
+        &["-f", "-"],
+        &firewall::host_rules(instance, pool, nameservers),
+        None,
+    )
 }
 
 pub(crate) fn remove_host_rules(programs: &Programs, instance: &Instance) -> io::Result<()> {
-    run(&programs.nft, &["-f", "-"], &firewall::no_host_rules(instance), None)
+    run(
+        &programs.nft,
+        &["-f", "-"],
+        &firewall::no_host_rules(instance),
+        None,
+    )
 }
 
 /// Pods reach the internet through this host's routing.
@@ -140,7 +168,9 @@ pub(crate) fn enable_forwarding() -> io::Result<()> {
     const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
     if fs::read_to_string(IP_FORWARD)?.trim() != "1" {
         fs::write(IP_FORWARD, "1")?;
-        tracing::info!("switched on net.ipv4.ip_forward: pods reach the internet through this host");
+        tracing::info!(
+            "switched on net.ipv4.ip_forward: pods reach the internet through this host"
+        );
     }
     Ok(())
 }

@@ -32,18 +32,25 @@ fn inside<T: Send>(
     work: impl FnOnce() -> io::Result<T> + Send,
 ) -> io::Result<T> {
     thread::scope(|scope| {
-        let thread = thread::Builder::new().name("pod-netns".into()).spawn_scoped(scope, || {
-            enter_network_namespace(namespace)?;
-            work()
-        })?;
-        thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace panicked")))
+        let thread = thread::Builder::new()
+            .name("pod-netns".into())
+            .spawn_scoped(scope, || {
+                enter_network_namespace(namespace)?;
+                work()
+            })?;
+        thread
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace panicked")))
     })
 }
 
 /// Makes a tap device that lives as long as the returned descriptor.
 pub(super) fn create_tap(namespace: &OwnedFd, name: &'static str) -> io::Result<OwnedFd> {
     inside(namespace, || {
-        let device = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
+        let device = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/net/tun")?;
         // struct ifreq of netdevice(7): a name of 16 bytes, then a union of 24 that starts with the flags.
         #[repr(C)]
         struct InterfaceRequest {
@@ -53,7 +60,11 @@ pub(super) fn create_tap(namespace: &OwnedFd, name: &'static str) -> io::Result<
         }
         let flags = u16::try_from(libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR)
             .map_err(io::Error::other)?;
-        let mut request = InterfaceRequest { name: [0; libc::IFNAMSIZ], flags, rest: [0; 22] };
+        let mut request = InterfaceRequest {
+            name: [0; libc::IFNAMSIZ],
+            flags,
+            rest: [0; 22],
+        };
         request.name[..name.len()].copy_from_slice(name.as_bytes());
         #[expect(unsafe_code, reason = "there is no safe call for TUNSETIFF")]
         // SAFETY: the request is a whole ifreq (40 bytes), lives through the call and is the kernel's to

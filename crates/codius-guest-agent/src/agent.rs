@@ -1,0 +1,322 @@
+//! The loop of the agent: one `epoll` over the control port, signals, and the containers' pipes.
+//!
+//! Output flows only as fast as the host reads it: when too much waits, the pipes are left alone and the
+//! programs wait, as they would for a terminal. When no host is there, or it does not read, the oldest
+//! output is dropped instead, so that no program depends on the host being well.
+
+use std::{
+    io,
+    os::fd::{BorrowedFd, OwnedFd},
+    time::{Duration, Instant},
+};
+
+use codius_guest_protocol::{AgentMessage, HostMessage, PROTOCOL_VERSION};
+use rustix::{
+    event::{Timespec, epoll},
+    fd::AsFd,
+    io::Errno,
+};
+
+use crate::{
+    boot::Boot,
+    kernel_log,
+    modules::{Modules, Phase},
+    outbox::Outbox,
+    pod::Pod,
+    port::Port,
+    sys,
+};
+
+/// How long programs wait for a host that is connected and does not read.
+const STALL_PATIENCE: Duration = Duration::from_secs(2);
+/// How often the port is tried although nothing said that it is ready.
+const PORT_RETRY: Duration = Duration::from_secs(1);
+/// When a pod without an open port is left to itself and the last modules are loaded.
+const SPARE_PATIENCE: Duration = Duration::from_secs(3);
+const MAX_EVENTS: usize = 32;
+
+/// What an event is about, as a number in the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Port,
+    Signals,
+    Report(u16),
+    Output(u16, usize),
+}
+
+impl Source {
+    fn token(self) -> u64 {
+        match self {
+            Self::Port => 0,
+            Self::Signals => 1,
+            Self::Report(container) => 4 + 4 * u64::from(container),
+            Self::Output(container, output) => {
+                5 + 4 * u64::from(container) + u64::from(output > 0)
+            }
+        }
+    }
+
+    fn from_token(token: u64) -> Self {
+        let container = u16::try_from(token / 4).unwrap_or(0).saturating_sub(1);
+        match (token, token % 4) {
+            (0, _) => Self::Port,
+            (1, _) => Self::Signals,
+            (_, 0) => Self::Report(container),
+            (_, 1) => Self::Output(container, 0),
+            _ => Self::Output(container, 1),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Agent {
+    port: Port,
+    modules: Modules,
+    epoll: OwnedFd,
+    signals: OwnedFd,
+    outbox: Outbox,
+    pod: Option<Pod>,
+    /// A host has attached and not gone since.
+    attached: bool,
+    /// When the host last took a byte, or there was nothing to take.
+    last_progress: Instant,
+    /// Whether the output pipes are in the epoll set.
+    reading: bool,
+}
+
+impl Agent {
+    pub(crate) fn new(boot: Boot) -> io::Result<Self> {
+        let Boot { port, modules } = boot;
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let signals = sys::signal_descriptor(&[libc::SIGCHLD])?;
+        let edges = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
+        add(&epoll, port.as_fd(), Source::Port, edges)?;
+        add(&epoll, signals.as_fd(), Source::Signals, epoll::EventFlags::IN)?;
+        Ok(Self {
+            port,
+            modules,
+            epoll,
+            signals,
+            outbox: Outbox::default(),
+            pod: None,
+            attached: false,
+            last_progress: Instant::now(),
+            reading: true,
+        })
+    }
+
+    /// Runs until the control port breaks, which it does not.
+    pub(crate) fn run(mut self) -> io::Result<()> {
+        let mut events = Vec::with_capacity(MAX_EVENTS);
+        loop {
+            self.receive()?;
+            let now = Instant::now();
+            if let Some(pod) = &mut self.pod {
+                pod.tick(now, &mut self.outbox);
+            }
+            self.tell_exits(now);
+            self.send(now)?;
+            self.choose_reading(now)?;
+
+            let idle_work = self.idle_phase(now);
+            let timeout = if idle_work.is_some() { Some(now) } else { self.next_deadline(now) };
+            events.clear();
+            self.wait(&mut events, timeout)?;
+            if events.is_empty()
+                && let Some(phase) = idle_work
+            {
+                self.modules.load_next(phase);
+            }
+            for event in events.drain(..) {
+                self.handle(Source::from_token(event))?;
+            }
+        }
+    }
+
+    fn wait(&self, events: &mut Vec<u64>, until: Option<Instant>) -> io::Result<()> {
+        let timeout = until.map(|until| {
+            // Rounded up to the next millisecond, lest the loop spins just before a deadline.
+            let left = until.saturating_duration_since(Instant::now());
+            let left = if left.is_zero() { left } else { left + Duration::from_micros(100) };
+            Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() }
+        });
+        let mut buffer = Vec::with_capacity(MAX_EVENTS);
+        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut buffer), timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {
+                events.extend(buffer.iter().map(|event| event.data.u64()));
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn handle(&mut self, source: Source) -> io::Result<()> {
+        let now = Instant::now();
+        match (source, &mut self.pod) {
+            (Source::Signals, pod) => {
+                let mut information = [0; 1024];
+                while rustix::io::read(&self.signals, &mut information).is_ok() {}
+                if let Some(pod) = pod {
+                    pod.reap(now);
+                }
+            }
+            (Source::Report(container), Some(pod)) => {
+                pod.hear(container, now, &mut self.outbox);
+            }
+            (Source::Output(container, output), Some(pod)) => {
+                pod.read_output(container, output, &mut self.outbox);
+            }
+            // Every turn of the loop looks at the port.
+            (Source::Port | Source::Report(_) | Source::Output(..), _) => {}
+        }
+        Ok(())
+    }
+
+    fn receive(&mut self) -> io::Result<()> {
+        let (messages, closed) = self.port.receive()?;
+        for message in messages {
+            self.obey(message)?;
+        }
+        if closed {
+            self.attached = false;
+        }
+        Ok(())
+    }
+
+    fn obey(&mut self, message: HostMessage) -> io::Result<()> {
+        let now = Instant::now();
+        match message {
+            HostMessage::Attach { nonce } => {
+                self.attached = true;
+                self.last_progress = now;
+                self.port.break_line();
+                let mut messages = vec![AgentMessage::Hello {
+                    nonce,
+                    version: PROTOCOL_VERSION,
+                    configured: self.pod.is_some(),
+                    containers: self.pod.as_ref().map(Pod::statuses).unwrap_or_default(),
+                }];
+                messages.extend(self.pod.iter().flat_map(Pod::states));
+                self.outbox.restart(messages);
+            }
+            HostMessage::Configure(config) => {
+                if self.pod.is_some() {
+                    kernel_log::write("configured again; ignored");
+                    return Ok(());
+                }
+                self.modules.load(Phase::Late);
+                let pod = Pod::configure(&config, now, &mut self.outbox);
+                for (number, container) in (0..).zip(pod.containers()) {
+                    if let Some(pipe) = &container.report_pipe {
+                        add(&self.epoll, pipe.as_fd(), Source::Report(number), epoll::EventFlags::IN)?;
+                    }
+                }
+                self.pod = Some(pod);
+                if self.reading {
+                    self.watch_outputs(true)?;
+                }
+            }
+            HostMessage::Ping { id } => self.outbox.push(AgentMessage::Pong { id }),
+            HostMessage::Stop { grace_ms } => match &mut self.pod {
+                Some(pod) => pod.stop(Duration::from_millis(grace_ms), now, &mut self.outbox),
+                None => self.outbox.push(AgentMessage::Stopped),
+            },
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, now: Instant) -> io::Result<()> {
+        if self.attached {
+            let progress = self.port.send(|| self.outbox.pop())?;
+            if progress || !self.has_unsent() {
+                self.last_progress = now;
+            }
+        }
+        Ok(())
+    }
+
+    fn has_unsent(&self) -> bool {
+        self.port.has_unsent() || !self.outbox.is_empty()
+    }
+
+    fn tell_exits(&mut self, now: Instant) {
+        let patient = self.is_patient(now);
+        if let Some(pod) = &mut self.pod {
+            pod.tell_exits(|outbox| !patient || outbox.has_room(), &mut self.outbox);
+        }
+    }
+
+    /// Whether programs are to wait for the host rather than lose output.
+    fn is_patient(&self, now: Instant) -> bool {
+        self.attached && now.saturating_duration_since(self.last_progress) < STALL_PATIENCE
+    }
+
+    /// Takes the output pipes into the epoll set or out of it.
+    fn choose_reading(&mut self, now: Instant) -> io::Result<()> {
+        let reading = self.outbox.has_room() || !self.is_patient(now);
+        if reading != self.reading {
+            self.watch_outputs(reading)?;
+            self.reading = reading;
+        }
+        Ok(())
+    }
+
+    fn watch_outputs(&self, watch: bool) -> io::Result<()> {
+        let containers = self.pod.iter().flat_map(Pod::containers);
+        for (number, container) in (0..).zip(containers) {
+            for (index, output) in container.outputs.iter().enumerate() {
+                let Some(pipe) = &output.pipe else {
+                    continue;
+                };
+                if watch {
+                    let source = Source::Output(number, index);
+                    add(&self.epoll, pipe.as_fd(), source, epoll::EventFlags::IN)?;
+                } else {
+                    epoll::delete(&self.epoll, pipe)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Which modules to load when there is nothing else to do.
+    fn idle_phase(&self, now: Instant) -> Option<Phase> {
+        let settled = self.pod.as_ref().is_some_and(|pod| pod.is_settled(now, SPARE_PATIENCE));
+        let phase = if settled { Phase::Spare } else { Phase::Late };
+        self.modules.has(phase).then_some(phase)
+    }
+
+    fn next_deadline(&self, now: Instant) -> Option<Instant> {
+        let pod = self.pod.as_ref();
+        let retry = (!self.attached || self.has_unsent()).then_some(now + PORT_RETRY);
+        let stall = (!self.reading).then_some(self.last_progress + STALL_PATIENCE);
+        let spare = pod
+            .filter(|_| self.modules.has(Phase::Spare))
+            .map(|_| now + SPARE_PATIENCE);
+        [pod.and_then(Pod::next_tick), retry, stall, spare].into_iter().flatten().min()
+    }
+}
+
+fn add(
+    epoll: &OwnedFd,
+    descriptor: BorrowedFd<'_>,
+    source: Source,
+    flags: epoll::EventFlags,
+) -> io::Result<()> {
+    Ok(epoll::add(epoll, descriptor, epoll::EventData::new_u64(source.token()), flags)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_source_is_found_again_by_its_number() {
+        let containers = (0..16).flat_map(|container| {
+            [Source::Report(container), Source::Output(container, 0), Source::Output(container, 1)]
+        });
+        for source in [Source::Port, Source::Signals].into_iter().chain(containers) {
+            assert_eq!(Source::from_token(source.token()), source);
+        }
+    }
+}

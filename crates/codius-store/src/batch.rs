@@ -1,0 +1,119 @@
+//! What is written together.
+
+use std::fmt;
+
+use codius_ledger::{Lease, Order, Transaction};
+
+/// Becomes durable as a whole or not at all. Transactions are applied in their order; none may take
+/// an account below zero that may not be there.
+#[derive(Debug, Clone, Default)]
+pub struct Batch {
+    pub transactions: Vec<Transaction>,
+    /// Replaces the state and payer of an order with the same id; an answered one is final.
+    pub orders: Vec<Order>,
+    /// Replaces the lease with the same hash and creation; an ended one is final, and a hash has one
+    /// lease that has not ended.
+    pub leases: Vec<LeaseRecord>,
+    /// `None` removes.
+    pub meta: Vec<(String, Option<Vec<u8>>)>,
+    /// Kept if there is one of the name already: secrets never change.
+    pub secrets: Vec<(String, [u8; 32])>,
+}
+
+/// A lease to write.
+#[derive(Debug, Clone)]
+pub struct LeaseRecord {
+    pub lease: Lease,
+    /// Needed when the lease is new; `None` leaves what is there.
+    pub upload: Option<StoredUpload>,
+}
+
+/// What a lease runs.
+#[derive(Clone, PartialEq, Eq)]
+pub struct StoredUpload {
+    /// Body of the upload, with private variables.
+    pub upload_json: String,
+    /// The images' digests as they were resolved at the upload.
+    pub images_json: String,
+}
+
+/// Without the private variables.
+impl fmt::Debug for StoredUpload {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("StoredUpload")
+            .field(
+                "upload_json",
+                &format_args!("{} bytes", self.upload_json.len()),
+            )
+            .field("images_json", &self.images_json)
+            .finish()
+    }
+}
+
+impl Batch {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    #[must_use]
+    pub fn transaction(mut self, transaction: Transaction) -> Self {
+        self.transactions.push(transaction);
+        self
+    }
+
+    #[must_use]
+    pub fn order(mut self, order: Order) -> Self {
+        self.orders.push(order);
+        self
+    }
+
+    /// A lease that is stored already.
+    #[must_use]
+    pub fn lease(mut self, lease: Lease) -> Self {
+        self.leases.push(LeaseRecord {
+            lease,
+            upload: None,
+        });
+        self
+    }
+
+    #[must_use]
+    pub fn new_lease(mut self, lease: Lease, upload: StoredUpload) -> Self {
+        self.leases.push(LeaseRecord {
+            lease,
+            upload: Some(upload),
+        });
+        self
+    }
+
+    #[must_use]
+    pub fn meta(mut self, key: &str, value: Option<Vec<u8>>) -> Self {
+        self.meta.push((key.to_owned(), value));
+        self
+    }
+
+    #[must_use]
+    pub fn secret(mut self, name: &str, value: [u8; 32]) -> Self {
+        self.secrets.push((name.to_owned(), value));
+        self
+    }
+
+    /// How many things are in it.
+    pub fn len(&self) -> usize {
+        self.transactions.len()
+            + self.orders.len()
+            + self.leases.len()
+            + self.meta.len()
+            + self.secrets.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl From<Transaction> for Batch {
+    fn from(transaction: Transaction) -> Self {
+        Self::new().transaction(transaction)
+    }
+}

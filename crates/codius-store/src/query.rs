@@ -1,0 +1,168 @@
+//! What can be read.
+
+use std::collections::BTreeMap;
+
+use codius_ledger::{Account, Lease, Order, OrderId, Reason};
+use codius_manifest::ManifestHash;
+use rusqlite::{Connection, OptionalExtension, Row};
+
+use crate::{
+    StoreError, StoredUpload,
+    row::{LEASE_COLUMNS, ORDER_COLUMNS, lease_of, order_of, parsed, unsigned},
+};
+
+/// All that a starting host needs to know, of one moment.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    /// Accounts that are not at zero.
+    pub balances: BTreeMap<Account, i64>,
+    /// Leases that have not ended, oldest first.
+    pub leases: Vec<StoredLease>,
+    /// Orders without an answer.
+    pub open_orders: Vec<Order>,
+    pub meta: BTreeMap<String, Vec<u8>>,
+    pub secrets: BTreeMap<String, [u8; 32]>,
+}
+
+/// A lease with what it runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredLease {
+    pub lease: Lease,
+    /// `None` once the lease has ended.
+    pub upload: Option<StoredUpload>,
+}
+
+/// A posting, as the holder of the account sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Number of the transaction; later ones are larger.
+    pub transaction: u64,
+    pub at_unix_ms: u64,
+    pub reason: Reason,
+    pub reference: Option<[u8; 32]>,
+    pub amount: i64,
+}
+
+pub(crate) fn snapshot(connection: &Connection) -> Result<Snapshot, StoreError> {
+    // One read transaction, so that everything is of one moment.
+    let connection = connection.unchecked_transaction()?;
+    let mut snapshot = Snapshot {
+        balances: balances(&connection)?,
+        ..Snapshot::default()
+    };
+
+    let mut select = connection.prepare(&format!(
+        "SELECT {LEASE_COLUMNS}, uploads.upload, uploads.images
+         FROM leases LEFT JOIN uploads ON uploads.lease = leases.id
+         WHERE leases.state <> 'ended' ORDER BY leases.id"
+    ))?;
+    let mut rows = select.query([])?;
+    while let Some(row) = rows.next()? {
+        snapshot.leases.push(stored_lease_of(row)?);
+    }
+
+    let mut select = connection.prepare(&format!(
+        "SELECT {ORDER_COLUMNS} FROM orders WHERE state = 'open' ORDER BY id"
+    ))?;
+    let mut rows = select.query([])?;
+    while let Some(row) = rows.next()? {
+        snapshot.open_orders.push(order_of(row)?);
+    }
+
+    let mut select = connection.prepare("SELECT key, value FROM meta")?;
+    let rows = select.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    snapshot.meta = rows.collect::<Result<_, _>>()?;
+    let mut select = connection.prepare("SELECT name, value FROM secrets")?;
+    let rows = select.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    snapshot.secrets = rows.collect::<Result<_, _>>()?;
+    Ok(snapshot)
+}
+
+pub(crate) fn balances(connection: &Connection) -> Result<BTreeMap<Account, i64>, StoreError> {
+    let mut select =
+        connection.prepare_cached("SELECT name, balance FROM accounts WHERE balance <> 0")?;
+    let mut rows = select.query([])?;
+    let mut balances = BTreeMap::new();
+    while let Some(row) = rows.next()? {
+        balances.insert(parsed("account", &row.get::<_, String>(0)?)?, row.get(1)?);
+    }
+    Ok(balances)
+}
+
+pub(crate) fn balance(connection: &Connection, account: &Account) -> Result<i64, StoreError> {
+    let balance = connection
+        .prepare_cached("SELECT balance FROM accounts WHERE name = ?1")?
+        .query_row([account.to_string()], |row| row.get(0))
+        .optional()?;
+    Ok(balance.unwrap_or(0))
+}
+
+/// The lease of a hash that has not ended, else the last one that has.
+pub(crate) fn lease(
+    connection: &Connection,
+    hash: &ManifestHash,
+) -> Result<Option<StoredLease>, StoreError> {
+    let mut select = connection.prepare_cached(&format!(
+        "SELECT {LEASE_COLUMNS}, uploads.upload, uploads.images
+         FROM leases LEFT JOIN uploads ON uploads.lease = leases.id
+         WHERE leases.hash = ?1
+         ORDER BY leases.state = 'ended', leases.created_at_unix_ms DESC LIMIT 1"
+    ))?;
+    let mut rows = select.query([hash.to_string()])?;
+    rows.next()?.map(stored_lease_of).transpose()
+}
+
+fn stored_lease_of(row: &Row<'_>) -> Result<StoredLease, StoreError> {
+    let lease = lease_of(row)?;
+    let upload: Option<String> = row.get(10)?;
+    let upload = match upload {
+        Some(upload_json) => Some(StoredUpload {
+            upload_json,
+            images_json: row.get(11)?,
+        }),
+        None if lease.is_ended() => None,
+        None => {
+            return Err(StoreError::wrong(format!(
+                "lease {} without its upload",
+                lease.hash()
+            )));
+        }
+    };
+    Ok(StoredLease { lease, upload })
+}
+
+pub(crate) fn order(connection: &Connection, id: &OrderId) -> Result<Option<Order>, StoreError> {
+    let mut select =
+        connection.prepare_cached(&format!("SELECT {ORDER_COLUMNS} FROM orders WHERE id = ?1"))?;
+    let mut rows = select.query([id.to_string()])?;
+    rows.next()?.map(order_of).transpose()
+}
+
+/// The newest postings of an account, newest first.
+pub(crate) fn entries(
+    connection: &Connection,
+    account: &Account,
+    limit: usize,
+) -> Result<Vec<Entry>, StoreError> {
+    let mut select = connection.prepare_cached(
+        "SELECT transactions.id, at_unix_ms, reason, reference, amount
+         FROM accounts
+         JOIN postings ON postings.account = accounts.id
+         JOIN transactions ON transactions.id = postings.transaction_id
+         WHERE accounts.name = ?1
+         ORDER BY postings.transaction_id DESC LIMIT ?2",
+    )?;
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let mut rows = select.query((account.to_string(), limit))?;
+    let mut entries = Vec::new();
+    while let Some(row) = rows.next()? {
+        entries.push(Entry {
+            transaction: unsigned("transaction", row.get(0)?)?,
+            at_unix_ms: unsigned("time", row.get(1)?)?,
+            reason: parsed("reason", &row.get::<_, String>(2)?)?,
+            reference: row.get(3)?,
+            amount: row.get(4)?,
+        });
+    }
+    Ok(entries)
+}

@@ -1,0 +1,151 @@
+//! Tables, and how older files become newer ones.
+
+use std::path::Path;
+
+use rusqlite::{Connection, TransactionBehavior};
+
+use crate::StoreError;
+
+/// `CODI`: what `file` and SQLite call the application id.
+const APPLICATION_ID: i64 = 0x434f_4449;
+
+/// How long to wait for another process, such as the operator's `sqlite3`, to let go of a lock.
+const BUSY_TIMEOUT_MS: u32 = 5000;
+
+/// In order; the number of those applied is the file's `user_version`. An entry never changes once a
+/// version with it was released.
+const MIGRATIONS: [&str; 1] = [include_str!("schema/0001.sql")];
+
+/// Settings of every connection.
+pub(crate) fn prepare(connection: &Connection) -> Result<(), StoreError> {
+    connection.pragma_update(None, "busy_timeout", BUSY_TIMEOUT_MS)?;
+    connection.pragma_update(None, "foreign_keys", true)?;
+    connection.pragma_update(None, "trusted_schema", false)?;
+    Ok(())
+}
+
+/// Settings of the writing connection, and the newest schema.
+pub(crate) fn open(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
+    prepare(connection)?;
+    let application: i64 = connection
+        .pragma_query_value(None, "application_id", |row| row.get(0))
+        .map_err(|error| match StoreError::of(error) {
+            StoreError::Inconsistent { .. } => StoreError::NotOurs {
+                path: path.to_owned(),
+            },
+            other => other,
+        })?;
+    let tables: i64 =
+        connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    if application != APPLICATION_ID && (application != 0 || tables != 0) {
+        return Err(StoreError::NotOurs {
+            path: path.to_owned(),
+        });
+    }
+    let mode: String =
+        connection.pragma_update_and_check(None, "journal_mode", "wal", |row| row.get(0))?;
+    if mode != "wal" {
+        return Err(StoreError::wrong(format!(
+            "journal mode is {mode} and cannot be changed"
+        )));
+    }
+    // FULL: the log is synced at each commit, not only when it is moved into the database.
+    connection.pragma_update(None, "synchronous", "full")?;
+    // Private variables of a lease that has ended are overwritten, not just unlinked.
+    connection.pragma_update(None, "secure_delete", true)?;
+    connection.pragma_update(None, "journal_size_limit", 64 << 20)?;
+    migrate(connection, path, &MIGRATIONS)
+}
+
+fn migrate(
+    connection: &mut Connection,
+    path: &Path,
+    migrations: &[&str],
+) -> Result<(), StoreError> {
+    let known = i64::try_from(migrations.len()).expect("there are few migrations");
+    let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    let done = usize::try_from(found)
+        .ok()
+        .filter(|done| *done <= migrations.len());
+    let Some(done) = done else {
+        return Err(StoreError::TooNew {
+            path: path.to_owned(),
+            found,
+            known,
+        });
+    };
+    for (version, migration) in (found + 1..).zip(&migrations[done..]) {
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        transaction.execute_batch(migration)?;
+        transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+        transaction.pragma_update(None, "user_version", version)?;
+        transaction.commit()?;
+        tracing::info!(version, "database schema updated");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn version(connection: &Connection) -> i64 {
+        connection
+            .pragma_query_value(None, "user_version", |row| row.get(0))
+            .unwrap()
+    }
+
+    #[test]
+    fn an_older_file_keeps_its_rows_and_gets_what_is_new() {
+        let path = Path::new("x");
+        let mut connection = Connection::open_in_memory().unwrap();
+        migrate(
+            &mut connection,
+            path,
+            &["CREATE TABLE a (x INTEGER) STRICT"],
+        )
+        .unwrap();
+        connection.execute("INSERT INTO a VALUES (7)", []).unwrap();
+        let newer = [
+            "CREATE TABLE a (x INTEGER) STRICT",
+            "ALTER TABLE a ADD COLUMN y INTEGER DEFAULT 8",
+        ];
+        migrate(&mut connection, path, &newer).unwrap();
+        let row: (i64, i64) = connection
+            .query_row("SELECT x, y FROM a", [], |row| {
+                Ok((row.get(0)?, row.get(1)?))
+            })
+            .unwrap();
+        assert_eq!((row, version(&connection)), ((7, 8), 2));
+        migrate(&mut connection, path, &newer).unwrap();
+    }
+
+    #[test]
+    fn a_migration_that_fails_changes_nothing() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        let broken = ["CREATE TABLE a (x INTEGER) STRICT; INSERT INTO nowhere VALUES (1)"];
+        migrate(&mut connection, Path::new("x"), &broken).unwrap_err();
+        let tables: i64 = connection
+            .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
+            .unwrap();
+        assert_eq!((tables, version(&connection)), (0, 0));
+    }
+
+    #[test]
+    fn a_newer_file_is_left_alone() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        connection.pragma_update(None, "user_version", 99).unwrap();
+        let error = migrate(&mut connection, Path::new("x"), &MIGRATIONS).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                StoreError::TooNew {
+                    found: 99,
+                    known: 1,
+                    ..
+                }
+            ),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,87 @@
+//! The HTTP API: version 1 as the first Codius host had it, and what is new under `/api/v2`.
+
+mod info;
+mod leases;
+mod logs;
+mod pods;
+mod query;
+
+use std::{sync::Arc, time::Instant};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{DefaultBodyLimit, Request, State},
+    http::{HeaderValue, Method, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::{MethodFilter, get, on},
+};
+use codius_ledger::{Asset, Seconds, StoredResponse};
+use codius_pod::Isolation;
+use serde::Serialize;
+
+use crate::{http_error::HttpError, leases::Leases, orders::Orders};
+
+/// Longest body of a request, as in the original.
+const MAX_BODY_BYTES: usize = 1024 * 1024;
+
+/// What the handlers work with.
+pub(crate) struct Api {
+    pub(crate) leases: Arc<Leases>,
+    pub(crate) orders: Arc<Orders>,
+    pub(crate) asset: Asset,
+    /// As the operator wrote it.
+    pub(crate) cost_per_month: String,
+    pub(crate) max_duration: Seconds,
+    pub(crate) isolation: Isolation,
+    pub(crate) isolation_reason: String,
+    pub(crate) started: Instant,
+}
+
+type Shared = State<Arc<Api>>;
+
+pub(crate) fn router(api: Api) -> Router {
+    Router::new()
+        .route("/pods", on(MethodFilter::OPTIONS, pods::quote).post(pods::upload).put(pods::extend).get(pods::show))
+        .route("/pods/{hash}/logs", get(logs::raw))
+        .route("/info", get(info::info))
+        .route("/memory", get(info::memory))
+        .route("/version", get(info::version))
+        .route("/peers", get(info::peers))
+        .route("/api/v2/leases/{hash}/events", get(leases::events))
+        .fallback(unknown)
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .with_state(Arc::new(api))
+}
+
+/// As in the original: a page for people who look, an error for everything else.
+async fn unknown(State(api): Shared, request: Request) -> Response {
+    if matches!(*request.method(), Method::GET | Method::HEAD) && !request.uri().path().starts_with("/api/") {
+        return info::page(&api).into_response();
+    }
+    HttpError::new(StatusCode::NOT_FOUND, "Not Found").into_response()
+}
+
+/// A JSON reply, with the headers of the original.
+fn json<T: Serialize>(status: StatusCode, body: &T) -> Response {
+    match serde_json::to_string(body) {
+        Ok(text) => json_text(status, text),
+        Err(error) => {
+            tracing::error!(%error, "a reply could not be written as JSON");
+            HttpError::internal().into_response()
+        }
+    }
+}
+
+fn json_text(status: StatusCode, text: String) -> Response {
+    let mut reply = (status, Body::from(text)).into_response();
+    let headers = reply.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    reply
+}
+
+fn answer(response: StoredResponse) -> Response {
+    let status = StatusCode::from_u16(response.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    json_text(status, response.body)
+}

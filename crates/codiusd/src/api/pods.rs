@@ -1,0 +1,157 @@
+//! `/pods`: quotes, uploads, extensions, and what runs.
+
+use std::sync::Arc;
+
+use axum::{
+    body::Bytes,
+    extract::{State, rejection::BytesRejection},
+    http::{HeaderMap, Method, StatusCode, Uri, header},
+    response::Response,
+};
+use base64::{Engine, alphabet, engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig}};
+use codius_api::{PodStatusReply, QuoteReply, Units};
+use codius_ledger::{OrderId, RequestDigest};
+use codius_manifest::Upload;
+
+use super::{Shared, answer, json, query};
+use crate::{
+    http_error::HttpError,
+    orders::{PaidRequest, What},
+};
+
+const TOKEN_BYTES: usize = 16;
+
+/// `OPTIONS /pods`: the hash and the price of a manifest. Free, and needs no payment channel.
+pub(super) async fn quote(
+    State(api): Shared,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, HttpError> {
+    let body = json_body(&headers, body)?;
+    let upload = Upload::parse(&body)?;
+    api.leases.spec(&upload)?;
+    let duration = query::duration(uri.query(), api.max_duration)?;
+    let price = api.orders.price(duration)?;
+    Ok(json(StatusCode::OK, &QuoteReply { manifest_hash: upload.hash(), price: Units(price) }))
+}
+
+/// `POST /pods`: runs a manifest for the time that is paid for, or longer if it runs already.
+pub(super) async fn upload(
+    State(api): Shared,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, HttpError> {
+    let id = pay_token(&headers)?;
+    let body = json_body(&headers, body)?;
+    let upload = Upload::parse(&body)?;
+    let duration = query::duration(uri.query(), api.max_duration)?;
+    let digest = digest(&method, &uri, &body);
+    let request = PaidRequest { id, digest, duration, what: What::Upload(Arc::new(upload)) };
+    Ok(answer(api.orders.handle(request).await?))
+}
+
+/// `PUT /pods`: more time for a pod that runs. A body is not read.
+pub(super) async fn extend(
+    State(api): Shared,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<Response, HttpError> {
+    let id = pay_token(&headers)?;
+    let hash = query::manifest_hash(uri.query())?;
+    let duration = query::duration(uri.query(), api.max_duration)?;
+    let digest = digest(&method, &uri, b"");
+    Ok(answer(api.orders.handle(PaidRequest { id, digest, duration, what: What::Extend(hash) }).await?))
+}
+
+/// `GET /pods`: where a pod is, until when, and its manifest (the public part).
+pub(super) async fn show(State(api): Shared, uri: Uri) -> Result<Response, HttpError> {
+    let hash = query::manifest_hash(uri.query())?;
+    let shown = api
+        .leases
+        .shown(&hash)
+        .ok_or_else(|| HttpError::new(StatusCode::NOT_FOUND, format!("No manifest with hash of \"{hash}\"")))?;
+    let reply = PodStatusReply {
+        url: shown.url.clone(),
+        manifest_hash: hash,
+        expiry: shown.expires_at,
+        manifest: shown.upload.manifest().as_value().clone(),
+    };
+    Ok(json(StatusCode::OK, &reply))
+}
+
+/// What a token is bound to.
+fn digest(method: &Method, uri: &Uri, body: &[u8]) -> RequestDigest {
+    RequestDigest::of(method.as_str(), uri.path(), uri.query().unwrap_or_default(), body)
+}
+
+/// The order that a `Pay-Token` names: 16 bytes in base64 or base64url, padded or not.
+fn pay_token(headers: &HeaderMap) -> Result<OrderId, HttpError> {
+    const ANY_PADDING: GeneralPurposeConfig = GeneralPurposeConfig::new()
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+        .with_decode_allow_trailing_bits(true);
+    const STANDARD: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, ANY_PADDING);
+    const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, ANY_PADDING);
+    let Some(text) = headers.get("pay-token") else {
+        return Err(HttpError::new(StatusCode::BAD_REQUEST, "must supply `Pay-Token` header.")
+            .next("send 16 random bytes in base64 as `Pay-Token`"));
+    };
+    let bytes = STANDARD.decode(text).or_else(|_| URL_SAFE.decode(text)).unwrap_or_default();
+    if bytes.len() != TOKEN_BYTES {
+        return Err(HttpError::new(StatusCode::BAD_REQUEST, "`Pay-Token` must be 16 bytes base64."));
+    }
+    Ok(OrderId::of_token(&bytes))
+}
+
+/// A body that says it is JSON, or says nothing of it.
+fn json_body(headers: &HeaderMap, body: Result<Bytes, BytesRejection>) -> Result<Bytes, HttpError> {
+    if let Some(kind) = headers.get(header::CONTENT_TYPE) {
+        let essence = kind.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim();
+        let essence = essence.to_ascii_lowercase();
+        if essence != "application/json" && !(essence.starts_with("application/") && essence.ends_with("+json")) {
+            return Err(HttpError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "Unsupported Media Type")
+                .next("send the manifest with Content-Type: application/json"));
+        }
+    }
+    body.map_err(|rejection| {
+        if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+            let text = format!("Payload content length greater than maximum allowed: {}", super::MAX_BODY_BYTES);
+            HttpError::new(StatusCode::PAYLOAD_TOO_LARGE, text)
+        } else {
+            HttpError::new(StatusCode::BAD_REQUEST, "Invalid request payload JSON format")
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_token(text: &str) -> HeaderMap {
+        HeaderMap::from_iter([("pay-token".parse().unwrap(), text.parse().unwrap())])
+    }
+
+    #[test]
+    fn a_token_is_16_bytes_in_any_base64() {
+        let standard = pay_token(&with_token("++//AAECAwQFBgcICQoLDA==")).unwrap();
+        assert_eq!(pay_token(&with_token("--__AAECAwQFBgcICQoLDA")).unwrap(), standard);
+        for text in ["", "AAAA", "!!!!", "AAECAwQFBgcICQoLDA0ODxAREhM="] {
+            assert_eq!(pay_token(&with_token(text)).unwrap_err().status(), 400, "{text}");
+        }
+        let missing = pay_token(&HeaderMap::new()).unwrap_err();
+        assert_eq!(missing.body().message, "must supply `Pay-Token` header.");
+    }
+
+    #[test]
+    fn only_json_is_taken() {
+        let of = |kind: &str| HeaderMap::from_iter([(header::CONTENT_TYPE, kind.parse().unwrap())]);
+        let body = || Ok(Bytes::from_static(b"{}"));
+        assert!(json_body(&HeaderMap::new(), body()).is_ok());
+        assert!(json_body(&of("application/json; charset=utf-8"), body()).is_ok());
+        assert!(json_body(&of("application/codius-v1+json"), body()).is_ok());
+        assert_eq!(json_body(&of("text/plain"), body()).unwrap_err().status(), 415);
+    }
+}

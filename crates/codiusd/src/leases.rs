@@ -1,0 +1,656 @@
+//! The leases of this host: from paid to running, charged by the second, to their end.
+//!
+//! ```text
+//!           place                    ready
+//!  (none) ────────▶ Starting ─────────────────▶ Running ──┐ extend, charge
+//!                      │ start failed              │ ◀────┘
+//!                      ▼                           ▼ expired, exited, lost, host stopped
+//!               money back to the order     settled: earned + owed
+//! ```
+//!
+//! Each manifest hash has one [`Slot`]. Its state is behind one lock that is held for the whole of a
+//! step, so two uploads of the same manifest cannot both start it: the second finds it running, and
+//! extends it. Every step is durable before its effect.
+//!
+//! What others see of a lease (its address, expiry and logs) is published beside the lock, so that
+//! no request waits for a pod that is starting.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
+};
+
+use codius_api::{EndReason as ApiEndReason, LeaseEventKind, Phase, PodReply, UnixMillis};
+use codius_ledger::{
+    Account, BootId, EndReason, Lease, LeaseState, Millis, Order, Rate, Reason, Settlement, StoredResponse,
+    Transaction,
+};
+use codius_manifest::{ManifestHash, PodSpec, Upload};
+use codius_pod::{Admission, Machine, Pod, PodEnd, PodLogs, Reservation, ResolvedImage, StartError, Supervisor};
+use codius_store::{Batch, Store, StoreError, StoredLease, StoredUpload};
+use codius_proxy::Proxy;
+use thiserror::Error;
+use tokio::sync::Notify;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::Instrument;
+
+use crate::{
+    clock::{steady_now, wall_now},
+    progress::{Progress, ProgressBoard, Tell},
+    routes::Routes,
+};
+
+/// How often what a running lease has used is made durable. A crash loses the record of at most this
+/// much time, and that only if the pod is lost with it.
+const CHARGE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Everything that leases need; one for the process.
+pub(crate) struct Leases {
+    pub(crate) store: Store,
+    pub(crate) supervisor: Supervisor,
+    pub(crate) admission: Admission,
+    pub(crate) progress: ProgressBoard,
+    pub(crate) routes: Arc<Routes>,
+    pub(crate) proxy: Proxy,
+    pub(crate) rate: Rate,
+    /// `scheme://host[:port]`, as pods are told and as their URLs are made of.
+    pub(crate) public_uri: url::Url,
+    pub(crate) boot: BootId,
+    /// Between SIGTERM and SIGKILL at the end of a lease.
+    pub(crate) stop_grace: Duration,
+    pub(crate) closing: CancellationToken,
+    pub(crate) tasks: TaskTracker,
+    slots: Mutex<HashMap<ManifestHash, Weak<Slot>>>,
+}
+
+/// One manifest hash.
+struct Slot {
+    hash: ManifestHash,
+    state: tokio::sync::Mutex<Option<Running>>,
+    /// The expiry has moved.
+    changed: Notify,
+    shown: Mutex<Option<Arc<Shown>>>,
+}
+
+/// A lease whose pod runs.
+struct Running {
+    lease: Lease,
+    /// Of `lease:HASH`; only this module moves it.
+    balance: u64,
+    pod: Arc<Pod>,
+    upload: Arc<Upload>,
+    _reservation: Reservation,
+}
+
+/// What anyone may know of a running lease.
+pub(crate) struct Shown {
+    pub(crate) upload: Arc<Upload>,
+    pub(crate) url: String,
+    pub(crate) expires_at: UnixMillis,
+    pub(crate) logs: Arc<PodLogs>,
+}
+
+/// An order that has been paid in full, with what it pays for.
+pub(crate) struct Purchase {
+    pub(crate) order: Order,
+    pub(crate) upload: Arc<Upload>,
+    pub(crate) images: Vec<ResolvedImage>,
+    /// Room that was set aside before the money was taken; none if the pod seemed to be running.
+    pub(crate) reservation: Option<Reservation>,
+    pub(crate) progress: Arc<Progress>,
+}
+
+/// Why an order could not be carried out. Its money is with the order again, except where said.
+#[derive(Debug, Error)]
+pub(crate) enum PlaceError {
+    #[error(transparent)]
+    Start(#[from] StartError),
+    #[error(transparent)]
+    Full(#[from] codius_pod::Full),
+    #[error("this host is being shut down")]
+    Closing,
+    /// There is nothing to extend (any more).
+    #[error("the pod is not running")]
+    NotRunning,
+    /// The database cannot be written. The money is where the last successful write left it, and the
+    /// next start of the daemon finds it there.
+    #[error("the host could not record the order")]
+    Store(#[from] StoreError),
+}
+
+impl Leases {
+    #[expect(clippy::too_many_arguments, reason = "the wiring of the process, called once")]
+    pub(crate) fn new(
+        store: Store,
+        supervisor: Supervisor,
+        admission: Admission,
+        routes: Arc<Routes>,
+        proxy: Proxy,
+        rate: Rate,
+        public_uri: url::Url,
+        boot: BootId,
+        stop_grace: Duration,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            store,
+            supervisor,
+            admission,
+            progress: ProgressBoard::default(),
+            routes,
+            proxy,
+            rate,
+            public_uri,
+            boot,
+            stop_grace,
+            closing: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            slots: Mutex::default(),
+        })
+    }
+
+    /// What is known of a running lease.
+    pub(crate) fn shown(&self, hash: &ManifestHash) -> Option<Arc<Shown>> {
+        let slot = self.slots().get(hash)?.upgrade()?;
+        let shown = slot.shown.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        shown
+    }
+
+    /// How many leases run.
+    pub(crate) fn running(&self) -> usize {
+        let live: Vec<_> = self.slots().values().filter_map(Weak::upgrade).collect();
+        live.iter().filter(|slot| slot.shown.lock().unwrap_or_else(PoisonError::into_inner).is_some()).count()
+    }
+
+    /// Whether an upload of this hash would find it running, or on its way to it.
+    pub(crate) fn is_live(&self, hash: &ManifestHash) -> bool {
+        let slot = self.slots().get(hash).and_then(Weak::upgrade);
+        slot.is_some_and(|slot| slot.state.try_lock().is_ok_and(|state| state.is_some()))
+    }
+
+    /// The pod spec of an upload on this host.
+    pub(crate) fn spec(&self, upload: &Upload) -> Result<PodSpec, codius_manifest::ManifestError> {
+        upload.pod_spec(self.public_uri.as_str().trim_end_matches('/'))
+    }
+
+    /// Carries out a paid upload: extends the lease of its hash if there is one, starts it otherwise.
+    pub(crate) async fn place(self: &Arc<Self>, purchase: Purchase) -> Result<StoredResponse, PlaceError> {
+        let slot = self.slot(purchase.order.hash);
+        let mut state = slot.state.lock().await;
+        if self.closing.is_cancelled() {
+            return Err(PlaceError::Closing);
+        }
+        if let Some(running) = state.as_mut() {
+            if running.lease.remaining_ms(steady(), running.balance) > 0 {
+                return self.extend_running(&slot, running, purchase.order).await;
+            }
+            self.end_locked(&slot, &mut state, End::Expired).await;
+        }
+        let reservation = match purchase.reservation {
+            Some(reservation) => reservation,
+            None => self.admission.reserve(Machine::SMALL)?,
+        };
+        let spec = self.spec(&purchase.upload).map_err(|error| {
+            StartError::Driver(codius_pod::DriverError::Unsupported { reason: error.to_string() })
+        })?;
+
+        // What earlier payers of this program are owed runs it, too.
+        let owed = self.balance(&Account::Owed(slot.hash)).await?;
+        let mut lease = Lease::new(slot.hash, wall_now(), self.rate);
+        lease.extend(purchase.order.duration).expect("a new lease can be extended");
+        let balance = purchase.order.price.saturating_add(owed);
+        let mut batch = Batch::new().new_lease(lease, stored_upload(&purchase.upload, &purchase.images));
+        transfer(&mut batch, Reason::Payment, order_of(&purchase.order), Account::Lease(slot.hash), purchase.order.price);
+        transfer(&mut batch, Reason::Payment, Account::Owed(slot.hash), Account::Lease(slot.hash), owed);
+        self.store.commit(batch).await?;
+
+        let started = self.start(&spec, &purchase.images, &purchase.progress).await;
+        let pod = match started {
+            Ok(pod) => pod,
+            Err(error) => {
+                let ended = lease.end(steady(), balance, EndReason::StartFailed).expect("it has not ended before");
+                debug_assert_eq!(ended.earned, 0, "a pod that never ran has cost nothing");
+                let mut batch = Batch::new().lease(lease);
+                transfer(&mut batch, Reason::Return, Account::Lease(slot.hash), order_of(&purchase.order), purchase.order.price);
+                transfer(&mut batch, Reason::Return, Account::Lease(slot.hash), Account::Owed(slot.hash), owed);
+                self.store.commit(batch).await?;
+                return Err(error);
+            }
+        };
+
+        lease.begin(self.boot, steady()).expect("a lease that was starting can begin");
+        let url = self.url(&slot.hash);
+        let expires_at = expiry(&lease, balance);
+        let reply = PodReply { url: url.clone(), manifest_hash: slot.hash, expiry: expires_at };
+        let response = stored(&reply);
+        let mut order = purchase.order.clone();
+        order.complete(response.clone()).expect("an order is carried out once");
+        let batch = Batch::new().order(order).lease(lease);
+        if let Err(error) = self.store.commit(batch).await {
+            // Without a record it must not run. The next start finds a lease that was starting.
+            self.supervisor.stop(&slot.hash, Duration::ZERO).await;
+            return Err(error.into());
+        }
+        tracing::info!(pod = %slot.hash, name = spec.name, "running");
+        let running = Running {
+            lease,
+            balance,
+            pod: Arc::new(pod),
+            upload: Arc::clone(&purchase.upload),
+            _reservation: reservation,
+        };
+        self.publish(&slot, &running, expires_at);
+        purchase.progress.phase(Phase::Running { expires_at, url });
+        self.watch(Arc::clone(&slot), Arc::clone(&running.pod));
+        *state = Some(running);
+        Ok(response)
+    }
+
+    /// Carries out a paid extension.
+    pub(crate) async fn extend(self: &Arc<Self>, order: Order) -> Result<StoredResponse, PlaceError> {
+        let slot = self.slot(order.hash);
+        let mut state = slot.state.lock().await;
+        match state.as_mut() {
+            Some(running) => self.extend_running(&slot, running, order).await,
+            None => Err(PlaceError::NotRunning),
+        }
+    }
+
+    async fn extend_running(
+        &self,
+        slot: &Slot,
+        running: &mut Running,
+        mut order: Order,
+    ) -> Result<StoredResponse, PlaceError> {
+        let mut lease = running.lease;
+        if lease.extend(order.duration).is_err() || lease.remaining_ms(steady(), running.balance) == 0 {
+            return Err(PlaceError::NotRunning);
+        }
+        let balance = running.balance.saturating_add(order.price);
+        let expires_at = expiry(&lease, balance);
+        let reply = PodReply { url: self.url(&slot.hash), manifest_hash: slot.hash, expiry: expires_at };
+        let response = stored(&reply);
+        let mut batch = Batch::new().lease(lease);
+        transfer(&mut batch, Reason::Payment, order_of(&order), Account::Lease(slot.hash), order.price);
+        order.complete(response.clone()).expect("an order is carried out once");
+        batch.orders.push(order);
+        self.store.commit(batch).await?;
+        running.lease = lease;
+        running.balance = balance;
+        self.publish(slot, running, expires_at);
+        slot.changed.notify_one();
+        tracing::info!(pod = %slot.hash, expires = %expires_at, "extended");
+        Ok(response)
+    }
+
+    /// Starts a pod, unless the host is told to end before it is ready.
+    async fn start(
+        &self,
+        spec: &PodSpec,
+        images: &[ResolvedImage],
+        progress: &Arc<Progress>,
+    ) -> Result<Pod, PlaceError> {
+        let tell = Arc::new(Tell(Arc::clone(progress)));
+        let outcome = tokio::select! {
+            outcome = self.supervisor.start(spec, images, Machine::SMALL, tell) => Some(outcome),
+            () = self.closing.cancelled() => None,
+        };
+        match outcome {
+            Some(outcome) => Ok(outcome?),
+            None => {
+                self.supervisor.stop(&spec.hash, Duration::ZERO).await;
+                Err(PlaceError::Closing)
+            }
+        }
+    }
+
+    /// Watches over a running lease in a task of its own, to the end of its pod.
+    fn watch(self: &Arc<Self>, slot: Arc<Slot>, pod: Arc<Pod>) {
+        let leases = Arc::clone(self);
+        let span = tracing::info_span!("lease", hash = %slot.hash);
+        self.tasks.spawn(async move { leases.run(&slot, &pod).await }.instrument(span));
+    }
+
+    async fn run(&self, slot: &Slot, pod: &Arc<Pod>) {
+        let mut charge_at = tokio::time::Instant::now() + CHARGE_INTERVAL;
+        loop {
+            let remaining = match slot.state.lock().await.as_ref() {
+                Some(running) if Arc::ptr_eq(&running.pod, pod) => {
+                    running.lease.remaining_ms(steady(), running.balance)
+                }
+                // It has been ended, and the hash may be another lease's by now.
+                Some(_) | None => return,
+            };
+            // Nothing is lost if any of these is dropped: all are looked at anew.
+            let end = tokio::select! {
+                () = tokio::time::sleep(Duration::from_millis(remaining)) => Some(End::Expired),
+                end = pod.ended() => Some(End::Pod(end)),
+                () = slot.changed.notified() => None,
+                () = tokio::time::sleep_until(charge_at) => {
+                    charge_at += CHARGE_INTERVAL;
+                    self.charge(slot).await;
+                    None
+                }
+                () = self.closing.cancelled() => return,
+            };
+            if let Some(end) = end
+                && self.end(slot, end).await
+            {
+                return;
+            }
+        }
+    }
+
+    /// Makes durable what a lease has used until now.
+    async fn charge(&self, slot: &Slot) {
+        let mut state = slot.state.lock().await;
+        let Some(running) = state.as_mut() else { return };
+        let mut lease = running.lease;
+        let charge = lease.charge(steady(), running.balance);
+        let mut batch = Batch::new().lease(lease);
+        transfer(&mut batch, Reason::Charge, Account::Lease(slot.hash), Account::Earned, charge.amount);
+        match self.store.commit(batch).await {
+            Ok(()) => {
+                running.lease = lease;
+                running.balance -= charge.amount;
+            }
+            // Nothing is lost: the time is charged with the next attempt, or at the end.
+            Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "charge not recorded"),
+        }
+    }
+
+    /// Ends a running lease; false if it has been extended in the meantime.
+    async fn end(&self, slot: &Slot, end: End) -> bool {
+        let mut state = slot.state.lock().await;
+        let Some(running) = state.as_ref() else { return true };
+        if matches!(end, End::Expired) && running.lease.remaining_ms(steady(), running.balance) > 0 {
+            return false;
+        }
+        self.end_locked(slot, &mut state, end).await;
+        true
+    }
+
+    /// Ends the lease in `state`, if there is one: settled first, then stopped.
+    async fn end_locked(&self, slot: &Slot, state: &mut Option<Running>, end: End) {
+        let Some(running) = state.take() else { return };
+        let (reason, shown_reason, why) = end.reasons();
+        self.unpublish(slot);
+        let mut lease = running.lease;
+        let settled = lease.end(steady(), running.balance, reason).expect("a running lease can end");
+        if let Err(error) = self.store.commit(settlement(lease, settled)).await {
+            // What is not recorded is not paid, so it must not run. The next start settles the lease.
+            tracing::error!(error = &error as &dyn std::error::Error, "end of lease not recorded");
+        }
+        running.pod.logs.close();
+        self.supervisor.stop(&slot.hash, self.stop_grace).await;
+        tracing::info!(pod = %slot.hash, earned = settled.earned, owed = settled.refund, "{why}");
+        if let Some(progress) = self.progress.get(&slot.hash) {
+            progress.push(LeaseEventKind::Ended { reason: shown_reason });
+        }
+    }
+
+    /// Ends this module's part of the process. Pods are left running, with what they have used made
+    /// durable, or ended and settled.
+    pub(crate) async fn shut_down(&self, stop_pods: bool) {
+        self.closing.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        let live: Vec<_> = self.slots().values().filter_map(Weak::upgrade).collect();
+        for slot in live {
+            if stop_pods {
+                self.end(&slot, End::HostStopped).await;
+            } else {
+                self.charge(&slot).await;
+            }
+        }
+    }
+
+    /// Takes up what an earlier process has left: running pods go on, lost ones are started again if
+    /// there is money for it, what was on its way is undone, and what belongs to no lease is removed.
+    pub(crate) async fn recover(
+        self: &Arc<Self>,
+        records: Vec<StoredLease>,
+        driver: &dyn codius_pod::Driver,
+    ) -> anyhow::Result<()> {
+        let mut wanted = Vec::new();
+        for record in records {
+            let hash = record.lease.hash();
+            match record.lease.state() {
+                LeaseState::Ended { .. } => {}
+                LeaseState::Starting => {
+                    tracing::warn!(pod = %hash, "was being started when the host ended; its money is owed");
+                    self.abandon(record.lease, EndReason::StartFailed).await?;
+                }
+                LeaseState::Running(_) | LeaseState::Paused => {
+                    wanted.push(hash);
+                    self.take_up(record).await?;
+                }
+            }
+        }
+        for orphan in driver.list().await? {
+            if !wanted.contains(&orphan) {
+                tracing::warn!(pod = %orphan, "belongs to no lease; removed");
+                driver.stop(&orphan, Duration::ZERO).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends a lease that cannot go on: what it has not used is owed.
+    async fn abandon(&self, mut lease: Lease, reason: EndReason) -> Result<(), StoreError> {
+        let balance = self.balance(&Account::Lease(lease.hash())).await?;
+        match lease.end(steady(), balance, reason) {
+            Ok(settled) => self.store.commit(settlement(lease, settled)).await,
+            Err(_) => Ok(()),
+        }
+    }
+
+    async fn take_up(self: &Arc<Self>, record: StoredLease) -> Result<(), StoreError> {
+        let StoredLease { mut lease, upload } = record;
+        let hash = lease.hash();
+        let Some((spec, upload, images)) = upload.and_then(|upload| self.read(&upload)) else {
+            tracing::error!(pod = %hash, "its record cannot be read; its money is owed");
+            return self.abandon(lease, EndReason::Lost).await;
+        };
+        let attached = self.supervisor.attach(&spec).await;
+        lease.recover(self.boot, attached.is_ok());
+        let slot = self.slot(hash);
+        let progress = self.progress.begin(hash);
+        match attached {
+            Ok(pod) => {
+                tracing::info!(pod = %hash, "taken up");
+                self.go_on(&slot, lease, pod, upload, &progress).await
+            }
+            Err(error) => {
+                tracing::warn!(pod = %hash, %error, "was lost while the host was away; it is started again");
+                let leases = Arc::clone(self);
+                self.tasks.spawn(async move {
+                    let outcome = match leases.start(&spec, &images, &progress).await {
+                        Ok(pod) => leases.go_on(&slot, lease, pod, upload, &progress).await,
+                        // The next start of the daemon tries again; until then nothing is charged.
+                        Err(PlaceError::Closing) => Ok(()),
+                        Err(error) => {
+                            tracing::warn!(pod = %hash, %error, "could not be started again; its money is owed");
+                            progress.push(LeaseEventKind::Ended { reason: ApiEndReason::Lost });
+                            leases.abandon(lease, EndReason::Lost).await
+                        }
+                    };
+                    if let Err(error) = outcome {
+                        tracing::error!(pod = %hash, error = &error as &dyn std::error::Error, "not recorded");
+                    }
+                });
+                Ok(())
+            }
+        }
+    }
+
+    /// What the store has of an upload, as it was when it was uploaded.
+    fn read(&self, stored: &StoredUpload) -> Option<(PodSpec, Arc<Upload>, Vec<ResolvedImage>)> {
+        let upload = Upload::parse(stored.upload_json.as_bytes()).ok()?;
+        let spec = self.spec(&upload).ok()?;
+        let images: Vec<PinnedImage> = serde_json::from_str(&stored.images_json).ok()?;
+        Some((spec, Arc::new(upload), images.into_iter().map(Into::into).collect()))
+    }
+
+    /// Lets a lease go on with a pod that runs.
+    async fn go_on(
+        self: &Arc<Self>,
+        slot: &Arc<Slot>,
+        mut lease: Lease,
+        pod: Pod,
+        upload: Arc<Upload>,
+        progress: &Progress,
+    ) -> Result<(), StoreError> {
+        let mut state = slot.state.lock().await;
+        if matches!(lease.state(), LeaseState::Paused) {
+            lease.resume(self.boot, steady()).expect("a paused lease can be resumed");
+        }
+        let balance = self.balance(&Account::Lease(slot.hash)).await?;
+        self.store.commit(Batch::new().lease(lease)).await?;
+        let expires_at = expiry(&lease, balance);
+        let reservation = self.admission.reserve_running(Machine::SMALL);
+        let running =
+            Running { lease, balance, pod: Arc::new(pod), upload, _reservation: reservation };
+        self.publish(slot, &running, expires_at);
+        progress.phase(Phase::Running { expires_at, url: self.url(&slot.hash) });
+        self.watch(Arc::clone(slot), Arc::clone(&running.pod));
+        *state = Some(running);
+        Ok(())
+    }
+
+    fn publish(&self, slot: &Slot, running: &Running, expires_at: UnixMillis) {
+        if let Some(address) = running.pod.address {
+            self.routes.insert(&slot.hash, address);
+        }
+        *slot.shown.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(Shown {
+            upload: Arc::clone(&running.upload),
+            url: self.url(&slot.hash),
+            expires_at,
+            logs: Arc::clone(&running.pod.logs),
+        }));
+    }
+
+    fn unpublish(&self, slot: &Slot) {
+        if let Some(address) = self.routes.remove(&slot.hash) {
+            self.proxy.forget(address);
+        }
+        *slot.shown.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// `scheme://HASH.host[:port]/`.
+    fn url(&self, hash: &ManifestHash) -> String {
+        let host = self.public_uri.host_str().unwrap_or_default();
+        let port = self.public_uri.port().map(|port| format!(":{port}")).unwrap_or_default();
+        format!("{}://{hash}.{host}{port}/", self.public_uri.scheme())
+    }
+
+    /// The slot of a hash. It lives as long as somebody holds it: a request or the watch of a lease.
+    fn slot(&self, hash: ManifestHash) -> Arc<Slot> {
+        let mut slots = self.slots();
+        if let Some(slot) = slots.get(&hash).and_then(Weak::upgrade) {
+            return slot;
+        }
+        slots.retain(|_, slot| slot.strong_count() > 0);
+        let slot = Arc::new(Slot {
+            hash,
+            state: tokio::sync::Mutex::new(None),
+            changed: Notify::new(),
+            shown: Mutex::new(None),
+        });
+        slots.insert(hash, Arc::downgrade(&slot));
+        slot
+    }
+
+    fn slots(&self) -> std::sync::MutexGuard<'_, HashMap<ManifestHash, Weak<Slot>>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The balance of an account that cannot be negative.
+    async fn balance(&self, account: &Account) -> Result<u64, StoreError> {
+        let balance = self.store.balance(account).await?;
+        Ok(u64::try_from(balance).unwrap_or_default())
+    }
+}
+
+/// Why a lease ends.
+enum End {
+    Expired,
+    Pod(PodEnd),
+    HostStopped,
+}
+
+impl End {
+    fn reasons(self) -> (EndReason, ApiEndReason, String) {
+        match self {
+            Self::Expired => (EndReason::Expired, ApiEndReason::Expired, "expired".to_owned()),
+            Self::Pod(PodEnd::Exited(why)) => (EndReason::Exited, ApiEndReason::Exited, why),
+            Self::Pod(PodEnd::Lost(why)) => (EndReason::Lost, ApiEndReason::Lost, why),
+            Self::HostStopped => (EndReason::HostStopped, ApiEndReason::HostStopped, "host stopped".to_owned()),
+        }
+    }
+}
+
+/// What an image reference meant when the lease began, as the store keeps it.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+struct PinnedImage {
+    reference: String,
+    digest: String,
+    compressed_bytes: u64,
+}
+
+impl From<PinnedImage> for ResolvedImage {
+    fn from(PinnedImage { reference, digest, compressed_bytes }: PinnedImage) -> Self {
+        // Only the image store knows; it looks when the image is prepared.
+        Self { reference, digest, compressed_bytes, cached: false }
+    }
+}
+
+fn stored_upload(upload: &Upload, images: &[ResolvedImage]) -> StoredUpload {
+    let pinned: Vec<PinnedImage> = images
+        .iter()
+        .map(|image| PinnedImage {
+            reference: image.reference.clone(),
+            digest: image.digest.clone(),
+            compressed_bytes: image.compressed_bytes,
+        })
+        .collect();
+    StoredUpload {
+        upload_json: upload.to_json(),
+        images_json: serde_json::to_string(&pinned).expect("strings and numbers are JSON"),
+    }
+}
+
+/// The end of a lease, with the movements that empty its account.
+fn settlement(lease: Lease, settled: Settlement) -> Batch {
+    let hash = lease.hash();
+    let mut batch = Batch::new().lease(lease);
+    transfer(&mut batch, Reason::Charge, Account::Lease(hash), Account::Earned, settled.earned);
+    transfer(&mut batch, Reason::Return, Account::Lease(hash), Account::Owed(hash), settled.refund);
+    batch
+}
+
+/// Adds a movement to a batch; one of nothing is none.
+pub(crate) fn transfer(batch: &mut Batch, reason: Reason, from: Account, to: Account, amount: u64) {
+    if amount == 0 {
+        return;
+    }
+    let transaction = Transaction::transfer(wall_now(), reason, from, to, amount)
+        .expect("two different accounts, and an amount that a balance had");
+    batch.transactions.push(transaction);
+}
+
+fn order_of(order: &Order) -> Account {
+    Account::Order(order.id)
+}
+
+fn stored(reply: &PodReply) -> StoredResponse {
+    StoredResponse { status: 200, body: serde_json::to_string(reply).expect("strings are JSON") }
+}
+
+fn expiry(lease: &Lease, balance: u64) -> UnixMillis {
+    UnixMillis::new(wall_now().saturating_add(lease.remaining_ms(steady(), balance)))
+}
+
+fn steady() -> Millis {
+    Millis(steady_now())
+}

@@ -1,0 +1,252 @@
+//! Frames of the other end, whatever packet they came in, and our news to it.
+
+use super::config::{CONNECTION_DATA_WINDOW, MAX_SEQUENCE, REPLY_DATA};
+use super::event::CloseReason;
+use super::stream::{Phase, Stream};
+use super::{AssetDetails, Connection, State};
+use crate::frame::{Frame, StreamErrorCode, StreamId};
+
+/// The other end broke the protocol, and the connection is to be closed with this.
+pub(super) struct Violation {
+    pub(super) code: StreamErrorCode,
+    pub(super) message: String,
+}
+
+fn violation<T>(code: StreamErrorCode, message: impl Into<String>) -> Result<T, Violation> {
+    Err(Violation { code, message: message.into() })
+}
+
+impl Connection {
+    /// Acts on all frames except `StreamMoney`, which only counts in a Prepare that is accepted.
+    pub(super) fn handle_frames(&mut self, frames: &[Frame]) -> Result<(), Violation> {
+        for frame in frames {
+            if !matches!(self.state, State::Fresh | State::Connected) {
+                return Ok(());
+            }
+            self.handle_frame(frame)?;
+        }
+        Ok(())
+    }
+
+    fn handle_frame(&mut self, frame: &Frame) -> Result<(), Violation> {
+        match frame {
+            Frame::ConnectionClose { code, message } => {
+                let (code, message) = (*code, message.clone());
+                self.closed(CloseReason::Remote { code, message });
+            }
+            Frame::ConnectionNewAddress { address } => {
+                if self.remote_address.as_ref() != Some(address) {
+                    if self.remote_address.is_some() {
+                        self.congestion.on_new_path();
+                    }
+                    self.remote_address = Some(address.clone());
+                    // The other end can be told things now.
+                    self.news = self.news || !self.streams.is_empty();
+                }
+            }
+            Frame::ConnectionAssetDetails { code, scale } => {
+                let told = AssetDetails { code: code.clone(), scale: *scale };
+                match &self.remote_asset {
+                    Some(known) if *known != told => {
+                        return violation(
+                            StreamErrorCode::ProtocolViolation,
+                            "asset details must not change",
+                        );
+                    }
+                    Some(_) => {}
+                    None => self.remote_asset = Some(told),
+                }
+            }
+            Frame::ConnectionMaxData { max_offset } => {
+                self.remote_max_data = self.remote_max_data.max(*max_offset);
+            }
+            Frame::ConnectionMaxStreamId { max_stream_id } => {
+                self.remote_max_stream_id = self.remote_max_stream_id.max(*max_stream_id);
+            }
+            Frame::StreamClose { stream, code, message } => {
+                if let Some(state) = self.streams.get_mut(stream) {
+                    state.finish(*code, message.clone());
+                    self.noteworthy.insert(*stream);
+                }
+            }
+            Frame::StreamMoney { stream, .. } => {
+                self.stream_of_frame(*stream)?;
+            }
+            Frame::StreamMaxMoney { stream, receive_max, total_received } => {
+                let (receive_max, total_received) = (*receive_max, *total_received);
+                if let Some(state) = self.stream_of_frame(*stream)? {
+                    state.set_remote_max(receive_max, total_received);
+                }
+            }
+            Frame::StreamMoneyBlocked { stream, send_max, total_sent } => {
+                let (send_max, total_sent) = (*send_max, *total_sent);
+                if let Some(state) = self.stream_of_frame(*stream)? {
+                    state.note_blocked(send_max, total_sent);
+                }
+            }
+            Frame::StreamMaxData { stream, max_offset } => {
+                let max_offset = *max_offset;
+                if let Some(state) = self.stream_of_frame(*stream)? {
+                    state.remote_max_data = state.remote_max_data.max(max_offset);
+                }
+            }
+            Frame::StreamData { stream, offset, data } => {
+                let (offset, end) = (*offset, offset.saturating_add(data.len() as u64));
+                let (before, after) = match self.stream_of_frame(*stream)? {
+                    None => return Ok(()),
+                    Some(state) => {
+                        if end > state.max_data() {
+                            return violation(
+                                StreamErrorCode::FlowControlError,
+                                format!("data of stream {stream} is beyond its limit"),
+                            );
+                        }
+                        let before = state.incoming.received_to();
+                        state.take_data(offset, data);
+                        (before, state.incoming.received_to())
+                    }
+                };
+                self.data_received = self.data_received.saturating_add(after - before);
+                if self.data_received > self.data_read.saturating_add(CONNECTION_DATA_WINDOW) {
+                    return violation(
+                        StreamErrorCode::FlowControlError,
+                        "data is beyond the limit of the connection",
+                    );
+                }
+            }
+            // Said for debugging only, or for third parties.
+            Frame::ConnectionDataBlocked { .. }
+            | Frame::ConnectionStreamIdBlocked { .. }
+            | Frame::StreamDataBlocked { .. }
+            | Frame::StreamReceipt { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// The stream that a frame is about. A frame for a new stream of the other end opens it, and all
+    /// its streams with lower numbers (packets may arrive out of order). None if the stream is gone.
+    fn stream_of_frame(&mut self, id: StreamId) -> Result<Option<&mut Stream>, Violation> {
+        if self.is_local(id) {
+            if id.0 >= self.next_local_stream {
+                return violation(
+                    StreamErrorCode::ProtocolViolation,
+                    format!("stream {id} is ours to open"),
+                );
+            }
+        } else {
+            if id.0 == 0 {
+                return violation(StreamErrorCode::ProtocolViolation, "there is no stream 0");
+            }
+            if id.0 > self.local_max_stream_id {
+                return violation(
+                    StreamErrorCode::StreamIdError,
+                    format!("stream {id} is above {}", self.local_max_stream_id),
+                );
+            }
+            while self.next_remote_stream <= id.0 {
+                let opened = StreamId(self.next_remote_stream);
+                self.next_remote_stream += 2;
+                let mut stream = Stream::new(opened);
+                stream.note_opened();
+                self.streams.insert(opened, stream);
+                self.noteworthy.insert(opened);
+            }
+        }
+        self.noteworthy.insert(id);
+        Ok(self.streams.get_mut(&id).filter(|stream| stream.phase != Phase::Over))
+    }
+
+    /// Acts on what the other end said, and closes the connection if that was against the rules.
+    pub(super) fn take_frames(&mut self, frames: &[Frame]) {
+        if let Err(Violation { code, message }) = self.handle_frames(frames) {
+            let reason = CloseReason::Local { code, message: message.clone() };
+            self.end(reason, code, &message);
+        }
+    }
+
+    /// A sequence number was used that no honest end reaches.
+    pub(super) fn check_sequence(&mut self, sequence: u64) {
+        if sequence >= MAX_SEQUENCE {
+            let message = "too many packets with one key";
+            let code = StreamErrorCode::ProtocolViolation;
+            self.end(CloseReason::Local { code, message: message.to_owned() }, code, message);
+        }
+    }
+
+    /// Our limits, as every packet of ours tells them. Repeating them costs a few bytes per stream
+    /// and makes a lost packet harmless.
+    pub(super) fn limit_frames(&mut self) -> Vec<Frame> {
+        self.data_advertised = self.data_read.saturating_add(CONNECTION_DATA_WINDOW);
+        let mut frames = vec![Frame::ConnectionMaxData { max_offset: self.data_advertised }];
+        if self.local_max_stream_id > super::INITIAL_MAX_STREAM_ID {
+            frames.push(Frame::ConnectionMaxStreamId { max_stream_id: self.local_max_stream_id });
+        }
+        for stream in self.streams.values().filter(|stream| stream.is_open()) {
+            frames.push(Frame::StreamMaxMoney {
+                stream: stream.id,
+                receive_max: stream.receive_max,
+                total_received: stream.total_received,
+            });
+            frames.push(Frame::StreamMaxData {
+                stream: stream.id,
+                max_offset: stream.max_data(),
+            });
+        }
+        frames
+    }
+
+    /// What a reply says. `introduced`: the request told us who the other end is, so we do too.
+    pub(super) fn reply_frames(&mut self, introduced: bool) -> Vec<Frame> {
+        match &self.state {
+            State::Fresh | State::Connected => {}
+            State::Closing { code, message, .. } => {
+                return vec![Frame::ConnectionClose { code: *code, message: message.clone() }];
+            }
+            State::Closed { reason } => {
+                let (code, message) = match reason {
+                    CloseReason::Local { code, message } => (*code, message.clone()),
+                    CloseReason::Remote { .. } => return Vec::new(),
+                    CloseReason::Idle { .. }
+                    | CloseReason::Rejected { .. }
+                    | CloseReason::BadRate { .. } => {
+                        (StreamErrorCode::InternalError, "the connection is over".to_owned())
+                    }
+                };
+                return vec![Frame::ConnectionClose { code, message }];
+            }
+        }
+        let mut frames = self.limit_frames();
+        if introduced {
+            frames.push(Frame::ConnectionMaxStreamId { max_stream_id: self.local_max_stream_id });
+            if let Some(asset) = &self.config.asset {
+                frames.push(Frame::ConnectionAssetDetails {
+                    code: asset.code.clone(),
+                    scale: asset.scale,
+                });
+            }
+        }
+        let rate = self.config.rate;
+        let no_way_to_send = self.remote_address.is_none();
+        let mut left = REPLY_DATA;
+        for stream in self.streams.values_mut() {
+            if stream.phase != Phase::Over && left > 0 {
+                let room = self.remote_max_data.saturating_sub(self.data_sent);
+                let before = stream.outgoing.sent_to();
+                let limit = stream.remote_max_data.min(before.saturating_add(room));
+                for (offset, data) in stream.outgoing.repeat(left, limit) {
+                    left -= data.len();
+                    frames.push(Frame::StreamData { stream: stream.id, offset, data });
+                }
+                self.data_sent += stream.outgoing.sent_to() - before;
+            }
+            // Without an address this is the only way to say it; nobody can confirm it.
+            if no_way_to_send && stream.is_ready_to_close(rate) {
+                let (code, message) = stream.close_reason();
+                frames.push(Frame::StreamClose { stream: stream.id, code, message: message.clone() });
+                stream.finish(code, message);
+                self.noteworthy.insert(stream.id);
+            }
+        }
+        frames
+    }
+}
