@@ -1,1 +1,24 @@
-//! A typed client of the HTTP API that can pay.
+//! A typed client of the HTTP API of a Codius host, version 1 and what is new, that can pay.
+//!
+//! ```text
+//! HostClient ──HTTP──▶ host
+//!     │  402, Pay: interledger-stream ADDRESS SECRET PRICE
+//!     ▼
+//! Wallet ──BTP──▶ connector ──▶ host's STREAM server
+//! ```
+//! Nothing is paid that was not asked for: a payment has a limit that is set before the connection is
+//! opened, and that the host cannot raise.
+
+#![forbid(unsafe_code)]
+
+mod error;
+mod events;
+mod host;
+mod payment;
+mod wallet;
+
+pub use error::{ClientError, PaidThen};
+pub use events::Events;
+pub use host::{Answer, HostClient, PaidAnswer};
+pub use payment::{PayToken, Receipt};
+pub use wallet::{Wallet, default_url};

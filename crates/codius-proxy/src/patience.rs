@@ -8,7 +8,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -50,7 +50,7 @@ impl Patience {
 /// What a visitor's connection is doing.
 #[derive(Debug, Default)]
 pub(crate) struct Activity {
-    busy: AtomicBool,
+    busy: AtomicUsize,
     requests: AtomicU64,
 }
 
@@ -58,7 +58,7 @@ impl Activity {
     /// A request head is complete; until the guard is dropped its answer is under way.
     pub(crate) fn begin(self: &Arc<Self>) -> Busy {
         self.requests.fetch_add(1, Ordering::Relaxed);
-        self.busy.store(true, Ordering::Relaxed);
+        self.busy.fetch_add(1, Ordering::Relaxed);
         Busy(Arc::clone(self))
     }
 }
@@ -70,7 +70,7 @@ pub(crate) struct Busy(Arc<Activity>);
 impl Drop for Busy {
     fn drop(&mut self) {
         self.0.requests.fetch_add(1, Ordering::Relaxed);
-        self.0.busy.store(false, Ordering::Relaxed);
+        self.0.busy.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -103,7 +103,7 @@ impl HeadWait {
         while timer.as_mut().poll(cx).is_ready() {
             let requests = self.activity.requests.load(Ordering::Relaxed);
             let moved = std::mem::replace(&mut self.seen, requests) != requests;
-            if !moved && !self.activity.busy.load(Ordering::Relaxed) {
+            if !moved && self.activity.busy.load(Ordering::Relaxed) == 0 {
                 return Poll::Ready(());
             }
             timer.as_mut().reset(Instant::now() + limit);

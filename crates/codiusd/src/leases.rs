@@ -36,6 +36,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
 
 use crate::{
+    pod_money::PodMoney,
     clock::{steady_now, wall_now},
     progress::{Progress, ProgressBoard, Tell},
     routes::Routes,
@@ -45,25 +46,38 @@ use crate::{
 /// much time, and that only if the pod is lost with it.
 const CHARGE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Everything that leases need; one for the process.
-pub(crate) struct Leases {
+/// What leases are made with.
+pub(crate) struct Wiring {
     pub(crate) store: Store,
     pub(crate) supervisor: Supervisor,
     pub(crate) admission: Admission,
-    pub(crate) progress: ProgressBoard,
     pub(crate) routes: Arc<Routes>,
     pub(crate) proxy: Proxy,
+    pub(crate) pod_money: Arc<PodMoney>,
     pub(crate) rate: Rate,
     /// `scheme://host[:port]`, as pods are told and as their URLs are made of.
     pub(crate) public_uri: url::Url,
     pub(crate) boot: BootId,
     /// Between SIGTERM and SIGKILL at the end of a lease.
     pub(crate) stop_grace: Duration,
+}
+
+/// All leases; one for the process.
+pub(crate) struct Leases {
+    wiring: Wiring,
+    pub(crate) progress: ProgressBoard,
     pub(crate) closing: CancellationToken,
     pub(crate) tasks: TaskTracker,
     slots: Mutex<HashMap<ManifestHash, Weak<Slot>>>,
 }
 
+impl std::ops::Deref for Leases {
+    type Target = Wiring;
+
+    fn deref(&self) -> &Wiring {
+        &self.wiring
+    }
+}
 /// One manifest hash.
 struct Slot {
     hash: ManifestHash,
@@ -120,29 +134,10 @@ pub(crate) enum PlaceError {
 }
 
 impl Leases {
-    #[expect(clippy::too_many_arguments, reason = "the wiring of the process, called once")]
-    pub(crate) fn new(
-        store: Store,
-        supervisor: Supervisor,
-        admission: Admission,
-        routes: Arc<Routes>,
-        proxy: Proxy,
-        rate: Rate,
-        public_uri: url::Url,
-        boot: BootId,
-        stop_grace: Duration,
-    ) -> Arc<Self> {
+    pub(crate) fn new(wiring: Wiring) -> Arc<Self> {
         Arc::new(Self {
-            store,
-            supervisor,
-            admission,
+            wiring,
             progress: ProgressBoard::default(),
-            routes,
-            proxy,
-            rate,
-            public_uri,
-            boot,
-            stop_grace,
             closing: CancellationToken::new(),
             tasks: TaskTracker::new(),
             slots: Mutex::default(),
@@ -383,6 +378,7 @@ impl Leases {
         }
         running.pod.logs.close();
         self.supervisor.stop(&slot.hash, self.stop_grace).await;
+        self.pod_money.close(&slot.hash).await;
         tracing::info!(pod = %slot.hash, earned = settled.earned, owed = settled.refund, "{why}");
         if let Some(progress) = self.progress.get(&slot.hash) {
             progress.push(LeaseEventKind::Ended { reason: shown_reason });

@@ -1,1 +1,7 @@
-fn main() {}
+//! The Codius host daemon.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    codiusd::command::main()
+}

@@ -1,5 +1,7 @@
 //! What holds for every frame and for every sequence of bytes.
 
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
 use bytes::Bytes;
 use ilp_btp::{
     ContentType, Event, Frame, Moment, ProtocolData, Refusal, RefusalCode, RequestId, Session,

@@ -1,5 +1,7 @@
 //! The session machine, phase by phase: what is done and what is refused.
 
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
 use bytes::Bytes;
 use ilp_btp::{
     Credentials, Event, Frame, Ignored, Moment, Phase, ProtocolData, Refusal, RefusalCode,

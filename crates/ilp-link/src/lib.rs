@@ -20,6 +20,7 @@ mod handler;
 mod outbox;
 mod server;
 mod socket;
+pub mod stream;
 mod uplink;
 
 pub use btp_url::{BtpUrl, BtpUrlError};

@@ -1,0 +1,265 @@
+//! One host, as its HTTP API shows it.
+
+use std::time::Duration;
+
+use codius_api::{ErrorBody, Info, PodReply, PodStatusReply, QuoteReply, Version};
+use codius_manifest::ManifestHash;
+use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, header};
+use serde::de::DeserializeOwned;
+use url::Url;
+
+use crate::{
+    ClientError, Events, PaidThen, PayToken, Receipt, Wallet,
+    payment::{Demand, Payment},
+};
+
+/// How long a connection to a host may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long an answer may take that needs no pod to start.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the answer to a paid request may take: payment, pull, start.
+const PAID_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+/// The longest body that is read, but for logs and events.
+const MAX_BODY_BYTES: usize = 4 * 1024 * 1024;
+/// What the original's tool sends; hosts ignore it.
+const ACCEPT: &str = "application/codius-v1+json";
+
+/// A client of one host.
+#[derive(Debug, Clone)]
+pub struct HostClient {
+    http: Client,
+    /// Scheme, host and port.
+    origin: Url,
+}
+
+/// What a host has answered.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub body: Vec<u8>,
+}
+
+/// The answer to a request that was paid for.
+#[derive(Debug, Clone)]
+pub struct PaidAnswer<T> {
+    pub reply: T,
+    pub receipt: Receipt,
+}
+
+impl HostClient {
+    /// A client of the host at `url`; only its origin is used, and `https` if it has no scheme.
+    pub fn new(url: &str) -> Result<Self, ClientError> {
+        let invalid = || ClientError::InvalidHost { url: url.to_owned() };
+        let with_scheme = if url.contains("://") { url.to_owned() } else { format!("https://{url}") };
+        let parsed = Url::parse(&with_scheme).map_err(|_| invalid())?;
+        if !matches!(parsed.scheme(), "http" | "https") || parsed.host_str().is_none() {
+            return Err(invalid());
+        }
+        let origin = parsed.join("/").map_err(|_| invalid())?;
+        let http = Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .redirect(reqwest::redirect::Policy::none())
+            .user_agent(concat!("codius/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .map_err(|_| invalid())?;
+        Ok(Self { http, origin })
+    }
+
+    /// The host's origin, without a slash at its end.
+    pub fn origin(&self) -> &str {
+        self.origin.as_str().trim_end_matches('/')
+    }
+
+    pub async fn version(&self) -> Result<Version, ClientError> {
+        self.get("/version").await
+    }
+
+    pub async fn info(&self) -> Result<Info, ClientError> {
+        self.get("/info").await
+    }
+
+    /// A pod that runs.
+    pub async fn pod(&self, hash: &ManifestHash) -> Result<PodStatusReply, ClientError> {
+        self.get(&format!("/pods?manifestHash={hash}")).await
+    }
+
+    /// What an upload would cost, and its hash. Free.
+    pub async fn quote(&self, upload: &str, duration_secs: u64) -> Result<QuoteReply, ClientError> {
+        let request = self.upload_request(Method::OPTIONS, upload, duration_secs).timeout(ANSWER_TIMEOUT);
+        self.read(self.send(request).await?, Receipt::default()).await
+    }
+
+    /// Uploads `{"manifest": …, "private"?: …}` for so many seconds, paying at most `limit` units.
+    pub async fn upload(
+        &self,
+        upload: &str,
+        duration_secs: u64,
+        wallet: &Wallet,
+        limit: u64,
+    ) -> Result<PaidAnswer<PodReply>, ClientError> {
+        self.paid(wallet, limit, || self.upload_request(Method::POST, upload, duration_secs)).await
+    }
+
+    /// Buys more time for a pod that runs.
+    pub async fn extend(
+        &self,
+        hash: &ManifestHash,
+        duration_secs: u64,
+        wallet: &Wallet,
+        limit: u64,
+    ) -> Result<PaidAnswer<PodReply>, ClientError> {
+        let path = format!("/pods?manifestHash={hash}&duration={duration_secs}");
+        self.paid(wallet, limit, || self.request(Method::PUT, &path)).await
+    }
+
+    /// What happens to the lease of a hash, from the beginning.
+    pub async fn events(&self, hash: &ManifestHash) -> Result<Events, ClientError> {
+        let request = self.request(Method::GET, &format!("/api/v2/leases/{hash}/events"));
+        let response = self.send(request).await?;
+        if response.status() != StatusCode::OK {
+            return Err(self.refusal(response, Receipt::default()).await);
+        }
+        Ok(Events::new(response))
+    }
+
+    /// The output of a pod that allows it, as it comes: the caller reads the body.
+    pub async fn logs(&self, hash: &ManifestHash, follow: bool) -> Result<Response, ClientError> {
+        let request = self.request(Method::GET, &format!("/pods/{hash}/logs?follow={follow}"));
+        let response = self.send(request).await?;
+        if response.status() != StatusCode::OK {
+            return Err(self.refusal(response, Receipt::default()).await);
+        }
+        Ok(response)
+    }
+
+    /// Sends a request, pays what the host asks for it, and sends it again.
+    async fn paid<T: DeserializeOwned>(
+        &self,
+        wallet: &Wallet,
+        limit: u64,
+        request: impl Fn() -> RequestBuilder,
+    ) -> Result<PaidAnswer<T>, ClientError> {
+        let token = PayToken::random().header();
+        let with_token = || request().header("Pay-Token", &token).timeout(PAID_TIMEOUT);
+        let first = self.send(with_token()).await?;
+        if first.status() != StatusCode::PAYMENT_REQUIRED {
+            let receipt = Receipt::default();
+            return Ok(PaidAnswer { reply: self.read(first, receipt).await?, receipt });
+        }
+        let demand = first.headers().get("pay").and_then(|pay| Demand::parse(pay.to_str().ok()?));
+        let Some(demand) = demand else {
+            return Err(self.not_a_host("it asks for a payment that is not by STREAM"));
+        };
+        if let Some(price) = demand.price
+            && price > limit
+        {
+            return Err(ClientError::TooDear { price, limit });
+        }
+        let payment = Payment::begin(wallet, &demand, demand.price.unwrap_or(limit).min(limit)).await?;
+        let second = with_token().send().await;
+        let response = match second {
+            Ok(response) => response,
+            Err(source) => {
+                let receipt = payment.end().await;
+                return Err(ClientError::Lost(Box::new(PaidThen { receipt, source })));
+            }
+        };
+        // The connection stays open until the answer is whole: a refund comes before it.
+        let status = response.status();
+        let body = self.body(response).await;
+        let receipt = payment.end().await;
+        let body = match body {
+            Ok(body) => body,
+            Err(BodyError::Cut(source)) => return Err(ClientError::Lost(Box::new(PaidThen { receipt, source }))),
+            Err(BodyError::TooLong) => return Err(self.not_a_host("its answer is too long")),
+        };
+        let reply = self.parse(&Answer { status, body }, receipt)?;
+        Ok(PaidAnswer { reply, receipt })
+    }
+
+    fn upload_request(&self, method: Method, upload: &str, duration_secs: u64) -> RequestBuilder {
+        self.request(method, &format!("/pods?duration={duration_secs}"))
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(upload.to_owned())
+    }
+
+    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        let url = format!("{}{path}", self.origin());
+        self.http.request(method, url).header(header::ACCEPT, ACCEPT)
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        let response = self.send(self.request(Method::GET, path).timeout(ANSWER_TIMEOUT)).await?;
+        self.read(response, Receipt::default()).await
+    }
+
+    async fn send(&self, request: RequestBuilder) -> Result<Response, ClientError> {
+        request.send().await.map_err(|source| self.unreachable(source))
+    }
+
+    async fn read<T: DeserializeOwned>(&self, response: Response, receipt: Receipt) -> Result<T, ClientError> {
+        let status = response.status();
+        match self.body(response).await {
+            Ok(body) => self.parse(&Answer { status, body }, receipt),
+            Err(BodyError::Cut(source)) => Err(self.unreachable(source)),
+            Err(BodyError::TooLong) => Err(self.not_a_host("its answer is too long")),
+        }
+    }
+
+    async fn refusal(&self, response: Response, receipt: Receipt) -> ClientError {
+        match self.read::<serde_json::Value>(response, receipt).await {
+            Err(error) => error,
+            Ok(_) => self.not_a_host("it answers with another status than agreed"),
+        }
+    }
+
+    fn parse<T: DeserializeOwned>(&self, answer: &Answer, paid: Receipt) -> Result<T, ClientError> {
+        if answer.status.is_success() {
+            return serde_json::from_slice(&answer.body).map_err(|error| self.not_a_host(&error.to_string()));
+        }
+        match serde_json::from_slice::<ErrorBody>(&answer.body) {
+            Ok(body) => Err(ClientError::Refused { body: Box::new(body), paid }),
+            Err(_) => Err(self.not_a_host(&format!("it answers {}", answer.status))),
+        }
+    }
+
+    /// Reads a body up to the limit.
+    async fn body(&self, mut response: Response) -> Result<Vec<u8>, BodyError> {
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(BodyError::Cut)? {
+            if body.len() + chunk.len() > MAX_BODY_BYTES {
+                return Err(BodyError::TooLong);
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body)
+    }
+
+    fn unreachable(&self, source: reqwest::Error) -> ClientError {
+        ClientError::Unreachable { host: self.origin().to_owned(), source }
+    }
+
+    fn not_a_host(&self, reason: &str) -> ClientError {
+        ClientError::NotAHost { host: self.origin().to_owned(), reason: reason.to_owned() }
+    }
+}
+
+enum BodyError {
+    Cut(reqwest::Error),
+    TooLong,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_origin_of_a_host_counts() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        assert_eq!(HostClient::new("host.example").unwrap().origin(), "https://host.example");
+        assert_eq!(HostClient::new("http://localhost:3000/x?y#z").unwrap().origin(), "http://localhost:3000");
+        for text in ["", "ftp://host", "http://"] {
+            assert!(HostClient::new(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! The uploader's own Interledger connection: BTP to `moneyd`, to a host in local mode, or to any
+//! other connector.
+
+use std::{
+    env,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use async_trait::async_trait;
+use ilp_connector::{Clock, LinkError, SystemClock};
+use ilp_link::{
+    BtpClient, BtpUrl, Credentials, DEFAULT_PORT, RequestHandler,
+    stream::{PacketSender, StreamConnection, SystemEntropy},
+};
+use ilp_packet::{Address, ErrorCode, Prepare, Reject, Reply};
+use ilp_stream::{AssetDetails, Config, Connection, SharedSecret};
+
+use crate::ClientError;
+
+/// A connection that can pay.
+#[derive(Clone)]
+pub struct Wallet(Arc<Inner>);
+
+struct Inner {
+    client: BtpClient,
+    address: Address,
+    asset: AssetDetails,
+    incoming: Arc<Incoming>,
+}
+
+/// Where the Interledger connection is unless the caller says otherwise: `ILP_BTP_SERVER` as newer
+/// ilp-plugin packages have it, `ILP_CREDENTIALS` (JSON with `server`), else `localhost:7768`.
+pub fn default_url() -> String {
+    if let Ok(server) = env::var("ILP_BTP_SERVER") {
+        return server;
+    }
+    let credentials = env::var("ILP_CREDENTIALS").ok();
+    let server = credentials
+        .and_then(|text| serde_json::from_str::<serde_json::Value>(&text).ok())
+        .and_then(|value| value.get("server")?.as_str().map(str::to_owned));
+    server.unwrap_or_else(|| format!("btp+ws://localhost:{DEFAULT_PORT}"))
+}
+
+impl Wallet {
+    /// Connects. Without a token in the URL a random one is taken, as ilp-plugin does.
+    pub async fn connect(url: &str) -> Result<Self, ClientError> {
+        let mut url: BtpUrl = url.parse()?;
+        if url.credentials().token.is_empty() {
+            let token = hex(&rand::random::<[u8; 16]>());
+            url = url.with_credentials(Credentials { username: String::new(), token });
+        }
+        let incoming = Arc::new(Incoming::default());
+        let clock = Arc::new(SystemClock);
+        let client = BtpClient::connect(&url, Arc::clone(&incoming) as _, clock)
+            .await
+            .map_err(|source| ClientError::NoWallet { url: url.to_string(), source })?;
+        let configuration = client
+            .configuration()
+            .await
+            .map_err(|source| ClientError::Wallet { url: url.to_string(), source })?;
+        let asset = AssetDetails { code: configuration.asset_code, scale: configuration.asset_scale };
+        Ok(Self(Arc::new(Inner { client, address: configuration.client_address, asset, incoming })))
+    }
+
+    /// What amounts of this connection are counted in.
+    pub fn asset(&self) -> &AssetDetails {
+        &self.0.asset
+    }
+
+    /// Opens a STREAM connection to a server. One at a time receives what comes back.
+    pub(crate) fn stream(&self, server: Address, secret: &SharedSecret) -> StreamConnection {
+        let clock = Arc::new(SystemClock);
+        let config = Config {
+            local_address: Some(self.0.address.clone()),
+            asset: Some(self.0.asset.clone()),
+            ..Config::default()
+        };
+        let machine = Connection::client(clock.now(), config, secret, server, Box::new(SystemEntropy));
+        let sender = Sender(Arc::clone(&self.0));
+        let connection = StreamConnection::spawn(machine, Arc::new(sender), clock);
+        *self.0.incoming.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(connection.clone());
+        connection
+    }
+}
+
+impl std::fmt::Debug for Wallet {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Wallet").field("address", &self.0.address).field("asset", &self.0.asset).finish()
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+struct Sender(Arc<Inner>);
+
+#[async_trait]
+impl PacketSender for Sender {
+    async fn send(&self, prepare: Prepare) -> Reply {
+        match self.0.client.send(prepare).await {
+            Ok(reply) => reply,
+            // Without a reply nobody knows; a packet that was fulfilled and whose answer was lost is
+            // found in what the server says that it has received.
+            Err(LinkError::TimedOut) => Err(Reject::new(ErrorCode::TransferTimedOut, None, "no reply in time")),
+            Err(error) => Err(Reject::new(ErrorCode::PeerUnreachable, None, error.to_string())),
+        }
+    }
+}
+
+/// Packets that come to us belong to the connection that was opened last.
+#[derive(Default)]
+struct Incoming(Mutex<Option<StreamConnection>>);
+
+#[async_trait]
+impl RequestHandler for Incoming {
+    async fn handle(&self, prepare: Prepare) -> Reply {
+        let connection = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(connection) = connection else {
+            return Err(Reject::new(ErrorCode::UnexpectedPayment, None, ""));
+        };
+        // The connector that fulfils us keeps the books; there is nothing to make durable here.
+        connection.incoming(&prepare, || async { Ok(()) }).await
+    }
+}

@@ -1,0 +1,154 @@
+//! The command line of `codiusd`.
+
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+use url::Url;
+
+use crate::{
+    config::{Config, OnShutdown},
+    daemon,
+};
+
+#[derive(Debug, Parser)]
+#[command(name = "codiusd", version, about = "Runs programs by the second, for whoever pays over Interledger")]
+#[command(after_help = "Exit codes: 0 ended as asked, 1 failed, 2 wrong usage or configuration.\n\
+                        Log level: RUST_LOG (default info), to standard error.")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Look at the configuration without running anything
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Check a configuration file; prints `ok`
+    Check {
+        /// The file
+        #[arg(long)]
+        config: PathBuf,
+    },
+}
+
+/// Where the configuration comes from, and what the command line says over it.
+#[derive(Debug, Args)]
+struct Settings {
+    /// Configuration file (TOML)
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// A host with no other daemon: the root of its own Interledger network, with play money for local clients
+    #[arg(long)]
+    local: bool,
+    /// Database, images and pods are kept here [default: /var/lib/codius]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Address of the API and the pods [default: 127.0.0.1:3000]
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<SocketAddr>,
+    /// Address for local Interledger clients (BTP); may be repeated [default: 127.0.0.1:7768 and [::1]:7768]
+    #[arg(long, value_name = "ADDRESS")]
+    interledger_listen: Vec<SocketAddr>,
+    /// How the host is reached from outside [default: http://localhost:PORT]
+    #[arg(long, value_name = "URL")]
+    public_uri: Option<Url>,
+    /// Directory with the guest's vmlinux and initramfs.cpio
+    #[arg(long, value_name = "DIR")]
+    guest_dir: Option<PathBuf>,
+    /// A registry (HOST:PORT) that is spoken to without TLS; may be repeated
+    #[arg(long, value_name = "REGISTRY")]
+    insecure_registry: Vec<String>,
+    /// Whether pods go on when the daemon ends (`leave`) or end with it (`stop`) [default: leave]
+    #[arg(long, value_name = "WHAT", value_parser = on_shutdown)]
+    on_shutdown: Option<OnShutdown>,
+}
+
+fn on_shutdown(text: &str) -> Result<OnShutdown, String> {
+    match text {
+        "leave" => Ok(OnShutdown::Leave),
+        "stop" => Ok(OnShutdown::Stop),
+        _ => Err("it is `leave` or `stop`".to_owned()),
+    }
+}
+
+impl Settings {
+    fn into_config(self) -> Result<Config> {
+        if self.config.is_none() && !self.local {
+            bail!("give --config FILE, or --local for a host with no other daemon");
+        }
+        let mut config = match &self.config {
+            Some(path) => Config::load(path)?,
+            None => Config::default(),
+        };
+        if let Some(data_dir) = self.data_dir {
+            config.data_dir = data_dir;
+        }
+        if let Some(listen) = self.listen {
+            config.listen = listen;
+        }
+        if !self.interledger_listen.is_empty() {
+            config.interledger.listen = self.interledger_listen;
+        }
+        if self.public_uri.is_some() {
+            config.public_uri = self.public_uri;
+        }
+        if self.guest_dir.is_some() {
+            config.guest.dir = self.guest_dir;
+        }
+        config.images.insecure_registries.extend(self.insecure_registry);
+        if let Some(on_shutdown) = self.on_shutdown {
+            config.pods.on_shutdown = on_shutdown;
+        }
+        config.check()?;
+        Ok(config)
+    }
+}
+
+/// Runs the daemon as the command line says.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let usage = |error: anyhow::Error| {
+        eprintln!("codiusd: {error:#}");
+        ExitCode::from(2)
+    };
+    if let Some(Command::Config(ConfigCommand::Check { config })) = arguments.command {
+        return match Config::load(&config) {
+            Ok(_) => {
+                println!("ok");
+                ExitCode::SUCCESS
+            }
+            Err(error) => usage(error),
+        };
+    }
+    let config = match arguments.settings.into_config() {
+        Ok(config) => config,
+        Err(error) => return usage(error),
+    };
+    match serve(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("codiusd: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(config: Config) -> Result<()> {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    // One implementation of cryptography for TLS, chosen here for all who use it.
+    if rustls::crypto::ring::default_provider().install_default().is_err() {
+        bail!("TLS was set up twice");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
+    runtime.block_on(daemon::run(config))
+}

@@ -1,0 +1,287 @@
+//! One host, from its configuration to its end: wiring, start-up and shutdown, each in one place.
+
+use std::{
+    fs, io,
+    net::SocketAddr,
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use codius_image::{ImageLimits, ImageStore, RegistryConfig};
+use codius_ledger::{Asset, BootId, Cost, Rate, Seconds};
+use codius_microvm::{AcceleratorChoice, Instance, Ipv4Pool, MicrovmConfig, MicrovmDriver};
+use codius_pod::{Admission, Capacity, Driver, Supervisor};
+use codius_proxy::{Proxy, Scheme};
+use codius_store::{Batch, Snapshot, Store};
+use hyper_util::service::TowerToHyperService;
+use ilp_connector::{Connector, ConnectorConfig, SystemClock};
+use ilp_link::{BtpServer, LocalGate};
+use ilp_packet::Address;
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    signal::unix::{SignalKind, signal},
+};
+use tokio_util::sync::CancellationToken;
+use url::Url;
+
+use crate::{
+    api::{self, Api},
+    bank::Bank,
+    clock,
+    config::{Accelerator, Config, OnShutdown},
+    leases::{Leases, Wiring},
+    orders::Orders,
+    pod_money::{PodMoney, PodPort},
+    routes::Routes,
+    till::Till,
+};
+
+/// The address of a host that is the root of its own network.
+const LOCAL_ADDRESS: &str = "private.codius";
+/// Play-money clients are recorded together.
+const LOCAL_ACCOUNT: &str = "local:clients";
+/// The segment below which local clients are.
+const LOCAL_SEGMENT: &str = "local";
+/// The name of the secret that everything of this host is derived from.
+const HOST_SECRET: &str = "host";
+/// How long requests and packets under way may take to end at shutdown.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the whole shutdown may take, pods included.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(60);
+/// How much of the machine's memory pods get unless the operator says otherwise, in percent.
+const DEFAULT_MEMORY_PERCENT: u64 = 75;
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 1024;
+const MIB: u64 = 1024 * 1024;
+
+/// Runs a host until it is told to end (SIGINT or SIGTERM).
+pub(crate) async fn run(config: Config) -> Result<()> {
+    config.check()?;
+    let started = Instant::now();
+    make_private_dir(&config.data_dir)?;
+    let data_dir = fs::canonicalize(&config.data_dir)?;
+    let guest_dir = guest_dir(&config)?;
+
+    let store = Store::open(&data_dir.join("codius.db"))?;
+    let snapshot = store.load().await?;
+    let verified = store.verify().await.context("the ledger does not add up; restore a backup")?;
+    tracing::info!(?verified, "ledger adds up");
+    let secret = host_secret(&store, &snapshot).await?;
+
+    let asset = Asset::new(&config.interledger.asset_code, config.interledger.asset_scale)?;
+    let cost: Cost = config.price.cost_per_month.parse().context("price.cost_per_month")?;
+    let rate = Rate::per_month(cost, &asset).context("price.cost_per_month")?;
+
+    // The listeners first: a port that is taken is found before anything is touched.
+    let listener = listen(config.listen)?;
+    let api_address = listener.local_addr()?;
+    let public_uri = match &config.public_uri {
+        Some(uri) => uri.clone(),
+        None => Url::parse(&format!("http://localhost:{}", api_address.port()))?,
+    };
+    let interledger = listen_interledger(&config.interledger.listen)?;
+    let interledger_address = interledger[0].local_addr()?;
+
+    let address: Address = LOCAL_ADDRESS.parse()?;
+    let connector = Connector::new(
+        ConnectorConfig::new(address, asset.code(), asset.scale()),
+        Arc::new(Bank(store.clone())),
+        Arc::new(SystemClock),
+    );
+    let btp = BtpServer::new(connector.clone());
+    let pod_money = PodMoney::new(store.clone(), connector.clone(), btp.clone(), config.interledger.max_packet_amount);
+    let till = Till::open(&connector, &secret, asset.clone())?;
+
+    let images = Arc::new(open_images(&config, &data_dir)?);
+    let driver = Arc::new(open_driver(&config, &data_dir, guest_dir).await?);
+    let isolation_reason = driver.isolation_reason().to_owned();
+    let isolation = driver.isolation();
+    let supervisor = Supervisor::new(
+        Arc::clone(&driver) as Arc<dyn Driver>,
+        images,
+        Arc::new(PodPort(Arc::clone(&pod_money))),
+        Duration::from_secs(config.pods.port_timeout_secs),
+    );
+    let routes = Arc::new(Routes::default());
+    let proxy = Proxy::new(Arc::clone(&routes) as _);
+    let capacity = Capacity { memory_mib: memory_mib(&config)?, pods: config.pods.max_pods };
+    let leases = Leases::new(Wiring {
+        store: store.clone(),
+        supervisor,
+        admission: Admission::new(capacity),
+        routes,
+        proxy: proxy.clone(),
+        pod_money,
+        rate,
+        public_uri: public_uri.clone(),
+        boot: boot_id()?,
+        stop_grace: Duration::from_millis(config.pods.stop_grace_ms),
+    });
+    let orders = Orders::new(Arc::clone(&leases), till);
+    leases.recover(snapshot.leases, driver.as_ref()).await?;
+    orders.recover(snapshot.open_orders).await?;
+
+    let clients: Arc<LocalGate> =
+        Arc::new(LocalGate::new(&connector, LOCAL_SEGMENT, LOCAL_ACCOUNT.into(), LocalGate::DEFAULT_MAX_CLIENTS));
+    for listener in interledger {
+        btp.listen(listener, Arc::clone(&clients) as _);
+    }
+    let router = api::router(Api {
+        leases: Arc::clone(&leases),
+        orders,
+        asset,
+        cost_per_month: config.price.cost_per_month.clone(),
+        max_duration: Seconds(config.price.max_duration_secs),
+        isolation,
+        isolation_reason: isolation_reason.clone(),
+        started,
+    });
+    let closing = CancellationToken::new();
+    let serving = tokio::spawn({
+        let (proxy, closing) = (proxy.clone(), closing.clone());
+        async move { proxy.serve(listener, Scheme::Http, TowerToHyperService::new(router), closing).await }
+    });
+
+    let api = public_uri.as_str().trim_end_matches('/');
+    println!(
+        "ready api={api} interledger=btp+ws://{interledger_address} isolation={isolation} \
+         isolation-reason=\"{isolation_reason}\""
+    );
+    let name = told_to_end().await?;
+    tracing::info!("{name}: ending");
+
+    let stop_pods = config.pods.on_shutdown == OnShutdown::Stop;
+    let ending = async {
+        closing.cancel();
+        leases.shut_down(stop_pods).await;
+        let _ = tokio::time::timeout(DRAIN_TIMEOUT, serving).await;
+        let _ = tokio::time::timeout(DRAIN_TIMEOUT, connector.drain()).await;
+        let _ = tokio::time::timeout(DRAIN_TIMEOUT, btp.shutdown()).await;
+        store.close().await;
+        if stop_pods && let Err(error) = driver.retire().await {
+            tracing::warn!(%error, "the firewall table stays");
+        }
+    };
+    if tokio::time::timeout(SHUTDOWN_TIMEOUT, ending).await.is_err() {
+        bail!("the shutdown took over {} s and was cut off; the next start tidies up", SHUTDOWN_TIMEOUT.as_secs());
+    }
+    tracing::info!("ended");
+    Ok(())
+}
+
+/// Waits for the first signal that asks for the end.
+async fn told_to_end() -> io::Result<&'static str> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    Ok(tokio::select! {
+        _ = interrupt.recv() => "SIGINT",
+        _ = terminate.recv() => "SIGTERM",
+    })
+}
+
+fn make_private_dir(path: &Path) -> Result<()> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.with_context(|| format!("cannot make the data directory {}", path.display()))?;
+    // Pods' processes run as other users and are given single files below it.
+    let mode = fs::metadata(path)?.permissions().mode();
+    ensure!(mode & 0o022 == 0, "the data directory {} can be written by others (mode {mode:o})", path.display());
+    Ok(())
+}
+
+/// Where the guest's kernel and initramfs are.
+fn guest_dir(config: &Config) -> Result<PathBuf> {
+    if let Some(dir) = &config.guest.dir {
+        return Ok(dir.clone());
+    }
+    let program = std::env::current_exe().unwrap_or_default();
+    let beside = program.ancestors().skip(1).take(2).map(|dir| dir.join("guest"));
+    let found = beside.chain([PathBuf::from("/usr/lib/codius/guest")]).find(|dir| dir.join("vmlinux").is_file());
+    found.context("there is no guest kernel; run `cargo xtask guest`, or set guest.dir")
+}
+
+async fn host_secret(store: &Store, snapshot: &Snapshot) -> Result<[u8; 32]> {
+    if let Some(secret) = snapshot.secrets.get(HOST_SECRET) {
+        return Ok(*secret);
+    }
+    let secret: [u8; 32] = rand::random();
+    store.commit(Batch::new().secret(HOST_SECRET, secret)).await?;
+    Ok(secret)
+}
+
+fn listen(address: SocketAddr) -> Result<TcpListener> {
+    let open = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        // A restarted daemon gets its port back while old connections linger.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    open().with_context(|| format!("cannot listen on {address}; is another program there? Choose another address"))
+}
+
+/// Listens for local clients. A machine without IPv6 does without it.
+fn listen_interledger(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>> {
+    let mut listeners = Vec::new();
+    for &address in addresses {
+        match listen(address) {
+            Ok(listener) => listeners.push(listener),
+            Err(error) if address.is_ipv6() && !listeners.is_empty() && no_such_address(&error) => {
+                tracing::info!(%address, "there is no such address here; local clients use the others");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    ensure!(!listeners.is_empty(), "interledger.listen is empty; uploaders in local mode need a port to pay at");
+    Ok(listeners)
+}
+
+fn no_such_address(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| {
+        matches!(error.kind(), io::ErrorKind::AddrNotAvailable | io::ErrorKind::Unsupported)
+    })
+}
+
+fn open_images(config: &Config, data_dir: &Path) -> Result<ImageStore> {
+    let limits = ImageLimits {
+        compressed_bytes: config.images.max_compressed_mib.saturating_mul(MIB),
+        uncompressed_bytes: config.images.max_unpacked_mib.saturating_mul(MIB),
+        ..ImageLimits::default()
+    };
+    let registries = RegistryConfig { insecure: config.images.insecure_registries.clone(), ..RegistryConfig::default() };
+    Ok(ImageStore::open(&data_dir.join("images"), limits, registries)?)
+}
+
+async fn open_driver(config: &Config, data_dir: &Path, guest_dir: PathBuf) -> Result<MicrovmDriver> {
+    let (network, prefix_len) = config.pool()?;
+    let driver = MicrovmDriver::open(MicrovmConfig {
+        state_dir: data_dir.join("pods"),
+        guest_dir,
+        instance: Instance::of_data_dir(data_dir),
+        accelerator: match config.pods.accelerator {
+            Accelerator::Auto => AcceleratorChoice::Auto,
+            Accelerator::Kvm => AcceleratorChoice::Kvm,
+            Accelerator::Tcg => AcceleratorChoice::Tcg,
+        },
+        pool: Ipv4Pool::new(network, prefix_len)?,
+        nameservers: config.network.nameservers.clone(),
+        uid_base: MicrovmConfig::DEFAULT_UID_BASE,
+    });
+    Ok(driver.await?)
+}
+
+/// What pods may be promised.
+fn memory_mib(config: &Config) -> Result<u64> {
+    if config.pods.memory_mib > 0 {
+        return Ok(config.pods.memory_mib);
+    }
+    let text = fs::read_to_string("/proc/meminfo").context("cannot read this machine's memory; set pods.memory_mib")?;
+    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse().ok());
+    let total_kib: u64 = total.context("cannot read this machine's memory; set pods.memory_mib")?;
+    Ok(total_kib / 1024 * DEFAULT_MEMORY_PERCENT / 100)
+}
+
+fn boot_id() -> Result<BootId> {
+    clock::boot_id().parse().context("/proc/sys/kernel/random/boot_id cannot be read")
+}

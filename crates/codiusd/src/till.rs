@@ -1,0 +1,289 @@
+//! Where orders are paid: the host's STREAM server.
+//!
+//! Each order has an address and a secret of its own, which follow from the host's secret and the
+//! order's id, so that giving them out costs nothing. A connection is made when its first packet
+//! arrives, and only for an order that is expected.
+//!
+//! ```text
+//! expected ──first packet──▶ connected ──stream opened──▶ 0xff is written: the client may ask again
+//!     └── forgotten              │ collect: takes up to the price
+//!                                │ refund: sends back, and takes nothing any more
+//!                                ▼
+//!                             closed
+//! ```
+//!
+//! What arrives is recorded for the account `order:ID` before it is fulfilled; what is sent back comes
+//! from there.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::Result;
+use async_trait::async_trait;
+use base64::{Engine, engine::general_purpose::STANDARD};
+use bytes::Bytes;
+use codius_ledger::{Account, Asset, OrderId};
+use ilp_connector::{
+    AccountId, Commit, CommitError, Connector, LedgerAccount, Receiver, SpendLimit,
+};
+use ilp_link::stream::{PacketSender, StreamConnection, SystemEntropy};
+use ilp_packet::{Address, ErrorCode, Prepare, Reject, Reply};
+use ilp_stream::{
+    AssetDetails, Config, Connection, StreamErrorCode, StreamId,
+    server::{Credentials, ServerSecret},
+};
+use tokio::time::timeout;
+
+/// The segment of the connector's address below which orders are paid.
+const SEGMENT: &str = "host";
+/// What a client waits for on its stream before it sends its request again (facts of the original).
+const READY_BYTE: &[u8] = &[0xff];
+/// How long the other end may take to hear that a connection is over.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The host's STREAM server.
+pub(crate) struct Till {
+    secret: ServerSecret,
+    address: Address,
+    asset: Asset,
+    connector: Connector,
+    expected: Mutex<HashMap<OrderId, Arc<Expected>>>,
+}
+
+/// An order that may be paid.
+struct Expected {
+    account: LedgerAccount,
+    price: u64,
+    /// No more money is taken: what is held is being sent back.
+    shut: Arc<AtomicBool>,
+    link: Mutex<Option<Payment>>,
+}
+
+/// The connection by which an order is paid.
+#[derive(Clone)]
+pub(crate) struct Payment {
+    connection: StreamConnection,
+    shut: Arc<AtomicBool>,
+    payer: Option<AccountId>,
+}
+
+/// Why the price did not arrive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shortfall {
+    /// The payer sends less in all.
+    TooSmall { received: u64, offered: u64 },
+    /// The connection ended.
+    Interrupted { received: u64 },
+    TimedOut { received: u64 },
+}
+
+impl Till {
+    /// Registers the server with the connector.
+    pub(crate) fn open(connector: &Connector, secret: &[u8; 32], asset: Asset) -> Result<Arc<Self>> {
+        let till = Arc::new(Self {
+            secret: ServerSecret::new(secret),
+            address: connector.address().with_suffix(SEGMENT)?,
+            asset,
+            connector: connector.clone(),
+            expected: Mutex::default(),
+        });
+        connector.register_receiver(SEGMENT, Arc::clone(&till) as Arc<dyn Receiver>)?;
+        Ok(till)
+    }
+
+    /// `interledger-stream ADDRESS SECRET`, as the `Pay` header has it.
+    pub(crate) fn challenge(&self, id: &OrderId) -> String {
+        let Credentials { token, shared_secret } =
+            self.secret.generate(id.as_bytes()).expect("an order id is as long as a tag may be");
+        format!("interledger-stream {}.{token} {}", self.address, STANDARD.encode(shared_secret.0))
+    }
+
+    /// Lets an order be paid.
+    pub(crate) fn expect(&self, id: OrderId, price: u64) {
+        self.lock().entry(id).or_insert_with(|| {
+            Arc::new(Expected {
+                account: Account::Order(id).to_string().into(),
+                price,
+                shut: Arc::default(),
+                link: Mutex::default(),
+            })
+        });
+    }
+
+    /// An order is not paid any more.
+    pub(crate) fn forget(&self, id: &OrderId) {
+        self.lock().remove(id);
+    }
+
+    /// The connection by which an order can be paid, once the client has opened its stream.
+    pub(crate) fn payment(&self, id: &OrderId) -> Option<Arc<Payment>> {
+        let expected = self.lock().get(id).cloned()?;
+        let payment = expected.link.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        payment.stream().is_some().then(|| Arc::new(payment))
+    }
+
+    /// The connection that a packet is for. A forged token costs one HMAC and leaves nothing behind.
+    fn connection(&self, from: Option<&AccountId>, prepare: &Prepare) -> Option<(Arc<Expected>, Payment)> {
+        let token = prepare.destination.segment_after(&self.address)?;
+        let opened = self.secret.open(token)?;
+        let id = OrderId::from_bytes(opened.tag.try_into().ok()?);
+        let expected = self.lock().get(&id).cloned()?;
+        let mut link = expected.link.lock().unwrap_or_else(PoisonError::into_inner);
+        let payment = link.get_or_insert_with(|| {
+            let clock = self.connector.clock();
+            let config = Config {
+                local_address: self.address.with_suffix(token).ok(),
+                asset: Some(AssetDetails { code: self.asset.code().to_owned(), scale: self.asset.scale() }),
+                ..Config::default()
+            };
+            let entropy = Box::new(SystemEntropy);
+            let machine = Connection::server(clock.now(), config, &opened.shared_secret, entropy);
+            let sender = Refunds {
+                connector: self.connector.clone(),
+                account: expected.account.clone(),
+                limit: SpendLimit::new(expected.price),
+            };
+            let connection = StreamConnection::spawn(machine, Arc::new(sender), clock);
+            tokio::spawn(greet(connection.clone()));
+            Payment { connection, shut: Arc::clone(&expected.shut), payer: from.cloned() }
+        });
+        let payment = payment.clone();
+        drop(link);
+        Some((expected, payment))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<OrderId, Arc<Expected>>> {
+        self.expected.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Tells the client that its stream was seen.
+async fn greet(connection: StreamConnection) {
+    let greeted = |machine: &mut Connection, observed: &mut ilp_link::stream::Observed| {
+        if let Some(stream) = observed.opened.first() {
+            return Some(machine.write(*stream, Bytes::from_static(READY_BYTE)));
+        }
+        observed.closed.is_some().then_some(Ok(()))
+    };
+    if let Err(error) = connection.until(greeted).await {
+        tracing::debug!(%error, "a payment could not be greeted");
+    }
+}
+
+#[async_trait]
+impl Receiver for Till {
+    async fn receive(&self, from: Option<&AccountId>, prepare: Prepare, commit: Commit) -> Reply {
+        let Some((expected, payment)) = self.connection(from, &prepare) else {
+            return Err(Reject::new(ErrorCode::UnexpectedPayment, Some(self.connector.address()), ""));
+        };
+        let record = || async move {
+            if commit.amount() > 0 && expected.shut.load(Ordering::Acquire) {
+                return Err(ErrorCode::FinalApplicationError);
+            }
+            commit.credit(expected.account.clone()).await.map_err(|error| match error {
+                CommitError::Expired => ErrorCode::TransferTimedOut,
+                CommitError::Refused(_) | CommitError::Failed(_) => ErrorCode::InternalError,
+            })
+        };
+        payment.connection.incoming(&prepare, record).await
+    }
+}
+
+/// Sends what a connection sends back, at most what was paid by it.
+struct Refunds {
+    connector: Connector,
+    account: LedgerAccount,
+    limit: SpendLimit,
+}
+
+#[async_trait]
+impl PacketSender for Refunds {
+    async fn send(&self, prepare: Prepare) -> Reply {
+        self.connector.originate(&self.account, &self.limit, prepare).await
+    }
+}
+
+impl Payment {
+    /// Takes the price, all of it or what comes in time.
+    pub(crate) async fn collect(&self, price: u64, patience: Duration) -> Result<(), Shortfall> {
+        let Some(stream) = self.stream() else { return Err(Shortfall::Interrupted { received: 0 }) };
+        // A client says what it would send as soon as it is told that nothing is taken.
+        let offered = self.connection.with(|_, observed| observed.blocked.get(&stream).copied());
+        if let Some((offered, received)) = offered
+            && offered < price
+        {
+            return Err(Shortfall::TooSmall { received, offered });
+        }
+        if self.connection.with(|machine, _| machine.set_receive_max(stream, price)).is_err() {
+            return Err(Shortfall::Interrupted { received: self.received(stream) });
+        }
+        let complete = self.connection.until(|machine, observed| {
+            let received = machine.stream_received(stream).unwrap_or_default();
+            if received >= price {
+                return Some(Ok(()));
+            }
+            observed.closed.is_some().then_some(Err(Shortfall::Interrupted { received }))
+        });
+        match timeout(patience, complete).await {
+            Ok(result) => result,
+            Err(_) => Err(Shortfall::TimedOut { received: self.received(stream) }),
+        }
+    }
+
+    /// Sends back what it can of `amount`, and takes nothing any more. How much went is in the ledger.
+    pub(crate) async fn refund(&self, amount: u64, patience: Duration) {
+        self.shut.store(true, Ordering::Release);
+        let Some(stream) = self.stream() else { return };
+        let takes = self.connection.with(|machine, _| machine.remote_receive_max(stream)).unwrap_or_default();
+        // The original's client takes nothing, and never will on this connection.
+        let amount = amount.min(takes);
+        if amount == 0 || self.connection.with(|machine, _| machine.set_send_max(stream, amount)).is_err() {
+            return;
+        }
+        let sent = self.connection.until(|machine, observed| {
+            let sent = machine.stream_sent(stream).unwrap_or_default();
+            (sent >= amount || observed.closed.is_some()).then_some(())
+        });
+        if timeout(patience, sent).await.is_err() {
+            tracing::warn!("a refund did not arrive in time");
+        }
+        // What is still on its way must be answered before the books are read.
+        let answered = self
+            .connection
+            .until(|machine, _| (machine.stream_held(stream).unwrap_or_default() == 0).then_some(()));
+        self.connection.with(|machine, _| {
+            let sent = machine.stream_sent(stream).unwrap_or_default();
+            let held = machine.stream_held(stream).unwrap_or_default();
+            let _ = machine.set_send_max(stream, sent + held);
+        });
+        answered.await;
+    }
+
+    /// Tells the payer that it is over.
+    pub(crate) async fn close(&self) {
+        let closing = self.connection.close(StreamErrorCode::NoError, "");
+        if timeout(CLOSE_TIMEOUT, closing).await.is_err() {
+            tracing::debug!("the payer did not hear that its connection is over");
+        }
+    }
+
+    /// The connector's account that the first packet came from.
+    pub(crate) fn payer(&self) -> Option<String> {
+        self.payer.as_ref().map(ToString::to_string)
+    }
+
+    /// The stream that the client has opened.
+    fn stream(&self) -> Option<StreamId> {
+        self.connection.with(|_, observed| observed.opened.first().copied())
+    }
+
+    fn received(&self, stream: StreamId) -> u64 {
+        self.connection.with(|machine, _| machine.stream_received(stream)).unwrap_or_default()
+    }
+}
