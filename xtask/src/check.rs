@@ -20,7 +20,7 @@ pub(crate) fn test(yes: bool, filter: &[String]) -> Result<()> {
             cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "--deny", "warnings"])
         })?;
     }
-    step("guest image", || guest::build(&guest::Options::default()).map(drop))?;
+    step("guest image", || guest::build(&guest::default_dir(), &guest::Options::default()).map(drop))?;
     // Tests of the whole host run these programs; they are built once, here.
     step("programs", || build::programs(build::Profile::Dev).map(drop))?;
     println!("== tests");

@@ -29,8 +29,9 @@ pub(crate) fn run(once: bool, yes: bool, port: u16) -> Result<()> {
     println!("Building codiusd and codius …");
     let programs = phases.time("build", || build::programs(build::Profile::Dev))?;
     println!("Preparing the guest kernel, its initramfs and the example …");
-    let guest = phases.time("guest", || guest::build(&guest::Options::default()))?;
-    let hello = phases.time("example", || guest::build_static("codius-example-hello"))?;
+    let guest_dir = guest::default_dir();
+    phases.time("guest", || guest::build(&guest_dir, &guest::Options::default()))?;
+    let hello = phases.time("example", || guest::build_static(&guest_dir, "codius-example-hello"))?;
 
     let place = tempfile::Builder::new().prefix("codius-demo-").tempdir()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
@@ -41,7 +42,7 @@ pub(crate) fn run(once: bool, yes: bool, port: u16) -> Result<()> {
     let image = phases.time("push image", || push_hello(&runtime, &registry, &hello))?;
     println!("Image {image}");
 
-    let mut host = phases.time("start host", || Host::start(&programs.codiusd, place.path(), guest.directory(), port, &registry))?;
+    let mut host = phases.time("start host", || Host::start(&programs.codiusd, place.path(), &guest_dir, port, &registry))?;
     println!("Host {} (isolation: {}; {})", host.api, host.isolation, host.isolation_reason);
 
     let codius_json = place.path().join("codius.json");

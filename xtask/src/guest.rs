@@ -58,6 +58,11 @@ pub(crate) struct Guest {
     pub(crate) description: PathBuf,
 }
 
+/// Where the guest of this workspace is.
+pub(crate) fn default_dir() -> PathBuf {
+    crate::build::target_dir().join("guest")
+}
+
 /// Makes `out_dir` (normally `target/guest` of the workspace) hold a current guest.
 pub(crate) fn build(out_dir: &Path, options: &Options) -> Result<Guest> {
     fs::create_dir_all(out_dir).with_context(|| format!("cannot make {}", out_dir.display()))?;
@@ -70,7 +75,7 @@ pub(crate) fn build(out_dir: &Path, options: &Options) -> Result<Guest> {
     };
 
     let source = prepare_kernel(out_dir, &guest.kernel, options)?;
-    let agent = fs::read(build_agent(out_dir)?).context("cannot read the guest agent")?;
+    let agent = fs::read(build_static(out_dir, "codius-guest-agent")?).context("cannot read the guest agent")?;
     let modules = ModuleSet::load(&out_dir.join("modules"))?;
     let initramfs = initramfs(&agent, &modules);
     let description = json!({
@@ -159,13 +164,13 @@ fn only_entry(directory: &Path) -> Result<PathBuf> {
     Ok(first.path())
 }
 
-/// Builds the agent and returns its path. It has its own target directory because its flags would
+/// Builds a static program of this workspace and returns its path. It has its own target directory because its flags would
 /// make cargo rebuild everything else.
-fn build_agent(out_dir: &Path) -> Result<PathBuf> {
+pub(crate) fn build_static(out_dir: &Path, package: &str) -> Result<PathBuf> {
     let target_dir = out_dir.with_file_name("guest-build");
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
-        .args(["build", "--quiet", "-p", "codius-guest-agent", "--profile", "guest"])
+        .args(["build", "--quiet", "-p", package, "--profile", "guest"])
         .args(["--target", GUEST_TARGET, "--target-dir"])
         .arg(&target_dir)
         .current_dir(workspace_root()?)
@@ -173,8 +178,8 @@ fn build_agent(out_dir: &Path) -> Result<PathBuf> {
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .status()
         .context("cannot run cargo")?;
-    ensure!(status.success(), "the guest agent does not build");
-    Ok(target_dir.join(GUEST_TARGET).join("guest").join("codius-guest-agent"))
+    ensure!(status.success(), "{package} does not build");
+    Ok(target_dir.join(GUEST_TARGET).join("guest").join(package))
 }
 
 /// The folder of the workspace, from where this crate was built.

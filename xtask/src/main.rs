@@ -1,8 +1,14 @@
 //! `cargo xtask …`: everything that is done with this repository beside building it.
 
+mod bench;
+mod build;
+mod check;
+mod demo;
 mod guest;
 mod layers;
 mod packages;
+
+use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -16,14 +22,44 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run the main job on this machine: a host, an example, an upload, an answer
+    Demo {
+        /// End after the first answer; 0 only if all of it worked
+        #[arg(long)]
+        once: bool,
+        /// Install missing packages without asking
+        #[arg(long)]
+        yes: bool,
+        /// Port of the host; 0 takes a free one
+        #[arg(long, default_value_t = 0)]
+        port: u16,
+    },
+    /// Run every test, including those that boot pods
+    Test {
+        /// Install missing packages without asking
+        #[arg(long)]
+        yes: bool,
+        /// Only these tests, as the test runner names them; without the other checks
+        filter: Vec<String>,
+    },
+    /// Compare with others, by hand: image, proxy, start
+    Bench {
+        name: bench::Name,
+        /// Measurements of each figure; the median is printed
+        #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..))]
+        runs: u32,
+        /// Install missing packages without asking
+        #[arg(long)]
+        yes: bool,
+    },
     /// Build the kernel and initramfs that every pod boots, into target/guest
     Guest {
         /// A bzImage or vmlinux instead of the distribution's kernel
         #[arg(long, value_name = "PATH")]
-        kernel: Option<std::path::PathBuf>,
+        kernel: Option<PathBuf>,
         /// Its module directory, /lib/modules/VERSION
         #[arg(long, value_name = "PATH", requires = "kernel")]
-        modules: Option<std::path::PathBuf>,
+        modules: Option<PathBuf>,
     },
     /// Check that dependencies between our crates only point down
     Layers,
@@ -31,9 +67,11 @@ enum Command {
 
 fn main() -> Result<()> {
     match Arguments::parse().command {
+        Command::Demo { once, yes, port } => demo::run(once, yes, port),
+        Command::Test { yes, filter } => check::test(yes, &filter),
+        Command::Bench { name, runs, yes } => bench::run(name, runs, yes),
         Command::Guest { kernel, modules } => {
-            let out_dir = guest::workspace_root()?.join("target/guest");
-            let guest = guest::build(&out_dir, &guest::Options { kernel, modules })?;
+            let guest = guest::build(&guest::default_dir(), &guest::Options { kernel, modules })?;
             println!("{}", guest.description.display());
             Ok(())
         }

@@ -15,7 +15,7 @@ use ilp_link::{
 use ilp_packet::{Address, ErrorCode, Prepare, Reject, Reply};
 use ilp_stream::{AssetDetails, Config, Connection, SharedSecret};
 
-use crate::ClientError;
+use crate::{ClientError, Receipt};
 
 /// A connection that can pay.
 #[derive(Clone)]
@@ -65,6 +65,14 @@ impl Wallet {
     /// What amounts of this connection are counted in.
     pub fn asset(&self) -> &AssetDetails {
         &self.0.asset
+    }
+
+    /// What has moved on the connection that was opened last.
+    pub fn moved(&self) -> Receipt {
+        let connection = self.0.incoming.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        connection.map_or_else(Receipt::default, |connection| {
+            connection.with(|machine, _| Receipt { paid: machine.total_sent(), refunded: machine.total_received() })
+        })
     }
 
     /// Opens a STREAM connection to a server. One at a time receives what comes back.

@@ -37,9 +37,9 @@ pub(crate) fn boot() -> io::Result<Boot> {
 
 fn leave_initramfs() -> io::Result<()> {
     let plain = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    std::fs::create_dir("/root")?;
-    mount("tmpfs", "/root", "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, c"mode=0755,size=1m")?;
-    chdir("/root")?;
+    std::fs::create_dir("/newroot")?;
+    mount("tmpfs", "/newroot", "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, c"mode=0755,size=1m")?;
+    chdir("/newroot")?;
     for directory in ["dev", "proc", "sys", "run", "run/images", "run/scratch", "run/shm", "run/root"] {
         std::fs::create_dir(directory)?;
     }

@@ -3,6 +3,8 @@
 
 use std::{fs::OpenOptions, io::Write};
 
+/// As errors, which also a "quiet" kernel shows.
+const ERROR_LEVEL: &str = "<3>";
 /// The kernel cuts longer messages off.
 const MAX_MESSAGE_BYTES: usize = 900;
 
@@ -13,6 +15,6 @@ pub(crate) fn write(message: &str) {
         .unwrap_or(0);
     if let Ok(mut log) = OpenOptions::new().write(true).open("/dev/kmsg") {
         // There is nobody to tell that the log cannot be written.
-        let _ = writeln!(log, "codius-guest-agent: {}", &message[..end]);
+        let _ = writeln!(log, "{ERROR_LEVEL}codius-guest-agent: {}", &message[..end]);
     }
 }

@@ -11,7 +11,7 @@
 use std::{
     env,
     fs::{File, Permissions},
-    io::{self, Read},
+    io,
     os::{
         fd::AsFd,
         unix::fs::{FileExt, PermissionsExt},
@@ -158,7 +158,7 @@ fn finish(output: &File) -> Result<u64, Fault> {
     output.read_exact_at(&mut superblock, 0).map_err(|_| broken("no file system"))?;
     let length = output.metadata()?.len();
     let mut used = [0; 8];
-    (&superblock[40..48]).read_exact(&mut used)?;
+    used.copy_from_slice(&superblock[40..48]);
     if superblock[..4] != MAGIC || u64::from_le_bytes(used) > length {
         return Err(broken("a broken file system"));
     }

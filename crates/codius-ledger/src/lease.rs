@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{BootId, Millis, Rate, Seconds};
 
-/// See the [module documentation](self).
+/// The right to run a pod until the money in `lease:HASH` is used up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lease(LeaseParts);
 

@@ -88,7 +88,7 @@ fn bytes_of(digest: ring::digest::Digest) -> [u8; 32] {
     digest.as_ref().try_into().expect("SHA-256 has 32 bytes")
 }
 
-/// See the [module documentation](self).
+/// One paid request, named by its pay token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Order {
     pub id: OrderId,

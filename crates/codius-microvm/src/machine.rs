@@ -103,7 +103,8 @@ impl Launch<'_> {
             "-machine",
             "microvm,rtc=on,pit=off,pic=off,memory-backend=memory",
         );
-        let mut kernel_options = "console=ttyS0 quiet panic=-1 reboot=t cryptomgr.notests=1 audit=0".to_owned();
+        let mut kernel_options =
+            "console=ttyS0 quiet panic=-1 reboot=t cryptomgr.notests=1 audit=0".to_owned();
         match self.accelerator {
             Accelerator::Kvm { .. } => {
                 line.add("-accel", "kvm");

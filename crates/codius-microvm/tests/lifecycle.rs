@@ -145,6 +145,9 @@ async fn pods_outlive_their_driver() {
     // And once more, with a machine that dies in between.
     drop(driver);
     kill_9(machines[0]);
+    while !host.machines().is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     let driver = host.open().await;
     host.assert_no_traces();
     assert!(matches!(

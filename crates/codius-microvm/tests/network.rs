@@ -186,11 +186,14 @@ async fn a_pod_reaches_the_internet_and_nothing_of_the_host() {
     recorder.wait_event(PodEvent::Listening).await;
     other.wait_event(PodEvent::Listening).await;
     // Tells the pod to go.
-    recorder
-        .wait_for("open port 9000", |_| {
-            TcpStream::connect_timeout(&(guest, 9000).into(), PATIENCE).ok()
-        })
-        .await;
+    let go = async {
+        while tokio::net::TcpStream::connect((guest, 9000)).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, go)
+        .await
+        .expect("port 9000 opens");
     let output = recorder
         .wait_for("end", |recorder| {
             Some(recorder.output(1)).filter(|output| output.contains("done=yes"))

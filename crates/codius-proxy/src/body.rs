@@ -51,9 +51,12 @@ impl Movement {
 
 /// Holds a body back until the pod says `100 Continue`, or has had time to say so.
 #[derive(Debug)]
-pub(crate) struct Gate {
-    pub(crate) opened: oneshot::Receiver<()>,
-    pub(crate) wait: Pin<Box<Sleep>>,
+pub(crate) enum Gate {
+    Waiting {
+        opened: oneshot::Receiver<()>,
+        wait: Pin<Box<Sleep>>,
+    },
+    Shut,
 }
 
 impl RequestBody {
@@ -90,12 +93,18 @@ impl Body for RequestBody {
             return Poll::Ready(None);
         };
         if let Some(gate) = &mut body.gate {
-            match Pin::new(&mut gate.opened).poll(cx) {
+            let Gate::Waiting { opened, wait } = gate else {
+                return Poll::Pending;
+            };
+            match Pin::new(opened).poll(cx) {
                 Poll::Ready(Ok(())) => {}
                 // The pod has answered for good without asking for the body. It is never sent,
                 // and the connection is not used again.
-                Poll::Ready(Err(_)) => return Poll::Pending,
-                Poll::Pending => ready!(gate.wait.as_mut().poll(cx)),
+                Poll::Ready(Err(_)) => {
+                    body.gate = Some(Gate::Shut);
+                    return Poll::Pending;
+                }
+                Poll::Pending => ready!(wait.as_mut().poll(cx)),
             }
             body.gate = None;
         }

@@ -296,7 +296,7 @@ fn gate(parts: &mut Parts, incoming: &Incoming, limits: &Limits) -> Option<Gate>
     parts
         .extensions
         .extend(std::mem::take(carrier.extensions_mut()));
-    Some(Gate {
+    Some(Gate::Waiting {
         opened,
         wait: Box::pin(tokio::time::sleep(limits.continue_wait)),
     })

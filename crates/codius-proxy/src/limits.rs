@@ -12,6 +12,7 @@ pub struct Limits {
     /// Header lines of one request or reply. More: 431, or 502 from a pod.
     pub header_count: usize,
     /// Time for one whole request head; also how long an idle visitor may stay connected.
+    /// Noticed after one to two times this long.
     pub head_read: Duration,
     /// A visitor that neither sends the body it announced nor takes the reply for this long is
     /// cut off. Noticed after one to two times this long.

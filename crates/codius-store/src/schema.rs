@@ -95,6 +95,23 @@ mod tests {
             .unwrap()
     }
 
+    /// A killed process cannot show this: what it wrote is in the kernel's memory. A power cut would.
+    #[test]
+    fn each_commit_is_synced_to_the_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        let mut connection = Connection::open(&path).unwrap();
+        open(&mut connection, &path).unwrap();
+        let number = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+        assert_eq!(number("synchronous"), Ok(2), "FULL");
+        assert_eq!(number("foreign_keys"), Ok(1));
+        assert_eq!(number("application_id"), Ok(APPLICATION_ID));
+        let mode: String = connection
+            .pragma_query_value(None, "journal_mode", |row| row.get(0))
+            .unwrap();
+        assert_eq!(mode, "wal");
+    }
+
     #[test]
     fn an_older_file_keeps_its_rows_and_gets_what_is_new() {
         let path = Path::new("x");

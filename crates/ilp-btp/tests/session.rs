@@ -124,6 +124,23 @@ fn late_and_repeated_replies_have_no_effect() {
 }
 
 #[test]
+fn an_answered_request_leaves_no_deadline_behind() {
+    let (mut client, mut server) = pair(SessionLimits::default());
+    let request = client.request(7, 100, PREPARE.into(), "first").unwrap();
+    server.handle_message(at(1), &request);
+    let reply = server
+        .respond(RequestId(7), FULFILL.into())
+        .unwrap()
+        .unwrap();
+    client.handle_message(at(2), &reply);
+    assert_eq!(client.next_deadline_ms(), None);
+    // The next request with the same id has its own time.
+    client.request(7, 200, PREPARE.into(), "second").unwrap();
+    assert!(client.handle_timeout(150).is_empty());
+    assert_eq!(client.handle_timeout(200), ["second"]);
+}
+
+#[test]
 fn a_repeated_request_is_taken_once() {
     let (mut client, mut server) = pair(SessionLimits::default());
     let request = client.request(7, 100, PREPARE.into(), "ticket").unwrap();

@@ -19,8 +19,10 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use ilp_connector::Clock;
-use ilp_packet::{ErrorCode, Prepare, Reply};
-use ilp_stream::{CloseReason, Connection, Entropy, Event, Incoming, StreamErrorCode, StreamId};
+use ilp_packet::{ErrorCode, Prepare, Reject, Reply};
+use ilp_stream::{
+    Accepted, CloseReason, Connection, Entropy, Event, Incoming, StreamErrorCode, StreamId,
+};
 use tokio::sync::{Notify, watch};
 use tracing::Instrument;
 
@@ -139,7 +141,8 @@ impl StreamConnection {
     }
 
     /// Answers a Prepare that came for this connection. `record` makes its amount durable; only then is
-    /// it fulfilled. If this future is dropped in the middle, the amount stays held.
+    /// it fulfilled. If this future is dropped while `record` runs, the amount is not taken: nobody may
+    /// drop it once the amount can have become durable.
     pub async fn incoming<R>(&self, prepare: &Prepare, record: impl FnOnce() -> R) -> Reply
     where
         R: Future<Output = Result<(), ErrorCode>>,
@@ -148,10 +151,14 @@ impl StreamConnection {
         let incoming = self.0.lock().connection.handle_prepare(now, prepare);
         let reply = match incoming {
             Incoming::Reject(reject) => Err(reject),
-            Incoming::Accept(accepted) => match record().await {
-                Ok(()) => Ok(self.0.lock().connection.commit(accepted)),
-                Err(code) => Err(self.0.lock().connection.refuse(accepted, code)),
-            },
+            Incoming::Accept(accepted) => {
+                let mut held = Held {
+                    shared: &self.0,
+                    accepted: Some(accepted),
+                };
+                let recorded = record().await;
+                held.settle(recorded)
+            }
         };
         self.0.work.notify_one();
         reply
@@ -170,6 +177,35 @@ impl fmt::Debug for StreamConnection {
         f.debug_tuple("StreamConnection")
             .field(&self.0.lock().connection)
             .finish()
+    }
+}
+
+/// An accepted packet that waits for its record. Its amount counts against the limits of its stream,
+/// so it must not be forgotten when the wait is broken off.
+struct Held<'a> {
+    shared: &'a Shared,
+    accepted: Option<Accepted>,
+}
+
+impl Held<'_> {
+    fn settle(&mut self, recorded: Result<(), ErrorCode>) -> Reply {
+        let Some(accepted) = self.accepted.take() else {
+            return Err(Reject::new(ErrorCode::InternalError, None, ""));
+        };
+        let connection = &mut self.shared.lock().connection;
+        match recorded {
+            Ok(()) => Ok(connection.commit(accepted)),
+            Err(code) => Err(connection.refuse(accepted, code)),
+        }
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        // After `settle` there is nothing left to refuse.
+        if self.accepted.is_some() {
+            let _nobody_waits = self.settle(Err(ErrorCode::InternalError));
+        }
     }
 }
 
@@ -265,5 +301,125 @@ impl StreamConnection {
     /// Takes what has arrived on a stream.
     pub fn take_data(&self, stream: StreamId) -> Bytes {
         self.with(|_, observed| observed.data.remove(&stream).unwrap_or_default().into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ilp_connector::SystemClock;
+    use ilp_packet::Address;
+    use ilp_stream::{Config, SharedSecret};
+    use std::sync::OnceLock;
+    use std::time::Duration;
+
+    use super::*;
+
+    const SECRET: SharedSecret = SharedSecret([5; 32]);
+    const STREAM: StreamId = StreamId(1);
+
+    /// Gives packets to the other end, whose ledger takes `record_millis`, and drops the future of the
+    /// other end after `patience_millis`, as a connector does when a packet expires.
+    struct Wire {
+        other: Arc<OnceLock<StreamConnection>>,
+        record_millis: u64,
+        patience_millis: Mutex<Vec<u64>>,
+    }
+
+    #[async_trait]
+    impl PacketSender for Wire {
+        async fn send(&self, prepare: Prepare) -> Reply {
+            let expired = || Err(Reject::new(ErrorCode::TransferTimedOut, None, ""));
+            let Some(other) = self.other.get() else {
+                return expired();
+            };
+            let money = prepare.amount > 0;
+            let patience = if money {
+                self.patience_millis.lock().unwrap().pop()
+            } else {
+                None
+            };
+            let record = || async {
+                if money {
+                    tokio::time::sleep(Duration::from_millis(self.record_millis)).await;
+                }
+                Ok(())
+            };
+            let patience = Duration::from_millis(patience.unwrap_or(1_000));
+            let reply = tokio::time::timeout(patience, other.incoming(&prepare, record)).await;
+            reply.unwrap_or_else(|_| expired())
+        }
+    }
+
+    fn pair(patience_millis: Vec<u64>) -> (StreamConnection, StreamConnection) {
+        let clock = Arc::new(SystemClock);
+        let address = |text: &str| text.parse::<Address>().unwrap();
+        let config = |text| Config {
+            local_address: Some(address(text)),
+            ..Config::default()
+        };
+        let (to_client, to_server) = (Arc::new(OnceLock::new()), Arc::new(OnceLock::new()));
+        let wire = |other: &Arc<OnceLock<StreamConnection>>, patience_millis| {
+            Arc::new(Wire {
+                other: Arc::clone(other),
+                record_millis: 20,
+                patience_millis: Mutex::new(patience_millis),
+            })
+        };
+        let machine = Connection::server(
+            clock.now(),
+            config("test.server.a"),
+            &SECRET,
+            Box::new(SystemEntropy),
+        );
+        let server = StreamConnection::spawn(
+            machine,
+            wire(&to_client, Vec::new()),
+            Arc::clone(&clock) as _,
+        );
+        to_server.set(server.clone()).unwrap();
+        let machine = Connection::client(
+            clock.now(),
+            config("test.client"),
+            &SECRET,
+            address("test.server.a"),
+            Box::new(SystemEntropy),
+        );
+        let client = StreamConnection::spawn(machine, wire(&to_server, patience_millis), clock);
+        to_client.set(client.clone()).unwrap();
+        (client, server)
+    }
+
+    #[tokio::test]
+    async fn a_payment_whose_record_was_broken_off_is_not_held_for_ever() {
+        // The first packet with money is dropped after 5 ms, before its record at 20 ms.
+        let (client, server) = pair(vec![5]);
+        client.with(|machine, _| {
+            machine.open_stream().unwrap();
+            machine.set_send_max(STREAM, 100).unwrap();
+        });
+        server
+            .until(|_, observed| observed.opened.first().copied())
+            .await;
+        server.with(|machine, _| machine.set_receive_max(STREAM, 100).unwrap());
+        let paid = client.until(|machine, _| (machine.total_sent() == 100).then_some(()));
+        tokio::time::timeout(Duration::from_secs(10), paid)
+            .await
+            .expect("the amount of the dropped packet still counts");
+        server.with(|machine, _| assert_eq!(machine.total_received(), 100));
+    }
+
+    #[tokio::test]
+    async fn closing_ends_both_ends() {
+        let (client, server) = pair(Vec::new());
+        client.with(|machine, _| machine.open_stream().unwrap());
+        server
+            .until(|_, observed| observed.opened.first().copied())
+            .await;
+        client.close(StreamErrorCode::NoError, "bye").await;
+        let reason = server.until(|_, observed| observed.closed.clone()).await;
+        assert!(
+            matches!(&reason, CloseReason::Remote { message, .. } if message == "bye"),
+            "{reason}"
+        );
     }
 }

@@ -248,15 +248,20 @@ impl Frame {
                 body.var_octets(message.as_bytes());
             }
             Self::ConnectionNewAddress { address } => body.var_octets(address.as_bytes()),
-            Self::ConnectionMaxData { max_offset }
-            | Self::ConnectionDataBlocked { max_offset } => body.var_uint(*max_offset),
+            Self::ConnectionMaxData { max_offset } | Self::ConnectionDataBlocked { max_offset } => {
+                body.var_uint(*max_offset);
+            }
             Self::ConnectionMaxStreamId { max_stream_id }
             | Self::ConnectionStreamIdBlocked { max_stream_id } => body.var_uint(*max_stream_id),
             Self::ConnectionAssetDetails { code, scale } => {
                 body.var_octets(code.as_bytes());
                 body.u8(*scale);
             }
-            Self::StreamClose { stream, code, message } => {
+            Self::StreamClose {
+                stream,
+                code,
+                message,
+            } => {
                 body.var_uint(stream.0);
                 body.u8(code.to_byte());
                 body.var_octets(message.as_bytes());
@@ -265,17 +270,29 @@ impl Frame {
                 body.var_uint(stream.0);
                 body.var_uint(*shares);
             }
-            Self::StreamMaxMoney { stream, receive_max, total_received } => {
+            Self::StreamMaxMoney {
+                stream,
+                receive_max,
+                total_received,
+            } => {
                 body.var_uint(stream.0);
                 body.var_uint(*receive_max);
                 body.var_uint(*total_received);
             }
-            Self::StreamMoneyBlocked { stream, send_max, total_sent } => {
+            Self::StreamMoneyBlocked {
+                stream,
+                send_max,
+                total_sent,
+            } => {
                 body.var_uint(stream.0);
                 body.var_uint(*send_max);
                 body.var_uint(*total_sent);
             }
-            Self::StreamData { stream, offset, data } => {
+            Self::StreamData {
+                stream,
+                offset,
+                data,
+            } => {
                 body.var_uint(stream.0);
                 body.var_uint(*offset);
                 body.var_octets(data);
@@ -296,10 +313,7 @@ impl Frame {
 
     /// Reads one frame; none if its type is unknown. `whole` is what `reader` reads from, so that
     /// data can be shared instead of copied.
-    pub(crate) fn read(
-        reader: &mut Reader<'_>,
-        whole: &Bytes,
-    ) -> Result<Option<Self>, FrameError> {
+    pub(crate) fn read(reader: &mut Reader<'_>, whole: &Bytes) -> Result<Option<Self>, FrameError> {
         let kind = reader.u8()?;
         let mut body = Reader::new(reader.var_octets()?);
         let frame = match kind {
@@ -310,17 +324,31 @@ impl Frame {
             0x02 => Self::ConnectionNewAddress {
                 address: Address::try_from(body.var_octets_max(MAX_ADDRESS_LEN)?)?,
             },
-            0x03 => Self::ConnectionMaxData { max_offset: body.var_uint()? },
-            0x04 => Self::ConnectionDataBlocked { max_offset: body.var_uint()? },
-            0x05 => Self::ConnectionMaxStreamId { max_stream_id: body.var_uint()? },
-            0x06 => Self::ConnectionStreamIdBlocked { max_stream_id: body.var_uint()? },
-            0x07 => Self::ConnectionAssetDetails { code: text(&mut body)?, scale: body.u8()? },
+            0x03 => Self::ConnectionMaxData {
+                max_offset: body.var_uint()?,
+            },
+            0x04 => Self::ConnectionDataBlocked {
+                max_offset: body.var_uint()?,
+            },
+            0x05 => Self::ConnectionMaxStreamId {
+                max_stream_id: body.var_uint()?,
+            },
+            0x06 => Self::ConnectionStreamIdBlocked {
+                max_stream_id: body.var_uint()?,
+            },
+            0x07 => Self::ConnectionAssetDetails {
+                code: text(&mut body)?,
+                scale: body.u8()?,
+            },
             0x10 => Self::StreamClose {
                 stream: stream(&mut body)?,
                 code: StreamErrorCode::from_byte(body.u8()?),
                 message: text(&mut body)?,
             },
-            0x11 => Self::StreamMoney { stream: stream(&mut body)?, shares: body.var_uint()? },
+            0x11 => Self::StreamMoney {
+                stream: stream(&mut body)?,
+                shares: body.var_uint()?,
+            },
             // RFC 29 section 5.1.4: these two may be larger than we can count, and mean "no limit".
             0x12 => Self::StreamMaxMoney {
                 stream: stream(&mut body)?,
@@ -337,12 +365,14 @@ impl Frame {
                 offset: body.var_uint()?,
                 data: whole.slice_ref(body.var_octets()?),
             },
-            0x15 => {
-                Self::StreamMaxData { stream: stream(&mut body)?, max_offset: body.var_uint()? }
-            }
-            0x16 => {
-                Self::StreamDataBlocked { stream: stream(&mut body)?, max_offset: body.var_uint()? }
-            }
+            0x15 => Self::StreamMaxData {
+                stream: stream(&mut body)?,
+                max_offset: body.var_uint()?,
+            },
+            0x16 => Self::StreamDataBlocked {
+                stream: stream(&mut body)?,
+                max_offset: body.var_uint()?,
+            },
             0x17 => Self::StreamReceipt {
                 stream: stream(&mut body)?,
                 receipt: whole.slice_ref(body.var_octets()?),
@@ -365,5 +395,6 @@ fn stream(body: &mut Reader<'_>) -> Result<StreamId, OerError> {
 }
 
 fn text(body: &mut Reader<'_>) -> Result<String, OerError> {
-    body.var_octets_max(MAX_TEXT).map(|bytes| String::from_utf8_lossy(bytes).into_owned())
+    body.var_octets_max(MAX_TEXT)
+        .map(|bytes| String::from_utf8_lossy(bytes).into_owned())
 }

@@ -81,6 +81,11 @@ impl StreamPacket {
         for _ in 0..count {
             frames.extend(Frame::read(&mut reader, &plaintext)?);
         }
-        Ok(Self { packet_type, sequence, prepare_amount, frames })
+        Ok(Self {
+            packet_type,
+            sequence,
+            prepare_amount,
+            frames,
+        })
     }
 }

@@ -72,7 +72,10 @@ impl Keys {
     pub fn new(shared_secret: &[u8]) -> Self {
         let encryption = derive(shared_secret, b"ilp_stream_encryption");
         let fulfillment = derive(shared_secret, b"ilp_stream_fulfillment");
-        #[expect(clippy::unwrap_used, reason = "an HMAC-SHA256 has exactly the length of the key")]
+        #[expect(
+            clippy::unwrap_used,
+            reason = "an HMAC-SHA256 has exactly the length of the key"
+        )]
         let key = UnboundKey::new(&AES_256_GCM, encryption.as_ref()).unwrap();
         Self {
             seal: LessSafeKey::new(key),
@@ -100,8 +103,12 @@ impl Keys {
 
     /// Opens an envelope.
     pub fn open(&self, envelope: &[u8]) -> Result<Vec<u8>, SealError> {
-        let (iv, rest) = envelope.split_first_chunk::<IV_LEN>().ok_or(SealError::NotOurs)?;
-        let (tag, ciphertext) = rest.split_first_chunk::<TAG_LEN>().ok_or(SealError::NotOurs)?;
+        let (iv, rest) = envelope
+            .split_first_chunk::<IV_LEN>()
+            .ok_or(SealError::NotOurs)?;
+        let (tag, ciphertext) = rest
+            .split_first_chunk::<TAG_LEN>()
+            .ok_or(SealError::NotOurs)?;
         let mut buffer = Vec::with_capacity(ciphertext.len() + TAG_LEN);
         buffer.extend_from_slice(ciphertext);
         buffer.extend_from_slice(tag);
@@ -193,7 +200,10 @@ mod tests {
     #[test]
     fn the_longest_plaintext_fills_a_packet() {
         let keys = Keys::new(&[1; 32]);
-        assert_eq!(keys.seal([0; 12], &vec![0; MAX_PLAINTEXT]).unwrap().len(), MAX_DATA);
+        assert_eq!(
+            keys.seal([0; 12], &vec![0; MAX_PLAINTEXT]).unwrap().len(),
+            MAX_DATA
+        );
         assert_eq!(
             keys.seal([0; 12], &vec![0; MAX_PLAINTEXT + 1]),
             Err(SealError::TooLong(MAX_PLAINTEXT + 1))
@@ -202,6 +212,9 @@ mod tests {
 
     #[test]
     fn secrets_are_not_printed() {
-        assert_eq!(format!("{:?}{:?}", SharedSecret([7; 32]), Keys::new(b"x")).find('7'), None);
+        assert_eq!(
+            format!("{:?}{:?}", SharedSecret([7; 32]), Keys::new(b"x")).find('7'),
+            None
+        );
     }
 }

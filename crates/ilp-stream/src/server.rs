@@ -86,7 +86,9 @@ impl ServerSecret {
         if token.len() > (MAC_LEN + MAX_TAG).div_ceil(3) * 4 {
             return None;
         }
-        let token = data_encoding::BASE64URL_NOPAD.decode(token.as_bytes()).ok()?;
+        let token = data_encoding::BASE64URL_NOPAD
+            .decode(token.as_bytes())
+            .ok()?;
         let (mac, masked) = token.split_first_chunk::<MAC_LEN>()?;
         if masked.len() > MAX_TAG {
             return None;
@@ -107,7 +109,11 @@ impl ServerSecret {
 
     fn masked(&self, mac: &[u8; MAC_LEN], bytes: &[u8]) -> Vec<u8> {
         let mask = hmac::sign(&self.mask, mac);
-        bytes.iter().zip(mask.as_ref()).map(|(byte, mask)| byte ^ mask).collect()
+        bytes
+            .iter()
+            .zip(mask.as_ref())
+            .map(|(byte, mask)| byte ^ mask)
+            .collect()
     }
 
     fn shared_secret(&self, tag: &[u8]) -> SharedSecret {
@@ -148,7 +154,11 @@ mod tests {
         for at in 0..token.len() {
             let mut changed = token.clone().into_bytes();
             changed[at] = if changed[at] == b'A' { b'B' } else { b'A' };
-            assert_eq!(server.open(std::str::from_utf8(&changed).unwrap()), None, "character {at}");
+            assert_eq!(
+                server.open(std::str::from_utf8(&changed).unwrap()),
+                None,
+                "character {at}"
+            );
         }
         assert_eq!(server.open(&token[..token.len() - 2]), None);
     }
@@ -156,10 +166,15 @@ mod tests {
     #[test]
     fn a_token_does_not_show_its_tag_and_different_tags_share_nothing() {
         let server = ServerSecret::new(&[1; 32]);
-        let (a, b) = (server.generate(&[0; 32]).unwrap(), server.generate(&[1; 32]).unwrap());
+        let (a, b) = (
+            server.generate(&[0; 32]).unwrap(),
+            server.generate(&[1; 32]).unwrap(),
+        );
         assert_ne!(a.token[..8], b.token[..8]);
         assert_ne!(a.shared_secret, b.shared_secret);
-        let raw = data_encoding::BASE64URL_NOPAD.decode(a.token.as_bytes()).unwrap();
+        let raw = data_encoding::BASE64URL_NOPAD
+            .decode(a.token.as_bytes())
+            .unwrap();
         assert!(!raw.windows(4).any(|window| window == [0; 4]));
         assert_eq!(server.generate(&[0; 33]), Err(TagTooLong(33)));
     }

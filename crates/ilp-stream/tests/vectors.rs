@@ -43,36 +43,41 @@ fn text(of: &Value, name: &str) -> String {
 
 fn described_frame(frame: &Value) -> Frame {
     let stream = || StreamId(number(frame, "streamId"));
-    let code = || {
-        StreamErrorCode::from_byte(u8::try_from(frame["errorCode"].as_u64().unwrap()).unwrap())
-    };
+    let code =
+        || StreamErrorCode::from_byte(u8::try_from(frame["errorCode"].as_u64().unwrap()).unwrap());
     match frame["name"].as_str().unwrap() {
-        "ConnectionClose" => {
-            Frame::ConnectionClose { code: code(), message: text(frame, "errorMessage") }
-        }
-        "ConnectionNewAddress" => {
-            Frame::ConnectionNewAddress { address: text(frame, "sourceAccount").parse().unwrap() }
-        }
+        "ConnectionClose" => Frame::ConnectionClose {
+            code: code(),
+            message: text(frame, "errorMessage"),
+        },
+        "ConnectionNewAddress" => Frame::ConnectionNewAddress {
+            address: text(frame, "sourceAccount").parse().unwrap(),
+        },
         "ConnectionAssetDetails" => Frame::ConnectionAssetDetails {
             code: text(frame, "sourceAssetCode"),
             scale: u8::try_from(frame["sourceAssetScale"].as_u64().unwrap()).unwrap(),
         },
-        "ConnectionMaxData" => Frame::ConnectionMaxData { max_offset: number(frame, "maxOffset") },
-        "ConnectionDataBlocked" => {
-            Frame::ConnectionDataBlocked { max_offset: number(frame, "maxOffset") }
-        }
-        "ConnectionMaxStreamId" => {
-            Frame::ConnectionMaxStreamId { max_stream_id: number(frame, "maxStreamId") }
-        }
-        "ConnectionStreamIdBlocked" => {
-            Frame::ConnectionStreamIdBlocked { max_stream_id: number(frame, "maxStreamId") }
-        }
+        "ConnectionMaxData" => Frame::ConnectionMaxData {
+            max_offset: number(frame, "maxOffset"),
+        },
+        "ConnectionDataBlocked" => Frame::ConnectionDataBlocked {
+            max_offset: number(frame, "maxOffset"),
+        },
+        "ConnectionMaxStreamId" => Frame::ConnectionMaxStreamId {
+            max_stream_id: number(frame, "maxStreamId"),
+        },
+        "ConnectionStreamIdBlocked" => Frame::ConnectionStreamIdBlocked {
+            max_stream_id: number(frame, "maxStreamId"),
+        },
         "StreamClose" => Frame::StreamClose {
             stream: stream(),
             code: code(),
             message: text(frame, "errorMessage"),
         },
-        "StreamMoney" => Frame::StreamMoney { stream: stream(), shares: number(frame, "shares") },
+        "StreamMoney" => Frame::StreamMoney {
+            stream: stream(),
+            shares: number(frame, "shares"),
+        },
         "StreamMaxMoney" => Frame::StreamMaxMoney {
             stream: stream(),
             receive_max: number(frame, "receiveMax"),
@@ -86,17 +91,25 @@ fn described_frame(frame: &Value) -> Frame {
         "StreamData" => Frame::StreamData {
             stream: stream(),
             offset: number(frame, "offset"),
-            data: data_encoding::BASE64.decode(text(frame, "data").as_bytes()).unwrap().into(),
+            data: data_encoding::BASE64
+                .decode(text(frame, "data").as_bytes())
+                .unwrap()
+                .into(),
         },
-        "StreamMaxData" => {
-            Frame::StreamMaxData { stream: stream(), max_offset: number(frame, "maxOffset") }
-        }
-        "StreamDataBlocked" => {
-            Frame::StreamDataBlocked { stream: stream(), max_offset: number(frame, "maxOffset") }
-        }
+        "StreamMaxData" => Frame::StreamMaxData {
+            stream: stream(),
+            max_offset: number(frame, "maxOffset"),
+        },
+        "StreamDataBlocked" => Frame::StreamDataBlocked {
+            stream: stream(),
+            max_offset: number(frame, "maxOffset"),
+        },
         "StreamReceipt" => Frame::StreamReceipt {
             stream: stream(),
-            receipt: data_encoding::BASE64.decode(text(frame, "receipt").as_bytes()).unwrap().into(),
+            receipt: data_encoding::BASE64
+                .decode(text(frame, "receipt").as_bytes())
+                .unwrap()
+                .into(),
         },
         other => panic!("frame {other}"),
     }
@@ -110,7 +123,9 @@ fn packet_vectors_of_rfc_29() {
     assert_eq!(vectors.len(), 53);
     for vector in &vectors {
         let name = vector["name"].as_str().unwrap();
-        let buffer = data_encoding::BASE64.decode(text(vector, "buffer").as_bytes()).unwrap();
+        let buffer = data_encoding::BASE64
+            .decode(text(vector, "buffer").as_bytes())
+            .unwrap();
         let expected = described(&vector["packet"]);
         assert_eq!(decode(buffer.clone()), expected, "{name}");
         if vector["decode_only"] != Value::Bool(true) {
@@ -164,14 +179,17 @@ fn captured_payment_between_javascript_ends() {
         iv.copy_from_slice(&data[..12]);
         assert_eq!(keys.seal(iv, &plaintext).unwrap(), data);
     }
-    assert_eq!((captured.packets.len(), conditions.len(), fulfilled), (32, 6, 5));
+    assert_eq!(
+        (captured.packets.len(), conditions.len(), fulfilled),
+        (32, 6, 5)
+    );
 }
 
 /// The last packet of the capture that carries money, frame by frame.
 #[test]
 fn captured_packet_with_money_says_what_was_sent() {
     let plaintext = "010c01080203de01041206010101000100150501010240011105010102\
-                     03e813070101021388\u{20}0100"
+                     03e8130701010213880100"
         .replace([' ', '\n'], "");
     let stream = StreamId(1);
     let packet = StreamPacket {
@@ -179,10 +197,24 @@ fn captured_packet_with_money_says_what_was_sent() {
         sequence: 8,
         prepare_amount: 990,
         frames: vec![
-            Frame::StreamMaxMoney { stream, receive_max: 0, total_received: 0 },
-            Frame::StreamMaxData { stream, max_offset: 16_385 },
-            Frame::StreamMoney { stream, shares: 1_000 },
-            Frame::StreamMoneyBlocked { stream, send_max: 5_000, total_sent: 0 },
+            Frame::StreamMaxMoney {
+                stream,
+                receive_max: 0,
+                total_received: 0,
+            },
+            Frame::StreamMaxData {
+                stream,
+                max_offset: 16_385,
+            },
+            Frame::StreamMoney {
+                stream,
+                shares: 1_000,
+            },
+            Frame::StreamMoneyBlocked {
+                stream,
+                send_max: 5_000,
+                total_sent: 0,
+            },
         ],
     };
     assert_eq!(decode(hex(&plaintext)), packet);
@@ -217,7 +249,10 @@ fn broken_packets_are_refused_and_allocate_nothing() {
         b"\x01\x0c\x01\x00\x01\x00\x01\x01\x14\x84\xff\xff\xff\xff",
         b"\x01\x0c\x01\x00\x01\x00\x01\x01\x02\x04\x03x.y",
     ] {
-        assert!(StreamPacket::decode(Bytes::from_static(plaintext)).is_err(), "{plaintext:?}");
+        assert!(
+            StreamPacket::decode(Bytes::from_static(plaintext)).is_err(),
+            "{plaintext:?}"
+        );
     }
 }
 
@@ -227,17 +262,22 @@ fn frame() -> impl Strategy<Value = Frame> {
     let message = "\\PC{0,40}";
     let bytes = || prop::collection::vec(any::<u8>(), 0..300).prop_map(Bytes::from);
     prop_oneof![
-        (code.clone(), message).prop_map(|(code, message)| Frame::ConnectionClose { code, message }),
-        "g(\\.[a-z0-9~_-]{1,9}){1,4}"
-            .prop_map(|it| Frame::ConnectionNewAddress { address: it.parse().unwrap() }),
+        (code.clone(), message)
+            .prop_map(|(code, message)| Frame::ConnectionClose { code, message }),
+        "g(\\.[a-z0-9~_-]{1,9}){1,4}".prop_map(|it| Frame::ConnectionNewAddress {
+            address: it.parse().unwrap()
+        }),
         any::<u64>().prop_map(|max_offset| Frame::ConnectionMaxData { max_offset }),
         any::<u64>().prop_map(|max_offset| Frame::ConnectionDataBlocked { max_offset }),
         any::<u64>().prop_map(|max_stream_id| Frame::ConnectionMaxStreamId { max_stream_id }),
         any::<u64>().prop_map(|max_stream_id| Frame::ConnectionStreamIdBlocked { max_stream_id }),
         (message, any::<u8>())
             .prop_map(|(code, scale)| Frame::ConnectionAssetDetails { code, scale }),
-        (stream.clone(), code, message)
-            .prop_map(|(stream, code, message)| Frame::StreamClose { stream, code, message }),
+        (stream.clone(), code, message).prop_map(|(stream, code, message)| Frame::StreamClose {
+            stream,
+            code,
+            message
+        }),
         (stream.clone(), any::<u64>())
             .prop_map(|(stream, shares)| Frame::StreamMoney { stream, shares }),
         (stream.clone(), any::<u64>(), any::<u64>()).prop_map(
@@ -248,10 +288,19 @@ fn frame() -> impl Strategy<Value = Frame> {
             }
         ),
         (stream.clone(), any::<u64>(), any::<u64>()).prop_map(|(stream, send_max, total_sent)| {
-            Frame::StreamMoneyBlocked { stream, send_max, total_sent }
+            Frame::StreamMoneyBlocked {
+                stream,
+                send_max,
+                total_sent,
+            }
         }),
-        (stream.clone(), any::<u64>(), bytes())
-            .prop_map(|(stream, offset, data)| Frame::StreamData { stream, offset, data }),
+        (stream.clone(), any::<u64>(), bytes()).prop_map(|(stream, offset, data)| {
+            Frame::StreamData {
+                stream,
+                offset,
+                data,
+            }
+        }),
         (stream.clone(), any::<u64>())
             .prop_map(|(stream, max_offset)| Frame::StreamMaxData { stream, max_offset }),
         (stream.clone(), any::<u64>())

@@ -178,9 +178,10 @@ impl Drop for TestHost {
     }
 }
 
-/// The guest's kernel and initramfs as built in this workspace.
+/// The guest's kernel and initramfs as built in this workspace, or those in `CODIUS_GUEST_DIR`.
 pub fn guest_dir() -> PathBuf {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/guest");
+    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/guest");
+    let dir = std::env::var_os("CODIUS_GUEST_DIR").map_or(built, PathBuf::from);
     assert!(
         dir.join("vmlinux").exists(),
         "no guest kernel in {}: run `cargo xtask guest`",

@@ -63,7 +63,10 @@ pub struct Rate {
 
 impl Rate {
     /// Both ends use the same asset and nobody on the way takes a part.
-    pub const ONE: Self = Self { numerator: 1, denominator: 1 };
+    pub const ONE: Self = Self {
+        numerator: 1,
+        denominator: 1,
+    };
 
     /// The least that must arrive when `amount` is sent.
     pub fn arriving(self, amount: u64) -> u64 {

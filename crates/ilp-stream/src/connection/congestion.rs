@@ -120,7 +120,11 @@ impl Congestion {
             Ok(_) | Err(_) => amount / 2,
         };
         // A hop that rejects a packet and claims to carry it would make us send it for ever.
-        let maximum = if announced < amount { announced } else { amount / 2 };
+        let maximum = if announced < amount {
+            announced
+        } else {
+            amount / 2
+        };
         self.path_max = self.path_max.min(maximum);
         self.path_max > 0
     }
@@ -152,21 +156,34 @@ mod tests {
         assert_eq!(congestion.window(), 4);
         assert_eq!(congestion.pause_until(), NOW.plus_millis(200));
         congestion.on_fulfill(1);
-        assert_eq!(congestion.window(), 4, "one more per window, not per packet");
+        assert_eq!(
+            congestion.window(),
+            4,
+            "one more per window, not per packet"
+        );
     }
 
     #[test]
     fn too_large_always_gets_smaller() {
         let mut congestion = Congestion::new(16, u64::MAX);
-        let hop = AmountTooLarge { received: 2_000, maximum: 500 };
+        let hop = AmountTooLarge {
+            received: 2_000,
+            maximum: 500,
+        };
         assert!(congestion.on_too_large(1_000, &hop.encode()));
         assert_eq!(congestion.max_amount(), 250);
-        let liar = AmountTooLarge { received: 1, maximum: 500 };
+        let liar = AmountTooLarge {
+            received: 1,
+            maximum: 500,
+        };
         assert!(congestion.on_too_large(250, &liar.encode()));
         assert_eq!(congestion.max_amount(), 125);
         assert!(congestion.on_too_large(125, b""));
         assert_eq!(congestion.max_amount(), 62);
-        let closed = AmountTooLarge { received: 62, maximum: 0 };
+        let closed = AmountTooLarge {
+            received: 62,
+            maximum: 0,
+        };
         assert!(!congestion.on_too_large(62, &closed.encode()));
     }
 

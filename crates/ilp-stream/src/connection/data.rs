@@ -95,8 +95,12 @@ impl SendBuffer {
 
     /// The first `max` unconfirmed bytes below the offset `limit`, to be repeated in a reply.
     pub(super) fn repeat(&mut self, max: usize, limit: u64) -> Vec<(u64, Bytes)> {
-        let mut pieces: Vec<_> =
-            self.in_flight.iter().chain(&self.waiting).map(|(at, data)| (*at, data)).collect();
+        let mut pieces: Vec<_> = self
+            .in_flight
+            .iter()
+            .chain(&self.waiting)
+            .map(|(at, data)| (*at, data))
+            .collect();
         pieces.sort_unstable_by_key(|(at, _)| *at);
         let mut left = max;
         let mut taken = Vec::new();
@@ -151,17 +155,28 @@ impl ReceiveBuffer {
                 at = covered;
                 continue;
             }
-            let gap_end = self.pieces.range(at..).next().map_or(end, |(start, _)| end.min(*start));
-            let from = usize::try_from(at - offset).unwrap_or(usize::MAX).min(data.len());
-            let to = usize::try_from(gap_end - offset).unwrap_or(usize::MAX).min(data.len());
+            let gap_end = self
+                .pieces
+                .range(at..)
+                .next()
+                .map_or(end, |(start, _)| end.min(*start));
+            let from = usize::try_from(at - offset)
+                .unwrap_or(usize::MAX)
+                .min(data.len());
+            let to = usize::try_from(gap_end - offset)
+                .unwrap_or(usize::MAX)
+                .min(data.len());
             // A copy, so that one small piece does not keep a whole packet alive.
-            self.pieces.insert(at, Bytes::copy_from_slice(&data[from..to]));
+            self.pieces
+                .insert(at, Bytes::copy_from_slice(&data[from..to]));
             at = gap_end;
         }
     }
 
     pub(super) fn is_readable(&self) -> bool {
-        self.pieces.first_key_value().is_some_and(|(at, _)| *at == self.read_to)
+        self.pieces
+            .first_key_value()
+            .is_some_and(|(at, _)| *at == self.read_to)
     }
 
     /// The next bytes in order.
@@ -247,10 +262,13 @@ mod tests {
         assert_eq!(buffer.take(100, 5), Some((0, Bytes::from_static(b"hello"))));
         assert_eq!(buffer.take(100, 5), None);
         assert_eq!(buffer.take(3, 100), Some((5, Bytes::from_static(b" wo"))));
-        assert_eq!(buffer.repeat(7, 100), vec![
-            (0, Bytes::from_static(b"hello")),
-            (5, Bytes::from_static(b" w")),
-        ]);
+        assert_eq!(
+            buffer.repeat(7, 100),
+            vec![
+                (0, Bytes::from_static(b"hello")),
+                (5, Bytes::from_static(b" w")),
+            ]
+        );
         assert_eq!(buffer.len(), 11);
     }
 }

@@ -13,7 +13,10 @@ pub(super) struct Violation {
 }
 
 fn violation<T>(code: StreamErrorCode, message: impl Into<String>) -> Result<T, Violation> {
-    Err(Violation { code, message: message.into() })
+    Err(Violation {
+        code,
+        message: message.into(),
+    })
 }
 
 impl Connection {
@@ -45,7 +48,10 @@ impl Connection {
                 }
             }
             Frame::ConnectionAssetDetails { code, scale } => {
-                let told = AssetDetails { code: code.clone(), scale: *scale };
+                let told = AssetDetails {
+                    code: code.clone(),
+                    scale: *scale,
+                };
                 match &self.remote_asset {
                     Some(known) if *known != told => {
                         return violation(
@@ -63,7 +69,11 @@ impl Connection {
             Frame::ConnectionMaxStreamId { max_stream_id } => {
                 self.remote_max_stream_id = self.remote_max_stream_id.max(*max_stream_id);
             }
-            Frame::StreamClose { stream, code, message } => {
+            Frame::StreamClose {
+                stream,
+                code,
+                message,
+            } => {
                 if let Some(state) = self.streams.get_mut(stream) {
                     state.finish(*code, message.clone());
                     self.noteworthy.insert(*stream);
@@ -72,13 +82,21 @@ impl Connection {
             Frame::StreamMoney { stream, .. } => {
                 self.stream_of_frame(*stream)?;
             }
-            Frame::StreamMaxMoney { stream, receive_max, total_received } => {
+            Frame::StreamMaxMoney {
+                stream,
+                receive_max,
+                total_received,
+            } => {
                 let (receive_max, total_received) = (*receive_max, *total_received);
                 if let Some(state) = self.stream_of_frame(*stream)? {
                     state.set_remote_max(receive_max, total_received);
                 }
             }
-            Frame::StreamMoneyBlocked { stream, send_max, total_sent } => {
+            Frame::StreamMoneyBlocked {
+                stream,
+                send_max,
+                total_sent,
+            } => {
                 let (send_max, total_sent) = (*send_max, *total_sent);
                 if let Some(state) = self.stream_of_frame(*stream)? {
                     state.note_blocked(send_max, total_sent);
@@ -90,7 +108,11 @@ impl Connection {
                     state.remote_max_data = state.remote_max_data.max(max_offset);
                 }
             }
-            Frame::StreamData { stream, offset, data } => {
+            Frame::StreamData {
+                stream,
+                offset,
+                data,
+            } => {
                 let (offset, end) = (*offset, offset.saturating_add(data.len() as u64));
                 let (before, after) = match self.stream_of_frame(*stream)? {
                     None => return Ok(()),
@@ -126,6 +148,9 @@ impl Connection {
     /// The stream that a frame is about. A frame for a new stream of the other end opens it, and all
     /// its streams with lower numbers (packets may arrive out of order). None if the stream is gone.
     fn stream_of_frame(&mut self, id: StreamId) -> Result<Option<&mut Stream>, Violation> {
+        if id.0 == 0 {
+            return violation(StreamErrorCode::ProtocolViolation, "there is no stream 0");
+        }
         if self.is_local(id) {
             if id.0 >= self.next_local_stream {
                 return violation(
@@ -134,9 +159,6 @@ impl Connection {
                 );
             }
         } else {
-            if id.0 == 0 {
-                return violation(StreamErrorCode::ProtocolViolation, "there is no stream 0");
-            }
             if id.0 > self.local_max_stream_id {
                 return violation(
                     StreamErrorCode::StreamIdError,
@@ -153,13 +175,19 @@ impl Connection {
             }
         }
         self.noteworthy.insert(id);
-        Ok(self.streams.get_mut(&id).filter(|stream| stream.phase != Phase::Over))
+        Ok(self
+            .streams
+            .get_mut(&id)
+            .filter(|stream| stream.phase != Phase::Over))
     }
 
     /// Acts on what the other end said, and closes the connection if that was against the rules.
     pub(super) fn take_frames(&mut self, frames: &[Frame]) {
         if let Err(Violation { code, message }) = self.handle_frames(frames) {
-            let reason = CloseReason::Local { code, message: message.clone() };
+            let reason = CloseReason::Local {
+                code,
+                message: message.clone(),
+            };
             self.end(reason, code, &message);
         }
     }
@@ -169,7 +197,14 @@ impl Connection {
         if sequence >= MAX_SEQUENCE {
             let message = "too many packets with one key";
             let code = StreamErrorCode::ProtocolViolation;
-            self.end(CloseReason::Local { code, message: message.to_owned() }, code, message);
+            self.end(
+                CloseReason::Local {
+                    code,
+                    message: message.to_owned(),
+                },
+                code,
+                message,
+            );
         }
     }
 
@@ -177,9 +212,13 @@ impl Connection {
     /// and makes a lost packet harmless.
     pub(super) fn limit_frames(&mut self) -> Vec<Frame> {
         self.data_advertised = self.data_read.saturating_add(CONNECTION_DATA_WINDOW);
-        let mut frames = vec![Frame::ConnectionMaxData { max_offset: self.data_advertised }];
+        let mut frames = vec![Frame::ConnectionMaxData {
+            max_offset: self.data_advertised,
+        }];
         if self.local_max_stream_id > super::INITIAL_MAX_STREAM_ID {
-            frames.push(Frame::ConnectionMaxStreamId { max_stream_id: self.local_max_stream_id });
+            frames.push(Frame::ConnectionMaxStreamId {
+                max_stream_id: self.local_max_stream_id,
+            });
         }
         for stream in self.streams.values().filter(|stream| stream.is_open()) {
             frames.push(Frame::StreamMaxMoney {
@@ -200,7 +239,10 @@ impl Connection {
         match &self.state {
             State::Fresh | State::Connected => {}
             State::Closing { code, message, .. } => {
-                return vec![Frame::ConnectionClose { code: *code, message: message.clone() }];
+                return vec![Frame::ConnectionClose {
+                    code: *code,
+                    message: message.clone(),
+                }];
             }
             State::Closed { reason } => {
                 let (code, message) = match reason {
@@ -208,16 +250,19 @@ impl Connection {
                     CloseReason::Remote { .. } => return Vec::new(),
                     CloseReason::Idle { .. }
                     | CloseReason::Rejected { .. }
-                    | CloseReason::BadRate { .. } => {
-                        (StreamErrorCode::InternalError, "the connection is over".to_owned())
-                    }
+                    | CloseReason::BadRate { .. } => (
+                        StreamErrorCode::InternalError,
+                        "the connection is over".to_owned(),
+                    ),
                 };
                 return vec![Frame::ConnectionClose { code, message }];
             }
         }
         let mut frames = self.limit_frames();
         if introduced {
-            frames.push(Frame::ConnectionMaxStreamId { max_stream_id: self.local_max_stream_id });
+            frames.push(Frame::ConnectionMaxStreamId {
+                max_stream_id: self.local_max_stream_id,
+            });
             if let Some(asset) = &self.config.asset {
                 frames.push(Frame::ConnectionAssetDetails {
                     code: asset.code.clone(),
@@ -225,7 +270,6 @@ impl Connection {
                 });
             }
         }
-        let rate = self.config.rate;
         let no_way_to_send = self.remote_address.is_none();
         let mut left = REPLY_DATA;
         for stream in self.streams.values_mut() {
@@ -235,14 +279,28 @@ impl Connection {
                 let limit = stream.remote_max_data.min(before.saturating_add(room));
                 for (offset, data) in stream.outgoing.repeat(left, limit) {
                     left -= data.len();
-                    frames.push(Frame::StreamData { stream: stream.id, offset, data });
+                    frames.push(Frame::StreamData {
+                        stream: stream.id,
+                        offset,
+                        data,
+                    });
                 }
                 self.data_sent += stream.outgoing.sent_to() - before;
             }
-            // Without an address this is the only way to say it; nobody can confirm it.
-            if no_way_to_send && stream.is_ready_to_close(rate) {
+            // Without an address this is the only way to say it; nobody can confirm it, nor the data
+            // that goes with it.
+            if no_way_to_send
+                && stream.phase
+                    == (Phase::Closing {
+                        close_in_flight: false,
+                    })
+            {
                 let (code, message) = stream.close_reason();
-                frames.push(Frame::StreamClose { stream: stream.id, code, message: message.clone() });
+                frames.push(Frame::StreamClose {
+                    stream: stream.id,
+                    code,
+                    message: message.clone(),
+                });
                 stream.finish(code, message);
                 self.noteworthy.insert(stream.id);
             }

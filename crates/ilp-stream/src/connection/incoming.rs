@@ -17,8 +17,12 @@ impl Connection {
     pub fn handle_prepare(&mut self, now: Timestamp, prepare: &Prepare) -> Incoming {
         // RFC 29 section 4.2; an empty message, so that nobody learns which connections exist.
         let unexpected = || Incoming::Reject(Reject::new(ErrorCode::UnexpectedPayment, None, ""));
-        let Ok(plaintext) = self.keys.open(&prepare.data) else { return unexpected() };
-        let Ok(request) = StreamPacket::decode(plaintext.into()) else { return unexpected() };
+        let Ok(plaintext) = self.keys.open(&prepare.data) else {
+            return unexpected();
+        };
+        let Ok(request) = StreamPacket::decode(plaintext.into()) else {
+            return unexpected();
+        };
         if request.packet_type != PacketType::Prepare {
             return unexpected();
         }
@@ -100,8 +104,16 @@ impl Connection {
                 });
             }
         }
-        let data = self.seal(PacketType::Fulfill, accepted.sequence, accepted.amount, frames);
-        Fulfill { fulfillment: accepted.fulfillment, data }
+        let data = self.seal(
+            PacketType::Fulfill,
+            accepted.sequence,
+            accepted.amount,
+            frames,
+        );
+        Fulfill {
+            fulfillment: accepted.fulfillment,
+            data,
+        }
     }
 
     /// The amounts could not be made durable: answers with a Reject of the given code.
@@ -133,7 +145,13 @@ impl Connection {
         let mut shares: Vec<(StreamId, u64)> = Vec::new();
         let mut total: u64 = 0;
         for frame in frames {
-            let Frame::StreamMoney { stream, shares: these } = frame else { continue };
+            let Frame::StreamMoney {
+                stream,
+                shares: these,
+            } = frame
+            else {
+                continue;
+            };
             total = total.checked_add(*these).ok_or_else(Vec::new)?;
             match shares.iter_mut().find(|(id, _)| id == stream) {
                 Some((_, sum)) => *sum += these,
@@ -176,7 +194,11 @@ impl Connection {
         if left > 0 {
             return Err(Vec::new());
         }
-        Ok(amounts.into_iter().map(|(id, part, _)| (id, part)).filter(|(_, part)| *part > 0).collect())
+        Ok(amounts
+            .into_iter()
+            .map(|(id, part, _)| (id, part))
+            .filter(|(_, part)| *part > 0)
+            .collect())
     }
 
     fn plain_reject(&self, code: ErrorCode, message: &str) -> Reject {
@@ -199,12 +221,24 @@ impl Connection {
         frames: Vec<Frame>,
     ) -> Bytes {
         let iv = self.iv();
-        let packet = StreamPacket { packet_type, sequence, prepare_amount, frames };
+        let packet = StreamPacket {
+            packet_type,
+            sequence,
+            prepare_amount,
+            frames,
+        };
         // Limits and repeated data stay far below the longest packet; if they ever did not, an empty
         // answer is still better than none.
         let sealed = self.keys.seal(iv, &packet.encode());
         let sealed = sealed.or_else(|_| {
-            self.keys.seal(iv, &StreamPacket { frames: Vec::new(), ..packet }.encode())
+            self.keys.seal(
+                iv,
+                &StreamPacket {
+                    frames: Vec::new(),
+                    ..packet
+                }
+                .encode(),
+            )
         });
         sealed.unwrap_or_default().into()
     }

@@ -48,8 +48,8 @@ pub use event::{Accepted, CloseReason, CommandError, Event, Incoming, Transmit};
 use crate::frame::{StreamErrorCode, StreamId};
 use crate::seal::{Entropy, Keys, SharedSecret};
 use config::{
-    CONNECTION_DATA_WINDOW, INITIAL_MAX_STREAM_ID, MAX_CLOSE_MESSAGE, MAX_FINISHED, MAX_SEND_BUFFER,
-    MAX_SEQUENCE,
+    CONNECTION_DATA_WINDOW, INITIAL_MAX_STREAM_ID, MAX_CLOSE_MESSAGE, MAX_FINISHED,
+    MAX_SEND_BUFFER, MAX_SEQUENCE,
 };
 use congestion::Congestion;
 use outgoing::InFlight;
@@ -115,7 +115,12 @@ enum State {
     /// The other end exists.
     Connected,
     /// The close has still to be told.
-    Closing { reason: CloseReason, code: StreamErrorCode, message: String, in_flight: bool },
+    Closing {
+        reason: CloseReason,
+        code: StreamErrorCode,
+        message: String,
+        in_flight: bool,
+    },
     /// It is over. Late replies are still counted.
     Closed { reason: CloseReason },
 }
@@ -140,7 +145,14 @@ impl Connection {
         server: Address,
         entropy: Box<dyn Entropy + Send>,
     ) -> Self {
-        Self::new(Role::Client, now, config, shared_secret, Some(server), entropy)
+        Self::new(
+            Role::Client,
+            now,
+            config,
+            shared_secret,
+            Some(server),
+            entropy,
+        )
     }
 
     /// The server's end: it learns where the client receives from the client's packets.
@@ -228,7 +240,10 @@ impl Connection {
         let state = self.open_stream_mut(stream)?;
         let least = state.total_sent + state.held;
         if send_max < least {
-            return Err(CommandError::LimitTooLow { wanted: send_max, least });
+            return Err(CommandError::LimitTooLow {
+                wanted: send_max,
+                least,
+            });
         }
         state.send_max = send_max;
         if state.is_money_blocked(rate) {
@@ -247,7 +262,10 @@ impl Connection {
         let state = self.open_stream_mut(stream)?;
         if receive_max < state.receive_max {
             let least = state.receive_max;
-            return Err(CommandError::LimitTooLow { wanted: receive_max, least });
+            return Err(CommandError::LimitTooLow {
+                wanted: receive_max,
+                least,
+            });
         }
         if receive_max > state.receive_max {
             state.receive_max = receive_max;
@@ -276,7 +294,9 @@ impl Connection {
     ) -> Result<(), CommandError> {
         let message = shortened(message);
         let state = self.open_stream_mut(stream)?;
-        state.phase = Phase::Closing { close_in_flight: false };
+        state.phase = Phase::Closing {
+            close_in_flight: false,
+        };
         state.note_closing(code, message);
         self.news = true;
         Ok(())
@@ -284,7 +304,10 @@ impl Connection {
 
     /// Closes the connection. Money that waits is not sent any more; what is on its way is counted.
     pub fn close(&mut self, code: StreamErrorCode, message: &str) {
-        let reason = CloseReason::Local { code, message: shortened(message) };
+        let reason = CloseReason::Local {
+            code,
+            message: shortened(message),
+        };
         self.end(reason, code, message);
     }
 
@@ -331,13 +354,23 @@ impl Connection {
     /// Sent on a stream so far, in our units; also of the streams that were closed last.
     pub fn stream_sent(&self, stream: StreamId) -> Option<u64> {
         let open = self.streams.get(&stream).map(|state| state.total_sent);
-        open.or_else(|| self.finished.iter().find(|it| it.0 == stream).map(|it| it.1))
+        open.or_else(|| {
+            self.finished
+                .iter()
+                .find(|it| it.0 == stream)
+                .map(|it| it.1)
+        })
     }
 
     /// Received on a stream so far; also of the streams that were closed last.
     pub fn stream_received(&self, stream: StreamId) -> Option<u64> {
         let open = self.streams.get(&stream).map(|state| state.total_received);
-        open.or_else(|| self.finished.iter().find(|it| it.0 == stream).map(|it| it.2))
+        open.or_else(|| {
+            self.finished
+                .iter()
+                .find(|it| it.0 == stream)
+                .map(|it| it.2)
+        })
     }
 
     /// What we take on a stream in all.
@@ -347,7 +380,9 @@ impl Connection {
 
     /// What the other end takes on a stream in all, in its units; zero if it has not said so.
     pub fn remote_receive_max(&self, stream: StreamId) -> Option<u64> {
-        self.streams.get(&stream).map(|state| state.remote_receive_max)
+        self.streams
+            .get(&stream)
+            .map(|state| state.remote_receive_max)
     }
 
     /// Sent on a stream and not answered yet, in our units.
@@ -377,7 +412,10 @@ impl Connection {
 
     /// The streams that are not closed.
     pub fn open_streams(&self) -> impl Iterator<Item = StreamId> {
-        self.streams.values().filter(|state| state.is_open()).map(|state| state.id)
+        self.streams
+            .values()
+            .filter(|state| state.is_open())
+            .map(|state| state.id)
     }
 
     // ---- events and time ------------------------------------------------------------------------
@@ -415,7 +453,9 @@ impl Connection {
         if std::mem::take(&mut self.closed_unreported)
             && let Some(reason) = self.close_reason()
         {
-            return Some(Event::Closed { reason: reason.clone() });
+            return Some(Event::Closed {
+                reason: reason.clone(),
+            });
         }
         None
     }
@@ -439,7 +479,9 @@ impl Connection {
     pub fn handle_timeout(&mut self, now: Timestamp) {
         let idle_at = self.last_heard.plus_millis(self.config.idle_timeout_millis);
         if now >= idle_at && !matches!(self.state, State::Closed { .. }) {
-            self.closed(CloseReason::Idle { last_reject: self.last_reject });
+            self.closed(CloseReason::Idle {
+                last_reject: self.last_reject,
+            });
         }
         if now >= self.ask_again_at && self.wants_to_ask() {
             self.news = true;
@@ -455,7 +497,10 @@ impl Connection {
             && matches!(self.state, State::Connected)
             && self.remote_address.is_some()
             && self.in_flight.is_empty()
-            && self.streams.values().any(|stream| stream.is_money_blocked(rate))
+            && self
+                .streams
+                .values()
+                .any(|stream| stream.is_money_blocked(rate))
     }
 
     fn check_alive(&self) -> Result<(), CommandError> {
@@ -492,7 +537,12 @@ impl Connection {
             return;
         }
         let message = shortened(message);
-        self.state = State::Closing { reason, code, message, in_flight: false };
+        self.state = State::Closing {
+            reason,
+            code,
+            message,
+            in_flight: false,
+        };
         self.finish_streams();
     }
 
@@ -501,7 +551,11 @@ impl Connection {
         match &self.state {
             State::Closed { .. } => return,
             // The first reason is the one that matters.
-            State::Closing { reason, .. } => self.state = State::Closed { reason: reason.clone() },
+            State::Closing { reason, .. } => {
+                self.state = State::Closed {
+                    reason: reason.clone(),
+                }
+            }
             State::Fresh | State::Connected => self.state = State::Closed { reason },
         }
         self.closed_unreported = true;
@@ -520,7 +574,8 @@ impl Connection {
         let Some(stream) = self.streams.get(&id).filter(|stream| stream.is_removable()) else {
             return;
         };
-        self.finished.push_back((id, stream.total_sent, stream.total_received));
+        self.finished
+            .push_back((id, stream.total_sent, stream.total_received));
         if self.finished.len() > MAX_FINISHED {
             self.finished.pop_front();
         }

@@ -1,7 +1,9 @@
 //! Our own Prepares and what comes back for them.
 
 use bytes::Bytes;
-use ilp_packet::{Address, Condition, ErrorClass, ErrorCode, Fulfill, Prepare, Reject, Reply, Timestamp};
+use ilp_packet::{
+    Address, Condition, ErrorClass, ErrorCode, Fulfill, Prepare, Reject, Reply, Timestamp,
+};
 
 use super::config::{MAX_SHORTFALLS, scale};
 use super::event::{CloseReason, Transmit};
@@ -38,8 +40,17 @@ impl Connection {
     /// The next Prepare to be sent now, if there is one.
     pub fn poll_transmit(&mut self, now: Timestamp) -> Option<Transmit> {
         let destination = self.remote_address.clone()?;
-        if let State::Closing { code, message, in_flight: false, .. } = &self.state {
-            let close = Frame::ConnectionClose { code: *code, message: message.clone() };
+        if let State::Closing {
+            code,
+            message,
+            in_flight: false,
+            ..
+        } = &self.state
+        {
+            let close = Frame::ConnectionClose {
+                code: *code,
+                message: message.clone(),
+            };
             return self.transmit_close(now, destination, close);
         }
         if self.check_alive().is_err()
@@ -51,7 +62,10 @@ impl Connection {
         }
         let Some(sequence) = self.take_sequence() else {
             let message = "this connection has sent all the packets it may".to_owned();
-            self.closed(CloseReason::Local { code: StreamErrorCode::NoError, message });
+            self.closed(CloseReason::Local {
+                code: StreamErrorCode::NoError,
+                message,
+            });
             return None;
         };
         let mut frames = Vec::new();
@@ -68,28 +82,41 @@ impl Connection {
 
         let amount = money.iter().map(|part| part.amount).sum();
         let minimum = self.config.rate.arriving(amount);
-        let (prepare, condition) = self.seal_prepare(now, destination, sequence, amount, minimum, frames)?;
-        self.in_flight.insert(sequence, InFlight {
-            condition,
-            amount,
-            minimum,
-            money,
-            data,
-            closes,
-            introduces_us,
-            closes_connection: false,
-        });
-        Some(Transmit { id: sequence, prepare })
+        let (prepare, condition) =
+            self.seal_prepare(now, destination, sequence, amount, minimum, frames)?;
+        self.in_flight.insert(
+            sequence,
+            InFlight {
+                condition,
+                amount,
+                minimum,
+                money,
+                data,
+                closes,
+                introduces_us,
+                closes_connection: false,
+            },
+        );
+        Some(Transmit {
+            id: sequence,
+            prepare,
+        })
     }
 
     /// The reply to a transmitted Prepare. A second reply to the same one has no effect.
     pub fn handle_reply(&mut self, now: Timestamp, id: u64, reply: Reply) {
-        let Some(sent) = self.in_flight.remove(&id) else { return };
+        let Some(sent) = self.in_flight.remove(&id) else {
+            return;
+        };
         match reply {
             Ok(fulfill) => self.handle_fulfill(now, id, sent, &fulfill),
             Err(reject) => self.handle_reject(now, id, sent, &reject),
         }
-        if let State::Closing { reason, in_flight: true, .. } = &self.state
+        if let State::Closing {
+            reason,
+            in_flight: true,
+            ..
+        } = &self.state
             && !self.in_flight.values().any(|sent| sent.closes_connection)
         {
             // The close was answered in whatever way.
@@ -142,23 +169,31 @@ impl Connection {
             }
             return None;
         };
-        self.in_flight.insert(sequence, InFlight {
-            condition,
-            amount: 0,
-            minimum: 0,
-            money: Vec::new(),
-            data: Vec::new(),
-            closes: Vec::new(),
-            introduces_us: false,
-            closes_connection: true,
-        });
-        Some(Transmit { id: sequence, prepare })
+        self.in_flight.insert(
+            sequence,
+            InFlight {
+                condition,
+                amount: 0,
+                minimum: 0,
+                money: Vec::new(),
+                data: Vec::new(),
+                closes: Vec::new(),
+                introduces_us: false,
+                closes_connection: true,
+            },
+        );
+        Some(Transmit {
+            id: sequence,
+            prepare,
+        })
     }
 
     fn introduction(&self) -> Vec<Frame> {
         let mut frames = Vec::new();
         if let Some(address) = &self.config.local_address {
-            frames.push(Frame::ConnectionNewAddress { address: address.clone() });
+            frames.push(Frame::ConnectionNewAddress {
+                address: address.clone(),
+            });
         }
         if let Some(asset) = &self.config.asset {
             let (code, scale) = (asset.code.clone(), asset.scale);
@@ -176,11 +211,20 @@ impl Connection {
             let amount = stream.sendable(rate).min(left);
             if amount > 0 {
                 // Rounded up: what is on its way may arrive rounded in favour of any stream.
-                let arriving = rate.arriving(amount).saturating_add(u64::from(rate != super::Rate::ONE));
+                let arriving = rate
+                    .arriving(amount)
+                    .saturating_add(u64::from(rate != super::Rate::ONE));
                 stream.hold(amount, arriving);
                 left -= amount;
-                frames.push(Frame::StreamMoney { stream: stream.id, shares: amount });
-                parts.push(Part { stream: stream.id, amount, arriving });
+                frames.push(Frame::StreamMoney {
+                    stream: stream.id,
+                    shares: amount,
+                });
+                parts.push(Part {
+                    stream: stream.id,
+                    amount,
+                    arriving,
+                });
             }
             if stream.is_money_blocked(rate) {
                 frames.push(Frame::StreamMoneyBlocked {
@@ -196,10 +240,20 @@ impl Connection {
     fn load_closes(&mut self, frames: &mut Vec<Frame>) -> Vec<StreamId> {
         let rate = self.config.rate;
         let mut closes = Vec::new();
-        for stream in self.streams.values_mut().filter(|stream| stream.is_ready_to_close(rate)) {
+        for stream in self
+            .streams
+            .values_mut()
+            .filter(|stream| stream.is_ready_to_close(rate))
+        {
             let (code, message) = stream.close_reason();
-            frames.push(Frame::StreamClose { stream: stream.id, code, message });
-            stream.phase = Phase::Closing { close_in_flight: true };
+            frames.push(Frame::StreamClose {
+                stream: stream.id,
+                code,
+                message,
+            });
+            stream.phase = Phase::Closing {
+                close_in_flight: true,
+            };
             closes.push(stream.id);
         }
         closes
@@ -221,25 +275,35 @@ impl Connection {
         let mut left = MAX_PLAINTEXT.saturating_sub(used.encode().len() + HEADER_ROOM);
         let mut sent = Vec::new();
         for stream in self.streams.values_mut() {
-            loop {
-                let Some(offset) = stream.outgoing.next_offset() else { break };
+            while let Some(offset) = stream.outgoing.next_offset() {
                 let overhead = Frame::data_frame_len(stream.id, offset, left) - left;
-                let Some(max) = left.checked_sub(overhead).filter(|max| *max > 0) else { break };
+                let Some(max) = left.checked_sub(overhead).filter(|max| *max > 0) else {
+                    break;
+                };
                 // Bytes that were sent before do not count again.
                 let before = stream.outgoing.sent_to();
                 let room = self.remote_max_data.saturating_sub(self.data_sent);
                 let limit = stream.remote_max_data.min(before.saturating_add(room));
-                let Some((offset, data)) = stream.outgoing.take(max, limit) else { break };
+                let Some((offset, data)) = stream.outgoing.take(max, limit) else {
+                    break;
+                };
                 self.data_sent += stream.outgoing.sent_to() - before;
                 left -= (overhead + data.len()).min(left);
                 sent.push((stream.id, offset));
-                frames.push(Frame::StreamData { stream: stream.id, offset, data });
+                frames.push(Frame::StreamData {
+                    stream: stream.id,
+                    offset,
+                    data,
+                });
             }
             if let Some(offset) = stream.outgoing.next_offset()
                 && offset >= stream.remote_max_data
             {
                 let max_offset = stream.outgoing.end();
-                frames.push(Frame::StreamDataBlocked { stream: stream.id, max_offset });
+                frames.push(Frame::StreamDataBlocked {
+                    stream: stream.id,
+                    max_offset,
+                });
                 left = left.saturating_sub(16);
             }
         }
@@ -265,7 +329,16 @@ impl Connection {
         let data: Bytes = self.keys.seal(iv, &packet.encode()).ok()?.into();
         let condition = self.keys.condition(&data);
         let expires_at = now.plus_millis(self.config.packet_timeout_millis);
-        Some((Prepare { amount, expires_at, condition, destination, data }, condition))
+        Some((
+            Prepare {
+                amount,
+                expires_at,
+                condition,
+                destination,
+                data,
+            },
+            condition,
+        ))
     }
 
     /// The sealed answer that came with a reply, if it is really the answer to this packet. Nobody
@@ -285,8 +358,10 @@ impl Connection {
         }
         let answer = self.open_answer(id, PacketType::Fulfill, &fulfill.data);
         // A receiver that fulfils has got the minimum, whatever became of its answer.
-        let arrived =
-            answer.as_ref().map_or(sent.minimum, |answer| answer.prepare_amount).max(sent.minimum);
+        let arrived = answer
+            .as_ref()
+            .map_or(sent.minimum, |answer| answer.prepare_amount)
+            .max(sent.minimum);
         for part in &sent.money {
             if let Some(stream) = self.streams.get_mut(&part.stream) {
                 stream.release(part.amount, part.arriving);
@@ -342,7 +417,11 @@ impl Connection {
                 if self.shortfalls >= MAX_SHORTFALLS {
                     let (minimum, arrived) = (sent.minimum, answer.prepare_amount);
                     let reason = CloseReason::BadRate { minimum, arrived };
-                    self.end(reason, StreamErrorCode::ApplicationError, "exchange rate is too low");
+                    self.end(
+                        reason,
+                        StreamErrorCode::ApplicationError,
+                        "exchange rate is too low",
+                    );
                     return;
                 }
             }
@@ -381,7 +460,11 @@ impl Connection {
     fn rejected(&mut self, reject: &Reject) {
         self.closed(CloseReason::Rejected {
             code: reject.code,
-            by: reject.triggered_by.as_ref().map(ToString::to_string).unwrap_or_default(),
+            by: reject
+                .triggered_by
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
             message: super::shortened(&reject.message),
         });
     }
@@ -389,7 +472,10 @@ impl Connection {
     /// The limits that stopped a packet: what the streams can send now.
     fn limits_of(&self, sent: &InFlight) -> Vec<u64> {
         let rate = self.config.rate;
-        let streams = sent.money.iter().filter_map(|part| self.streams.get(&part.stream));
+        let streams = sent
+            .money
+            .iter()
+            .filter_map(|part| self.streams.get(&part.stream));
         streams.map(|stream| stream.sendable(rate)).collect()
     }
 
@@ -410,7 +496,9 @@ impl Connection {
             if let Some(stream) = self.streams.get_mut(id)
                 && stream.phase != Phase::Over
             {
-                stream.phase = Phase::Closing { close_in_flight: false };
+                stream.phase = Phase::Closing {
+                    close_in_flight: false,
+                };
             }
         }
     }

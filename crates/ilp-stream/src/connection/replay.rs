@@ -19,7 +19,10 @@ pub(super) struct ReplayWindow {
 
 impl Default for ReplayWindow {
     fn default() -> Self {
-        Self { highest: 0, seen: [0; WORDS] }
+        Self {
+            highest: 0,
+            seen: [0; WORDS],
+        }
     }
 }
 

@@ -107,12 +107,16 @@ impl Stream {
     /// What the other end still takes, in its units, if all that is on its way arrives.
     fn remote_room(&self) -> u64 {
         let arrived = self.remote_total_received.max(self.delivered);
-        self.remote_receive_max.saturating_sub(arrived).saturating_sub(self.held_arriving)
+        self.remote_receive_max
+            .saturating_sub(arrived)
+            .saturating_sub(self.held_arriving)
     }
 
     /// What our application still wants to send, in our units.
     fn wanted(&self) -> u64 {
-        self.send_max.saturating_sub(self.total_sent).saturating_sub(self.held)
+        self.send_max
+            .saturating_sub(self.total_sent)
+            .saturating_sub(self.held)
     }
 
     /// What can be sent now, in our units.
@@ -147,10 +151,13 @@ impl Stream {
 
     /// What may arrive beyond what was committed and accepted. `tolerance` is in thousandths.
     pub(super) fn receivable(&self, tolerance: u64) -> u64 {
-        let room = self.receive_max.saturating_sub(self.total_received + self.pending);
+        let room = self
+            .receive_max
+            .saturating_sub(self.total_received + self.pending);
         let extra = (u128::from(room) * u128::from(tolerance)).div_ceil(1_000);
         let most = u64::MAX - self.total_received - self.pending;
-        room.saturating_add(u64::try_from(extra).unwrap_or(u64::MAX)).min(most)
+        room.saturating_add(u64::try_from(extra).unwrap_or(u64::MAX))
+            .min(most)
     }
 
     pub(super) fn received(&mut self, amount: u64) {
@@ -192,12 +199,18 @@ impl Stream {
 
     /// How our application closed the stream.
     pub(super) fn close_reason(&self) -> (StreamErrorCode, String) {
-        self.unreported.closed.clone().unwrap_or((StreamErrorCode::NoError, String::new()))
+        self.unreported
+            .closed
+            .clone()
+            .unwrap_or((StreamErrorCode::NoError, String::new()))
     }
 
     /// Everything that was to be sent before the close is sent and confirmed.
     pub(super) fn is_ready_to_close(&self, rate: Rate) -> bool {
-        self.phase == Phase::Closing { close_in_flight: false }
+        self.phase
+            == Phase::Closing {
+                close_in_flight: false,
+            }
             && self.outgoing.is_drained()
             && self.held == 0
             && self.sendable(rate) == 0
@@ -228,11 +241,19 @@ impl Stream {
         }
         if unreported.received > 0 {
             let amount = std::mem::take(&mut unreported.received);
-            return Some(Event::MoneyReceived { stream, amount, total: self.total_received });
+            return Some(Event::MoneyReceived {
+                stream,
+                amount,
+                total: self.total_received,
+            });
         }
         if unreported.sent > 0 {
             let amount = std::mem::take(&mut unreported.sent);
-            return Some(Event::MoneySent { stream, amount, total: self.total_sent });
+            return Some(Event::MoneySent {
+                stream,
+                amount,
+                total: self.total_sent,
+            });
         }
         if std::mem::take(&mut unreported.remote_max) {
             return Some(Event::RemoteMaxMoney {
@@ -242,13 +263,21 @@ impl Stream {
             });
         }
         if let Some((send_max, total_sent)) = unreported.blocked.take() {
-            return Some(Event::MoneyBlocked { stream, send_max, total_sent });
+            return Some(Event::MoneyBlocked {
+                stream,
+                send_max,
+                total_sent,
+            });
         }
         // The last word on a stream, when no packet can change its totals any more.
         let settled = self.held == 0 && self.pending_packets == 0;
         if self.phase == Phase::Over && settled {
             let (code, message) = unreported.closed.take()?;
-            return Some(Event::StreamClosed { stream, code, message });
+            return Some(Event::StreamClosed {
+                stream,
+                code,
+                message,
+            });
         }
         None
     }
