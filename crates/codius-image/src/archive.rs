@@ -78,7 +78,9 @@ impl Archive<'_> {
 
     /// Writes what is in a directory. The depth of the tree is bounded where it is built.
     fn directory(&mut self, node: NodeId, path: &mut Vec<u8>) -> Result<(), Fault> {
-        let NodeKind::Directory(names) = &self.tree.node(node).kind else { return Ok(()) };
+        let NodeKind::Directory(names) = &self.tree.node(node).kind else {
+            return Ok(());
+        };
         let length = path.len();
         for (name, link) in names {
             if !path.is_empty() {
@@ -86,7 +88,10 @@ impl Archive<'_> {
             }
             path.extend_from_slice(name);
             if path.len() > PATH_BYTES {
-                return Err(Fault::invalid(format!("a path in it is too long: {}", shown(path))));
+                return Err(Fault::invalid(format!(
+                    "a path in it is too long: {}",
+                    shown(path)
+                )));
             }
             self.node(link.node, path)?;
             path.truncate(length);
@@ -111,7 +116,11 @@ impl Archive<'_> {
                 self.header(path, EntryType::Symlink, target, 0, &node.meta)?;
             }
             NodeKind::Fifo => self.header(path, EntryType::Fifo, b"", 0, &node.meta)?,
-            NodeKind::File { layer, offset, size } => {
+            NodeKind::File {
+                layer,
+                offset,
+                size,
+            } => {
                 self.header(path, EntryType::Regular, b"", *size, &node.meta)?;
                 self.contents(*layer, *offset, *size)?;
             }

@@ -52,7 +52,9 @@ const MAGIC: [u8; 4] = *b"hsqs";
 /// Where `sqfstar` is.
 pub(crate) fn find_program() -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
-    env::split_paths(&path).map(|directory| directory.join(PROGRAM)).find(|file| file.is_file())
+    env::split_paths(&path)
+        .map(|directory| directory.join(PROGRAM))
+        .find(|file| file.is_file())
 }
 
 /// Writes the tree as a squashfs into `output`, a new file, and makes it durable. Returns its size.
@@ -71,7 +73,10 @@ pub(crate) async fn build(
         .saturating_add((tree.nodes() as u64).saturating_mul(OVERHEAD));
     let mut child = spawn(program, &tree, &output)?;
     restrict(&child, most)?;
-    let input = child.stdin.take().ok_or_else(|| io::Error::other("no pipe to sqfstar"))?;
+    let input = child
+        .stdin
+        .take()
+        .ok_or_else(|| io::Error::other("no pipe to sqfstar"))?;
     let input = File::from(input.into_owned_fd()?);
     // A smaller pipe is only slower.
     let _ = rustix::pipe::fcntl_setpipe_size(&input, PIPE_BYTES);
@@ -80,14 +85,22 @@ pub(crate) async fn build(
     let run = async {
         let feed = spawn_blocking(move || archive::write(&tree, &spools, input));
         if let Some(stderr) = stderr {
-            stderr.take(MESSAGE_BYTES).read_to_end(&mut messages).await?;
+            stderr
+                .take(MESSAGE_BYTES)
+                .read_to_end(&mut messages)
+                .await?;
         }
         let status = child.wait().await?;
-        let fed = feed.await.map_err(|_| io::Error::other("writing the archive panicked"))?;
+        let fed = feed
+            .await
+            .map_err(|_| io::Error::other("writing the archive panicked"))?;
         Ok::<_, Fault>((status, fed))
     };
     let (status, fed) = timeout(deadline, run).await.map_err(|_| {
-        Fault::too_large(format!("its block image was not made in {} s", deadline.as_secs()))
+        Fault::too_large(format!(
+            "its block image was not made in {} s",
+            deadline.as_secs()
+        ))
     })??;
     match fed {
         // The program ended early: what it said is the better reason.
@@ -111,7 +124,15 @@ fn spawn(program: PathBuf, tree: &Tree, output: &File) -> Result<Child, Fault> {
     let mut command = Command::new(program);
     command
         .args(["-quiet", "-no-progress", "-reproducible", "-mkfs-time", "0"])
-        .args(["-noI", "-noD", "-noF", "-noX", "-no-duplicates", "-mem", MEMORY])
+        .args([
+            "-noI",
+            "-noD",
+            "-noF",
+            "-noX",
+            "-no-duplicates",
+            "-mem",
+            MEMORY,
+        ])
         .args(["-root-mode", &format!("{:o}", root.mode)])
         .args(["-root-uid", &root.uid.to_string()])
         .args(["-root-gid", &root.gid.to_string()])
@@ -124,8 +145,12 @@ fn spawn(program: PathBuf, tree: &Tree, output: &File) -> Result<Child, Fault> {
         .stderr(Stdio::piped())
         .kill_on_drop(true);
     if geteuid().is_root() {
-        fchown(output, Some(Uid::from_raw(NOBODY)), Some(Gid::from_raw(NOBODY)))
-            .map_err(io::Error::from)?;
+        fchown(
+            output,
+            Some(Uid::from_raw(NOBODY)),
+            Some(Gid::from_raw(NOBODY)),
+        )
+        .map_err(io::Error::from)?;
         command.uid(NOBODY).gid(NOBODY);
     }
     command.spawn().map_err(|error| {
@@ -138,14 +163,20 @@ fn spawn(program: PathBuf, tree: &Tree, output: &File) -> Result<Child, Fault> {
 
 /// The program waits for its input, so it has done nothing before these limits are on it.
 fn restrict(child: &Child, file_bytes: u64) -> Result<(), Fault> {
-    let pid = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+    let pid = child
+        .id()
+        .and_then(|id| i32::try_from(id).ok())
+        .and_then(Pid::from_raw);
     let Some(pid) = pid else {
         // It has ended; waiting for it tells why.
         return Ok(());
     };
-    let limits = [(Resource::Fsize, file_bytes), (Resource::Core, 0), (Resource::Nproc, 256)];
+    let limits = [(Resource::Fsize, file_bytes), (Resource::Core, 0)];
     for (resource, limit) in limits {
-        let limit = Rlimit { current: Some(limit), maximum: Some(limit) };
+        let limit = Rlimit {
+            current: Some(limit),
+            maximum: Some(limit),
+        };
         prlimit(Some(pid), resource, limit).map_err(io::Error::from)?;
     }
     Ok(())
@@ -155,7 +186,9 @@ fn restrict(child: &Child, file_bytes: u64) -> Result<(), Fault> {
 fn finish(output: &File) -> Result<u64, Fault> {
     let broken = |what: &str| Fault::Host(io::Error::other(format!("sqfstar made {what}")));
     let mut superblock = [0; 96];
-    output.read_exact_at(&mut superblock, 0).map_err(|_| broken("no file system"))?;
+    output
+        .read_exact_at(&mut superblock, 0)
+        .map_err(|_| broken("no file system"))?;
     let length = output.metadata()?.len();
     let mut used = [0; 8];
     used.copy_from_slice(&superblock[40..48]);

@@ -39,13 +39,23 @@ impl Fault {
     pub(crate) fn for_reference(&self, reference: &str) -> ImageError {
         let reference = reference.to_owned();
         match self {
-            Self::NotFound(reason) => ImageError::NotFound { reference, reason: reason.clone() },
+            Self::NotFound(reason) => ImageError::NotFound {
+                reference,
+                reason: reason.clone(),
+            },
             Self::WrongPlatform => ImageError::WrongPlatform { reference },
-            Self::TooLarge(reason) => ImageError::TooLarge { reference, reason: reason.clone() },
-            Self::Invalid(reason) => ImageError::Invalid { reference, reason: reason.clone() },
-            Self::Unavailable(reason) => {
-                ImageError::Unavailable { reference, reason: reason.clone() }
-            }
+            Self::TooLarge(reason) => ImageError::TooLarge {
+                reference,
+                reason: reason.clone(),
+            },
+            Self::Invalid(reason) => ImageError::Invalid {
+                reference,
+                reason: reason.clone(),
+            },
+            Self::Unavailable(reason) => ImageError::Unavailable {
+                reference,
+                reason: reason.clone(),
+            },
             // An io::Error cannot be shared between callers, so each gets one with the same text.
             Self::Host(source) => ImageError::Host {
                 reference,

@@ -68,7 +68,10 @@ pub(crate) struct Entry {
 pub(crate) enum EntryKind {
     Directory,
     /// Where its contents are in the spool.
-    File { offset: u64, size: u64 },
+    File {
+        offset: u64,
+        size: u64,
+    },
     /// What the link says.
     Symlink(Box<[u8]>),
     /// The path of the file it is one with, in the form of `Entry::path`.
@@ -128,7 +131,9 @@ impl Budget {
     fn metadata(&self, bytes: u64) -> Result<(), Fault> {
         let limit = self.limits.metadata_bytes;
         take(&self.metadata, bytes, limit).ok_or_else(|| {
-            Fault::too_large(format!("its names and attributes have more than {limit} bytes"))
+            Fault::too_large(format!(
+                "its names and attributes have more than {limit} bytes"
+            ))
         })
     }
 }
@@ -136,7 +141,10 @@ impl Budget {
 /// Adds to a total; `None` if it is then over the limit.
 fn take(total: &AtomicU64, amount: u64, limit: u64) -> Option<()> {
     let before = total.fetch_add(amount, Ordering::Relaxed);
-    before.checked_add(amount).filter(|after| *after <= limit).map(|_| ())
+    before
+        .checked_add(amount)
+        .filter(|after| *after <= limit)
+        .map(|_| ())
 }
 
 /// The blocking end of a channel of pieces. Its end is the end of the layer, or of the download.
@@ -148,7 +156,10 @@ pub(crate) struct Pieces {
 
 impl Pieces {
     pub(crate) fn new(channel: mpsc::Receiver<Bytes>) -> Self {
-        Self { channel, piece: Bytes::new() }
+        Self {
+            channel,
+            piece: Bytes::new(),
+        }
     }
 }
 
@@ -186,7 +197,9 @@ pub(crate) fn read(
     budget: &Budget,
 ) -> Result<Layer, Fault> {
     let limits = &budget.limits;
-    let most = compressed_bytes.saturating_mul(limits.ratio).max(limits.ratio_free_bytes);
+    let most = compressed_bytes
+        .saturating_mul(limits.ratio)
+        .max(limits.ratio_free_bytes);
     let mut source = Source {
         reader: BufReader::with_capacity(BUFFER, decoder(blob)?),
         hasher: Hasher::new(),
@@ -195,12 +208,18 @@ pub(crate) fn read(
         ratio: limits.ratio,
         budget,
     };
-    let mut spool = Spool { file: BufWriter::with_capacity(BUFFER, spool), length: 0 };
+    let mut spool = Spool {
+        file: BufWriter::with_capacity(BUFFER, spool),
+        length: 0,
+    };
     let entries = read_archive(&mut source, &mut spool)?;
     source.drain()?;
     Ok(Layer {
         entries,
-        spool: spool.file.into_inner().map_err(|error| Fault::Host(error.into_error()))?,
+        spool: spool
+            .file
+            .into_inner()
+            .map_err(|error| Fault::Host(error.into_error()))?,
         diff_id: source.hasher.finish(),
     })
 }
@@ -236,10 +255,13 @@ struct Source<'a> {
 impl Source<'_> {
     /// The next bytes, at most `limit` of them; empty only at the end.
     fn next(&mut self, limit: u64) -> Result<&[u8], Fault> {
-        let available = self.reader.fill_buf().map_err(|error| {
-            Fault::invalid(format!("a layer cannot be decompressed: {error}"))
-        })?;
-        let length = available.len().min(usize::try_from(limit).unwrap_or(usize::MAX));
+        let available = self
+            .reader
+            .fill_buf()
+            .map_err(|error| Fault::invalid(format!("a layer cannot be decompressed: {error}")))?;
+        let length = available
+            .len()
+            .min(usize::try_from(limit).unwrap_or(usize::MAX));
         Ok(&available[..length])
     }
 
@@ -296,7 +318,9 @@ impl Source<'_> {
     /// The contents of an extended header.
     fn extension(&mut self, size: u64) -> Result<Vec<u8>, Fault> {
         if size > EXTENSION_BYTES {
-            return Err(Fault::too_large("a layer has an extended header of more than 1 MiB"));
+            return Err(Fault::too_large(
+                "a layer has an extended header of more than 1 MiB",
+            ));
         }
         let mut contents = Vec::new();
         self.pass(size, |bytes| {
@@ -407,7 +431,10 @@ fn read_entry(
             let kind = match header.kind() {
                 // Before ustar, a directory was a file with a slash at its end.
                 0 | b'0' if says_directory => EntryKind::Directory,
-                0 | b'0' | b'7' => EntryKind::File { offset: spool.length, size },
+                0 | b'0' | b'7' => EntryKind::File {
+                    offset: spool.length,
+                    size,
+                },
                 b'1' => EntryKind::HardLink(link_target(&link)?),
                 b'2' if link.is_empty() || link.len() > PATH_BYTES || link.contains(&0) => {
                     return Err(Fault::invalid(format!(
@@ -463,8 +490,12 @@ impl Entry {
             | EntryKind::Whiteout
             | EntryKind::Opaque => 0,
         };
-        let xattrs: usize =
-            self.meta.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
+        let xattrs: usize = self
+            .meta
+            .xattrs
+            .iter()
+            .map(|(name, value)| name.len() + value.len())
+            .sum();
         (self.path.len() + link + xattrs) as u64 + ENTRY_OVERHEAD
     }
 }
@@ -474,7 +505,10 @@ impl Extensions {
     fn read_pax(&mut self, mut records: &[u8]) -> Result<(), Fault> {
         let broken = || Fault::invalid("a layer has an extended header that cannot be read");
         while !records.is_empty() {
-            let space = records.iter().position(|byte| *byte == b' ').ok_or_else(broken)?;
+            let space = records
+                .iter()
+                .position(|byte| *byte == b' ')
+                .ok_or_else(broken)?;
             let length = decimal(&records[..space]).ok_or_else(broken)?;
             let length = usize::try_from(length).map_err(|_| broken())?;
             if length <= space + 1 || length > records.len() {
@@ -483,7 +517,10 @@ impl Extensions {
             let record;
             (record, records) = records.split_at(length);
             let pair = record[space + 1..].strip_suffix(b"\n").ok_or_else(broken)?;
-            let equals = pair.iter().position(|byte| *byte == b'=').ok_or_else(broken)?;
+            let equals = pair
+                .iter()
+                .position(|byte| *byte == b'=')
+                .ok_or_else(broken)?;
             let (key, value) = (&pair[..equals], &pair[equals + 1..]);
             self.set(key, value).ok_or_else(broken)?;
             if key.starts_with(b"GNU.sparse.") {
@@ -503,7 +540,11 @@ impl Extensions {
             b"mtime" => {
                 let whole = value.split(|byte| *byte == b'.').next()?;
                 let before_1970 = whole.starts_with(b"-");
-                self.mtime = Some(if before_1970 { 0 } else { clamped(decimal(whole)?) });
+                self.mtime = Some(if before_1970 {
+                    0
+                } else {
+                    clamped(decimal(whole)?)
+                });
             }
             _ => {
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.")
@@ -547,7 +588,10 @@ fn place(name: &[u8]) -> Result<Place, Fault> {
         return Ok(Place::Nothing);
     }
     if parents.iter().any(|part| part.starts_with(WHITEOUT)) {
-        return Err(Fault::invalid(format!("it has a file below a whiteout: {}", shown(name))));
+        return Err(Fault::invalid(format!(
+            "it has a file below a whiteout: {}",
+            shown(name)
+        )));
     }
     if *last == OPAQUE {
         return Ok(Place::Opaque(parent()));
@@ -559,7 +603,10 @@ fn place(name: &[u8]) -> Result<Place, Fault> {
         return Ok(Place::Ordinary(path));
     };
     if matches!(hidden, b"" | b"." | b"..") {
-        return Err(Fault::invalid(format!("it has a whiteout of nothing: {}", shown(name))));
+        return Err(Fault::invalid(format!(
+            "it has a whiteout of nothing: {}",
+            shown(name)
+        )));
     }
     let mut target = parents.to_vec();
     target.push(hidden);
@@ -574,7 +621,12 @@ fn link_target(link: &[u8]) -> Result<Box<[u8]>, Fault> {
 /// A path without empty and `.` parts. A leading slash means the image's root; `..` is refused,
 /// because no honest tool writes it and readers disagree about it.
 fn clean(name: &[u8]) -> Result<Box<[u8]>, Fault> {
-    let refuse = |why: &str| Err(Fault::invalid(format!("it has a file {why}: {}", shown(name))));
+    let refuse = |why: &str| {
+        Err(Fault::invalid(format!(
+            "it has a file {why}: {}",
+            shown(name)
+        )))
+    };
     if name.len() > PATH_BYTES {
         return refuse("with too long a path");
     }
@@ -612,13 +664,21 @@ impl Header<'_> {
     /// The sum of all bytes, those of the checksum itself taken as spaces.
     fn check(&self) -> Result<(), Fault> {
         let sum: u64 = (0..BLOCK)
-            .map(|at| if (148..156).contains(&at) { b' ' } else { self.0[at] })
+            .map(|at| {
+                if (148..156).contains(&at) {
+                    b' '
+                } else {
+                    self.0[at]
+                }
+            })
             .map(u64::from)
             .sum();
         if self.number(148..156)? == sum {
             Ok(())
         } else {
-            Err(Fault::invalid("a layer is not a tar archive, or a broken one"))
+            Err(Fault::invalid(
+                "a layer is not a tar archive, or a broken one",
+            ))
         }
     }
 
@@ -629,7 +689,9 @@ impl Header<'_> {
         let field = &self.0[field];
         match field[0] {
             0x80 => field[1..].iter().try_fold(0u64, |value, byte| {
-                (value >> 56 == 0).then_some(value << 8 | u64::from(*byte)).ok_or_else(broken)
+                (value >> 56 == 0)
+                    .then_some(value << 8 | u64::from(*byte))
+                    .ok_or_else(broken)
             }),
             0xff => Ok(0),
             _ => {

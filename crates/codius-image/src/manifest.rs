@@ -95,10 +95,14 @@ struct RawPlatform {
 
 impl RawDescriptor {
     fn checked(&self) -> Result<Descriptor, Fault> {
-        let digest = self.digest.parse().map_err(|error| {
-            Fault::invalid(format!("its manifest names content whose {error}"))
-        })?;
-        Ok(Descriptor { digest, size: self.size })
+        let digest = self
+            .digest
+            .parse()
+            .map_err(|error| Fault::invalid(format!("its manifest names content whose {error}")))?;
+        Ok(Descriptor {
+            digest,
+            size: self.size,
+        })
     }
 }
 
@@ -107,7 +111,9 @@ pub(crate) fn parse_document(bytes: &[u8], limits: &ImageLimits) -> Result<Docum
     let raw: RawDocument = serde_json::from_slice(bytes)
         .map_err(|error| Fault::invalid(format!("its manifest cannot be read: {error}")))?;
     if raw.schema_version != Some(2) {
-        return Err(Fault::invalid("its manifest has an old format; push the image again"));
+        return Err(Fault::invalid(
+            "its manifest has an old format; push the image again",
+        ));
     }
     match (raw.manifests, raw.layers) {
         // Two readers could understand it differently (CVE-2021-41190).
@@ -118,13 +124,19 @@ pub(crate) fn parse_document(bytes: &[u8], limits: &ImageLimits) -> Result<Docum
                     platform.os == OS && platform.architecture == ARCHITECTURE
                 })
             });
-            Ok(Document::Index(ours.ok_or(Fault::WrongPlatform)?.checked()?))
+            Ok(Document::Index(
+                ours.ok_or(Fault::WrongPlatform)?.checked()?,
+            ))
         }
         (None, Some(layers)) => {
-            let config = raw.config.ok_or_else(|| Fault::invalid("its manifest has no config"))?;
+            let config = raw
+                .config
+                .ok_or_else(|| Fault::invalid("its manifest has no config"))?;
             Ok(Document::Image(parse_layers(&config, &layers, limits)?))
         }
-        (None, None) => Err(Fault::invalid("its manifest has neither layers nor manifests")),
+        (None, None) => Err(Fault::invalid(
+            "its manifest has neither layers nor manifests",
+        )),
     }
 }
 
@@ -135,7 +147,10 @@ fn parse_layers(
 ) -> Result<Manifest, Fault> {
     let config = config.checked()?;
     if config.size > limits.config_bytes {
-        return Err(Fault::too_large(format!("its config has {} bytes", config.size)));
+        return Err(Fault::too_large(format!(
+            "its config has {} bytes",
+            config.size
+        )));
     }
     if layers.len() > limits.layers {
         return Err(Fault::too_large(format!(
@@ -144,12 +159,22 @@ fn parse_layers(
             limits.layers
         )));
     }
-    if let Some(layer) = layers.iter().find(|layer| !LAYER_TYPES.contains(&&*layer.media_type)) {
+    if let Some(layer) = layers
+        .iter()
+        .find(|layer| !LAYER_TYPES.contains(&&*layer.media_type))
+    {
         let shown: String = layer.media_type.chars().take(100).collect();
-        return Err(Fault::invalid(format!("it has a layer of the unknown type {shown:?}")));
+        return Err(Fault::invalid(format!(
+            "it has a layer of the unknown type {shown:?}"
+        )));
     }
-    let layers = layers.iter().map(RawDescriptor::checked).collect::<Result<Vec<_>, _>>()?;
-    let total = layers.iter().try_fold(0u64, |sum, layer| sum.checked_add(layer.size));
+    let layers = layers
+        .iter()
+        .map(RawDescriptor::checked)
+        .collect::<Result<Vec<_>, _>>()?;
+    let total = layers
+        .iter()
+        .try_fold(0u64, |sum, layer| sum.checked_add(layer.size));
     if total.is_none_or(|total| total > limits.compressed_bytes) {
         return Err(Fault::too_large(format!(
             "its layers have more than {} compressed bytes",

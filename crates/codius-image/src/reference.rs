@@ -95,7 +95,11 @@ impl Reference {
 
     /// Host and port of the registry's API.
     pub(crate) fn api_host(&self) -> &str {
-        if self.domain == DEFAULT_DOMAIN { DEFAULT_API_HOST } else { &self.domain }
+        if self.domain == DEFAULT_DOMAIN {
+            DEFAULT_API_HOST
+        } else {
+            &self.domain
+        }
     }
 }
 
@@ -121,9 +125,10 @@ impl FromStr for Reference {
         }
         let (domain, rest) = split_domain(text);
         let (rest, digest) = match rest.split_once('@') {
-            Some((rest, digest)) => {
-                (rest, Some(digest.parse().map_err(|_| InvalidReference::Digest)?))
-            }
+            Some((rest, digest)) => (
+                rest,
+                Some(digest.parse().map_err(|_| InvalidReference::Digest)?),
+            ),
             None => (rest, None),
         };
         let (repository, tag) = match rest.split_once(':') {
@@ -173,7 +178,14 @@ fn split_domain(text: &str) -> (&str, &str) {
                 || first == "localhost"
                 || first.bytes().any(|byte| byte.is_ascii_uppercase()) =>
         {
-            (if first == LEGACY_DOMAIN { DEFAULT_DOMAIN } else { first }, rest)
+            (
+                if first == LEGACY_DOMAIN {
+                    DEFAULT_DOMAIN
+                } else {
+                    first
+                },
+                rest,
+            )
         }
         _ => (DEFAULT_DOMAIN, text),
     }
@@ -185,9 +197,13 @@ fn is_domain(text: &str) -> bool {
     }
     let (host, port) = match text.strip_prefix('[') {
         Some(rest) => {
-            let Some((address, after)) = rest.split_once(']') else { return false };
+            let Some((address, after)) = rest.split_once(']') else {
+                return false;
+            };
             // No zone and no dotted quad inside, as in the grammar.
-            let plain = address.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b':');
+            let plain = address
+                .bytes()
+                .all(|byte| byte.is_ascii_hexdigit() || byte == b':');
             if !plain || address.parse::<Ipv6Addr>().is_err() {
                 return false;
             }
@@ -213,7 +229,9 @@ fn is_domain_component(text: &str) -> bool {
     !text.is_empty()
         && !text.starts_with('-')
         && !text.ends_with('-')
-        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }
 
 /// Letters and digits, with single `.` or `_`, `__`, or any number of `-` between them.
@@ -234,7 +252,9 @@ fn is_tag(text: &str) -> bool {
     let is_word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
     text.len() <= MAX_TAG_BYTES
         && text.bytes().next().is_some_and(is_word)
-        && text.bytes().all(|byte| is_word(byte) || byte == b'.' || byte == b'-')
+        && text
+            .bytes()
+            .all(|byte| is_word(byte) || byte == b'.' || byte == b'-')
 }
 
 fn is_lower_hex(byte: u8) -> bool {

@@ -15,8 +15,10 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use reqwest::{
     Client, Response, StatusCode,
-    header::{ACCEPT, AUTHORIZATION, CONTENT_RANGE, HeaderMap, HeaderValue, LOCATION, RANGE,
-        WWW_AUTHENTICATE},
+    header::{
+        ACCEPT, AUTHORIZATION, CONTENT_RANGE, HeaderMap, HeaderValue, LOCATION, RANGE,
+        WWW_AUTHENTICATE,
+    },
     redirect,
 };
 use serde::Deserialize;
@@ -131,12 +133,14 @@ impl RegistryClient {
         headers.insert(ACCEPT, HeaderValue::from_static(manifest::ACCEPT));
         let url = self.url(reference, &format!("manifests/{identifier}"))?;
         let response = self.get(reference, url, &headers).await?;
-        let bytes = self.body(response, self.limits.manifest_bytes, "its manifest").await?;
+        let bytes = self
+            .body(response, self.limits.manifest_bytes, "its manifest")
+            .await?;
         let digest = Digest::of(&bytes);
         match identifier.parse::<Digest>() {
-            Ok(asked) if asked != digest => {
-                Err(Fault::invalid("its manifest does not have the digest it was asked for by"))
-            }
+            Ok(asked) if asked != digest => Err(Fault::invalid(
+                "its manifest does not have the digest it was asked for by",
+            )),
             _ => Ok((digest, bytes)),
         }
     }
@@ -168,11 +172,17 @@ impl RegistryClient {
         received: &(dyn Fn(u64) + Sync),
     ) -> Result<(), Fault> {
         let url = self.url(reference, &format!("blobs/{}", descriptor.digest))?;
-        let mut transfer = Transfer { hasher: Hasher::new(), offset: 0 };
+        let mut transfer = Transfer {
+            hasher: Hasher::new(),
+            offset: 0,
+        };
         let mut wait = RESUME_WAIT;
         let mut resumes = 0;
         loop {
-            match self.transfer(reference, &url, descriptor, &mut transfer, &sink, received).await {
+            match self
+                .transfer(reference, &url, descriptor, &mut transfer, &sink, received)
+                .await
+            {
                 Ok(()) => break,
                 Err(Broken::Final(fault)) => return Err(fault),
                 Err(Broken::Resume(fault)) if resumes == self.limits.resumes => return Err(fault),
@@ -204,8 +214,10 @@ impl RegistryClient {
             let range = HeaderValue::from_str(&format!("bytes={}-", transfer.offset));
             headers.insert(RANGE, range.map_err(|_| Broken::Final(broken_header()))?);
         }
-        let mut response =
-            self.get(reference, url.clone(), &headers).await.map_err(|fault| match fault {
+        let mut response = self
+            .get(reference, url.clone(), &headers)
+            .await
+            .map_err(|fault| match fault {
                 Fault::Unavailable(_) => Broken::Resume(fault),
                 other => Broken::Final(other),
             })?;
@@ -215,21 +227,34 @@ impl RegistryClient {
             )));
         }
         let left = descriptor.size - transfer.offset;
-        if response.content_length().is_some_and(|length| length != left) {
-            return Err(Broken::Final(Fault::invalid("a layer has another size than announced")));
+        if response
+            .content_length()
+            .is_some_and(|length| length != left)
+        {
+            return Err(Broken::Final(Fault::invalid(
+                "a layer has another size than announced",
+            )));
         }
         let mut pace = Pace::new(&self.limits);
-        while let Some(bytes) = pace.next_piece(&mut response).await.map_err(Broken::Resume)? {
+        while let Some(bytes) = pace
+            .next_piece(&mut response)
+            .await
+            .map_err(Broken::Resume)?
+        {
             let length = bytes.len() as u64;
             if length > descriptor.size - transfer.offset {
-                return Err(Broken::Final(Fault::invalid("a layer is longer than announced")));
+                return Err(Broken::Final(Fault::invalid(
+                    "a layer is longer than announced",
+                )));
             }
             transfer.hasher.update(&bytes);
             transfer.offset += length;
             received(length);
             // Only the layer's reader closes the channel, and then has the better reason.
             if sink.send(bytes).await.is_err() {
-                return Err(Broken::Final(Fault::invalid("a layer was not read to its end")));
+                return Err(Broken::Final(Fault::invalid(
+                    "a layer was not read to its end",
+                )));
             }
         }
         if transfer.offset < descriptor.size {
@@ -245,7 +270,10 @@ impl RegistryClient {
         url: Url,
         headers: &HeaderMap,
     ) -> Result<Response, Fault> {
-        let key = (reference.api_host().to_owned(), reference.repository().to_owned());
+        let key = (
+            reference.api_host().to_owned(),
+            reference.repository().to_owned(),
+        );
         let known = self.known_token(&key);
         let had_token = known.is_some();
         let mut response = self.follow(url.clone(), headers, known).await?;
@@ -255,7 +283,10 @@ impl RegistryClient {
                 return Err(Fault::NotFound("its registry wants credentials".into()));
             };
             if had_token {
-                self.tokens.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+                self.tokens
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .remove(&key);
             }
             let token = self.fetch_token(&challenge, reference).await?;
             self.remember(key, token.clone());
@@ -264,13 +295,15 @@ impl RegistryClient {
         match response.status() {
             status if status.is_success() => Ok(response),
             StatusCode::NOT_FOUND => Err(Fault::NotFound("its registry does not have it".into())),
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                Err(Fault::NotFound("its registry does not show it to anonymous users".into()))
-            }
-            StatusCode::TOO_MANY_REQUESTS => {
-                Err(Fault::unavailable("its registry says that this host asks too often"))
-            }
-            status => Err(Fault::unavailable(format!("its registry answered {status}"))),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(Fault::NotFound(
+                "its registry does not show it to anonymous users".into(),
+            )),
+            StatusCode::TOO_MANY_REQUESTS => Err(Fault::unavailable(
+                "its registry says that this host asks too often",
+            )),
+            status => Err(Fault::unavailable(format!(
+                "its registry answered {status}"
+            ))),
         }
     }
 
@@ -283,7 +316,10 @@ impl RegistryClient {
     ) -> Result<Response, Fault> {
         let first_host = (url.scheme().to_owned(), authority(&url));
         for _ in 0..=self.limits.redirects {
-            let mut request = self.client_for(&url)?.get(url.clone()).headers(headers.clone());
+            let mut request = self
+                .client_for(&url)?
+                .get(url.clone())
+                .headers(headers.clone());
             if let Some(token) = &token
                 && (url.scheme().to_owned(), authority(&url)) == first_host
             {
@@ -342,13 +378,19 @@ impl RegistryClient {
             .and_then(|url| authority(&url))
             .is_some_and(|host| self.insecure.contains(&host));
         let scheme = if insecure { "http" } else { "https" };
-        Url::parse(&format!("{scheme}://{host}/v2/{}/{path}", reference.repository()))
-            .map_err(|error| Fault::invalid(format!("its registry has no valid address: {error}")))
+        Url::parse(&format!(
+            "{scheme}://{host}/v2/{}/{path}",
+            reference.repository()
+        ))
+        .map_err(|error| Fault::invalid(format!("its registry has no valid address: {error}")))
     }
 
     fn known_token(&self, key: &TokenKey) -> Option<HeaderValue> {
         let tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
-        tokens.get(key).filter(|token| token.until > Instant::now()).map(|token| token.value.clone())
+        tokens
+            .get(key)
+            .filter(|token| token.until > Instant::now())
+            .map(|token| token.value.clone())
     }
 
     fn remember(&self, key: TokenKey, token: Token) {
@@ -382,7 +424,11 @@ impl RegistryClient {
                     "its registry does not show it to anonymous users".into(),
                 ));
             }
-            status => return Err(Fault::unavailable(format!("its token server answered {status}"))),
+            status => {
+                return Err(Fault::unavailable(format!(
+                    "its token server answered {status}"
+                )));
+            }
         }
         let bytes = self.body(response, TOKEN_BYTES, "its token").await?;
         let answer: TokenAnswer = serde_json::from_slice(&bytes)
@@ -395,8 +441,13 @@ impl RegistryClient {
             .map_err(|_| Fault::unavailable("its token server gave no valid token"))?;
         value.set_sensitive(true);
         let life = answer.expires_in.map_or(TOKEN_LIFE, Duration::from_secs);
-        let life = life.saturating_sub(TOKEN_MARGIN).min(Duration::from_secs(3600));
-        Ok(Token { value, until: Instant::now() + life })
+        let life = life
+            .saturating_sub(TOKEN_MARGIN)
+            .min(Duration::from_secs(3600));
+        Ok(Token {
+            value,
+            until: Instant::now() + life,
+        })
     }
 
     /// Reads a whole body that must fit `limit`.
@@ -407,7 +458,10 @@ impl RegistryClient {
         what: &'static str,
     ) -> Result<Bytes, Fault> {
         let too_large = || Fault::too_large(format!("{what} has more than {limit} bytes"));
-        if response.content_length().is_some_and(|length| length > limit) {
+        if response
+            .content_length()
+            .is_some_and(|length| length > limit)
+        {
             return Err(too_large());
         }
         let mut pace = Pace::new(&self.limits);
@@ -439,7 +493,12 @@ struct Pace {
 
 impl Pace {
     fn new(limits: &ImageLimits) -> Self {
-        Self { idle: limits.idle, idle_bytes: limits.idle_bytes, waited: Duration::ZERO, arrived: 0 }
+        Self {
+            idle: limits.idle,
+            idle_bytes: limits.idle_bytes,
+            waited: Duration::ZERO,
+            arrived: 0,
+        }
     }
 
     async fn next_piece(&mut self, response: &mut Response) -> Result<Option<Bytes>, Fault> {
@@ -512,7 +571,11 @@ impl Challenge {
 
 /// `host:port` in lower case, the port always written.
 fn authority(url: &Url) -> Option<String> {
-    Some(format!("{}:{}", url.host_str()?, url.port_or_known_default()?))
+    Some(format!(
+        "{}:{}",
+        url.host_str()?,
+        url.port_or_known_default()?
+    ))
 }
 
 fn continues_at(response: &Response, offset: u64) -> bool {
@@ -567,14 +630,26 @@ mod tests {
         let challenge = Challenge::parse(text).expect("a challenge");
         assert_eq!(challenge.realm, "https://auth.docker.io/token");
         assert_eq!(challenge.service.as_deref(), Some("registry.docker.io"));
-        assert_eq!(challenge.scope.as_deref(), Some("repository:library/x:pull,push"));
+        assert_eq!(
+            challenge.scope.as_deref(),
+            Some("repository:library/x:pull,push")
+        );
         let bare = Challenge::parse("bearer realm=https://a/b, service=c").expect("a challenge");
-        assert_eq!((bare.realm.as_str(), bare.service.as_deref()), ("https://a/b", Some("c")));
+        assert_eq!(
+            (bare.realm.as_str(), bare.service.as_deref()),
+            ("https://a/b", Some("c"))
+        );
     }
 
     #[test]
     fn other_challenges_are_not_read() {
-        for text in ["", "Basic realm=\"x\"", "Bearer", "Bearer service=\"x\"", "Bearer realm=\"x"] {
+        for text in [
+            "",
+            "Basic realm=\"x\"",
+            "Bearer",
+            "Bearer service=\"x\"",
+            "Bearer realm=\"x",
+        ] {
             assert_eq!(Challenge::parse(text), None, "{text}");
         }
     }
@@ -600,16 +675,31 @@ mod tests {
             let reference: Reference = text.parse().expect(text);
             client.url(&reference, "tags").expect(text).to_string()
         };
-        assert_eq!(scheme("127.0.0.1:5000/x"), "http://127.0.0.1:5000/v2/x/tags");
-        assert_eq!(scheme("127.0.0.1:5001/x"), "https://127.0.0.1:5001/v2/x/tags");
-        assert_eq!(scheme("x"), "https://registry-1.docker.io/v2/library/x/tags");
+        assert_eq!(
+            scheme("127.0.0.1:5000/x"),
+            "http://127.0.0.1:5000/v2/x/tags"
+        );
+        assert_eq!(
+            scheme("127.0.0.1:5001/x"),
+            "https://127.0.0.1:5001/v2/x/tags"
+        );
+        assert_eq!(
+            scheme("x"),
+            "https://registry-1.docker.io/v2/library/x/tags"
+        );
     }
 
     #[test]
     fn an_entry_that_is_no_host_is_refused() {
         for entry in ["", "http://x", "x/y", "user@x", "x:99999"] {
-            let config = RegistryConfig { insecure: vec![entry.into()], ..Default::default() };
-            assert!(RegistryClient::new(&config, Arc::default()).is_err(), "{entry}");
+            let config = RegistryConfig {
+                insecure: vec![entry.into()],
+                ..Default::default()
+            };
+            assert!(
+                RegistryClient::new(&config, Arc::default()).is_err(),
+                "{entry}"
+            );
         }
     }
 }

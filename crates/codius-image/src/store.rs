@@ -1,28 +1,35 @@
-//! The images of this host: one directory, one block image for each image digest.
+//! The images of this host: a directory of block images, one for each manifest digest.
 //!
 //! ```text
-//! DIR/<hex>.squashfs   the block image, complete
-//! DIR/<hex>.json       its record; written last: an image without it does not exist
-//! DIR/tmp/             what is being made; swept at the start
+//! DIR/lock                  held while a store is open
+//! DIR/images/HEX.squashfs   the block image
+//! DIR/images/HEX.json       its record; written last, so its presence means "complete"
+//! DIR/tmp/                  what is being made; emptied at open
 //! ```
 //!
-//! A digest is prepared by one caller at a time. The others wait, and find it made. A caller that goes
-//! away in the middle leaves files in `tmp` at most, and those are removed when its future is dropped.
+//! A digest is prepared by one job at a time. A job is a shared future, not a task: whoever waits
+//! for it drives it, it outlives the caller who started it, and when nobody waits any more it is
+//! dropped, which ends its transfers and its `sqfstar`.
 
 use std::{
-    collections::HashMap,
-    fs::{self, File},
+    collections::{HashMap, HashSet, VecDeque},
+    fs::{self, File, TryLockError},
     io::{self, Write},
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
 use codius_pod::{ImageError, Images, PreparedImage, PullProgress, ResolvedImage};
-use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
+use futures_util::{
+    FutureExt, StreamExt, TryStreamExt,
+    future::{BoxFuture, Shared, WeakShared},
+    stream,
+};
 use tempfile::NamedTempFile;
 use thiserror::Error;
 use tokio::{
@@ -37,51 +44,45 @@ use crate::{
     fault::Fault,
     layer::{self, Budget, Layer, Pieces},
     limits::{ImageLimits, RegistryConfig},
-    manifest::{Config, Descriptor, Document, Manifest, Record, parse_config, parse_document},
+    manifest::{self, Config, Descriptor, Document, Manifest, Record},
     reference::Reference,
     registry::RegistryClient,
     tree::Tree,
 };
 
-/// Layout of records and block images; what has another is made again.
+/// Of the records and block images written by this version.
 const VERSION: u32 = 1;
-/// Pieces of a layer between its download and its reader.
-const PIECES: usize = 32;
-/// Indexes whose answer is remembered for the record of their image.
-const MAX_INDEXES: usize = 1024;
+/// Resolved images whose manifests are remembered until they are prepared.
+const MAX_RESOLVED: usize = 64;
+/// Indexes remembered for one image.
+const MAX_INDEXES: usize = 8;
+/// Pieces of a layer that wait between the network and decompression; each has some 16 KiB.
+const PIECES: usize = 64;
 
-/// The image store of a host.
-pub struct ImageStore(Arc<Inner>);
-
-struct Inner {
-    directory: PathBuf,
-    temporary: PathBuf,
-    program: PathBuf,
-    limits: Arc<ImageLimits>,
-    registry: RegistryClient,
-    /// Those that are being prepared.
-    jobs: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
-    places: Semaphore,
-    /// Image → the index that led to it.
-    indexes: Mutex<HashMap<Digest, Digest>>,
-}
-
-/// Why the store cannot be opened. Nothing was changed, but the directory may have been made.
+/// Why a store cannot be opened. Nothing was changed; the operator puts it right.
 #[derive(Debug, Error)]
 pub enum OpenError {
-    /// The program that makes block images is missing. The operator installs it.
-    #[error("the program sqfstar is not installed; install the package squashfs-tools")]
-    NoProgram,
-    /// An entry of the registry settings is wrong. The operator corrects it.
-    #[error("registry settings: {0}")]
-    Registry(String),
-    /// The directory cannot be used. The operator looks at it.
-    #[error("image store {path} cannot be used")]
+    /// The directory cannot be made, read or written.
+    #[error("image directory {} cannot be used", path.display())]
     Directory {
+        /// The directory.
         path: PathBuf,
+        /// What the system says.
         #[source]
         source: io::Error,
     },
+    /// Another process has the store open.
+    #[error("image directory {} is in use by another process", path.display())]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The program that makes block images is not installed.
+    #[error("sqfstar was not found; install the package squashfs-tools")]
+    NoSqfstar,
+    /// An entry of the registry configuration makes no sense.
+    #[error("registry configuration: {0}")]
+    Registry(String),
 }
 
 /// An image that is here.
@@ -91,66 +92,157 @@ pub struct StoredImage {
     pub digest: String,
     /// The reference that it was first prepared for.
     pub reference: String,
-    /// Size of the block image.
-    pub bytes: u64,
+    /// What it takes on disk.
+    pub block_image_bytes: u64,
+}
+
+/// Brings images to one directory and keeps them. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct ImageStore(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    images: PathBuf,
+    temporary: PathBuf,
+    sqfstar: PathBuf,
+    limits: Arc<ImageLimits>,
+    registry: RegistryClient,
+    places: Semaphore,
+    state: Mutex<State>,
+    /// Locked as long as the store is open.
+    _lock: File,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    stored: HashMap<Digest, Stored>,
+    /// From indexes to the images they lead to, for references by an index's digest.
+    indexes: HashMap<Digest, Digest>,
+    resolved: VecDeque<Arc<Resolved>>,
+    jobs: HashMap<Digest, Job>,
+}
+
+#[derive(Debug)]
+struct Stored {
+    record: Record,
+    used: Instant,
+}
+
+/// What `resolve` learned and `prepare` needs.
+#[derive(Debug)]
+struct Resolved {
+    digest: Digest,
+    index: Option<Digest>,
+    manifest: Manifest,
+    config: Config,
+}
+
+type JobResult = Result<(), Arc<Fault>>;
+type JobFuture = Shared<BoxFuture<'static, JobResult>>;
+
+#[derive(Debug)]
+struct Job {
+    future: WeakShared<BoxFuture<'static, JobResult>>,
+    audience: Arc<Audience>,
 }
 
 impl ImageStore {
-    /// Opens a directory, made if it is missing, and sweeps what an earlier process left half done.
-    pub fn open(directory: &Path, limits: ImageLimits, registries: RegistryConfig) -> Result<Self, OpenError> {
-        let program = block::find_program().ok_or(OpenError::NoProgram)?;
+    /// Opens a directory, made if it is not there, and removes what an interrupted pull left in it.
+    pub fn open(
+        directory: impl AsRef<Path>,
+        limits: ImageLimits,
+        registries: &RegistryConfig,
+    ) -> Result<Self, OpenError> {
+        let directory = directory.as_ref();
+        let failed = |source| OpenError::Directory {
+            path: directory.to_owned(),
+            source,
+        };
+        let sqfstar = block::find_program().ok_or(OpenError::NoSqfstar)?;
+        let images = directory.join("images");
+        let temporary = directory.join("tmp");
+        fs::create_dir_all(&images).map_err(failed)?;
+        let lock = File::create(directory.join("lock")).map_err(failed)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(OpenError::InUse {
+                    path: directory.to_owned(),
+                });
+            }
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
+        }
+        match fs::remove_dir_all(&temporary) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => fs::create_dir(&temporary).map_err(failed)?,
+        }
+        let state = sweep(&images).map_err(failed)?;
         let limits = Arc::new(limits);
-        let registry = RegistryClient::new(&registries, Arc::clone(&limits)).map_err(OpenError::Registry)?;
-        let inner = Inner {
-            directory: directory.to_owned(),
-            temporary: directory.join("tmp"),
-            program,
+        let registry =
+            RegistryClient::new(registries, Arc::clone(&limits)).map_err(OpenError::Registry)?;
+        Ok(Self(Arc::new(Inner {
+            images,
+            temporary,
+            sqfstar,
             places: Semaphore::new(limits.parallel_images),
             limits,
             registry,
-            jobs: Mutex::default(),
-            indexes: Mutex::default(),
-        };
-        inner.sweep().map_err(|source| OpenError::Directory { path: directory.to_owned(), source })?;
-        Ok(Self(Arc::new(inner)))
+            state: Mutex::new(state),
+            _lock: lock,
+        })))
     }
 
-    /// Every image that is here.
-    pub fn list(&self) -> io::Result<Vec<StoredImage>> {
-        let mut images = Vec::new();
-        for entry in fs::read_dir(&self.0.directory)? {
-            if let Some(record) = digest_of(&entry?.path(), "json").and_then(|digest| self.0.record(&digest)) {
-                let Record { digest, reference, block_image_bytes: bytes, .. } = record;
-                images.push(StoredImage { digest, reference, bytes });
-            }
-        }
-        Ok(images)
+    /// The images that are here.
+    pub fn list(&self) -> Vec<StoredImage> {
+        let state = self.0.state();
+        let mut images: Vec<_> = state
+            .stored
+            .values()
+            .map(|stored| StoredImage {
+                digest: stored.record.digest.clone(),
+                reference: stored.record.reference.clone(),
+                block_image_bytes: stored.record.block_image_bytes,
+            })
+            .collect();
+        images.sort_by(|a, b| a.digest.cmp(&b.digest));
+        images
     }
 
-    /// Removes every image whose digest is not in `keep` and that nobody is preparing. A pod that runs
-    /// keeps its file open, and so keeps it.
-    pub fn remove_unused(&self, keep: &[String]) -> io::Result<Vec<StoredImage>> {
+    /// Removes the images that are not in `keep` and that nobody resolved or prepared for
+    /// `unused_for`, so that an image between being resolved and being run is not taken away.
+    /// Returns what was removed. A VM that has an image open keeps its content.
+    pub fn remove_unused(
+        &self,
+        keep: &[String],
+        unused_for: Duration,
+    ) -> io::Result<Vec<StoredImage>> {
+        let keep: HashSet<&str> = keep.iter().map(String::as_str).collect();
         let mut removed = Vec::new();
-        for image in self.list()? {
-            let Ok(digest) = image.digest.parse::<Digest>() else { continue };
-            // Held while the files go, so that nobody begins to use them meanwhile.
-            let jobs = self.0.jobs.lock().unwrap_or_else(PoisonError::into_inner);
-            let busy = jobs.get(&digest).is_some_and(|job| job.strong_count() > 0);
-            if busy || keep.contains(&image.digest) {
+        for image in self.list() {
+            if keep.contains(image.digest.as_str()) {
                 continue;
             }
-            // The record first: without it the image does not exist.
-            fs::remove_file(self.0.path(&digest, "json"))?;
-            fs::remove_file(self.0.path(&digest, "squashfs"))?;
+            let Ok(digest) = image.digest.parse::<Digest>() else {
+                continue;
+            };
+            let mut state = self.0.state();
+            let old = state
+                .stored
+                .get(&digest)
+                .is_some_and(|stored| stored.used.elapsed() >= unused_for);
+            if !old {
+                continue;
+            }
+            state.stored.remove(&digest);
+            state.indexes.retain(|_, image| *image != digest);
+            // The record first: without it, the rest is swept at the next start. The lock is held,
+            // so that nobody makes the image anew in the meantime.
+            fs::remove_file(self.0.record_path(&digest))?;
+            fs::remove_file(self.0.image_path(&digest))?;
+            drop(state);
             removed.push(image);
         }
         Ok(removed)
-    }
-}
-
-impl std::fmt::Debug for ImageStore {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ImageStore").field("directory", &self.0.directory).finish_non_exhaustive()
     }
 }
 
@@ -158,7 +250,23 @@ impl std::fmt::Debug for ImageStore {
 impl Images for ImageStore {
     async fn resolve(&self, reference: &str) -> Result<ResolvedImage, ImageError> {
         let parsed = parse(reference)?;
-        self.0.resolve(&parsed, reference).await.map_err(|fault| fault.for_reference(reference))
+        if let Some(digest) = parsed.digest()
+            && let Some(answer) = self.0.resolve_stored(reference, digest)
+        {
+            return Ok(answer);
+        }
+        let resolved = match timeout(self.0.limits.resolve, self.0.look_up(&parsed)).await {
+            Ok(result) => result,
+            Err(_) => Err(Fault::unavailable("its registry did not answer in time")),
+        };
+        let resolved = resolved.map_err(|fault| fault.for_reference(reference))?;
+        let cached = self.0.touch(&resolved.digest, resolved.index);
+        Ok(ResolvedImage {
+            reference: reference.to_owned(),
+            digest: resolved.digest.to_string(),
+            compressed_bytes: resolved.manifest.compressed_bytes(),
+            cached,
+        })
     }
 
     async fn prepare(
@@ -167,277 +275,465 @@ impl Images for ImageStore {
         progress: Arc<dyn PullProgress>,
     ) -> Result<PreparedImage, ImageError> {
         let parsed = parse(&image.reference)?;
-        let digest = image.digest.parse().map_err(|_| ImageError::InvalidReference {
-            reference: image.reference.clone(),
-            reason: format!("{:?} is not a digest", image.digest),
+        let digest: Digest = image.digest.parse().map_err(|error| {
+            Fault::invalid(format!("it was resolved to something else: {error}"))
+                .for_reference(&image.reference)
         })?;
-        self.0.prepare(&parsed, digest, image, progress).await.map_err(|fault| fault.for_reference(&image.reference))
+        loop {
+            let job = {
+                let mut state = self.0.state();
+                if let Some(prepared) = self.0.prepared(&mut state, &digest) {
+                    return Ok(prepared);
+                }
+                self.0.job(&mut state, digest, &parsed, &progress)
+            };
+            // Safe to drop here: the job goes on for others, or is dropped with the last of us.
+            job.await
+                .map_err(|fault| fault.for_reference(&image.reference))?;
+        }
     }
 }
 
 fn parse(reference: &str) -> Result<Reference, ImageError> {
-    reference.parse().map_err(|error: crate::InvalidReference| ImageError::InvalidReference {
-        reference: reference.chars().take(256).collect(),
-        reason: error.to_string(),
-    })
+    reference.parse().map_err(
+        |reason: crate::InvalidReference| ImageError::InvalidReference {
+            reference: reference.chars().take(512).collect(),
+            reason: reason.to_string(),
+        },
+    )
 }
 
 impl Inner {
-    async fn resolve(&self, parsed: &Reference, reference: &str) -> Result<ResolvedImage, Fault> {
-        if let Some(record) = parsed.digest().and_then(|digest| self.record_led_to_by(&digest)) {
-            return Ok(ResolvedImage {
-                reference: reference.to_owned(),
-                digest: record.digest,
-                compressed_bytes: record.compressed_bytes,
-                cached: true,
-            });
-        }
-        let asking = async {
-            let (digest, bytes) = self.registry.manifest(parsed, &parsed.identifier()).await?;
-            let (digest, manifest) = match parse_document(&bytes, &self.limits)? {
-                Document::Image(manifest) => (digest, manifest),
-                Document::Index(image) => {
-                    self.remember_index(image.digest, digest);
-                    (image.digest, self.image_manifest(parsed, &image.digest).await?)
-                }
-            };
-            // The platform of an image without an index is only in its config.
-            if self.record(&digest).is_none() {
-                self.config(parsed, &manifest).await?;
-            }
-            Ok::<_, Fault>((digest, manifest))
-        };
-        let (digest, manifest) = timeout(self.limits.resolve, asking)
-            .await
-            .map_err(|_| Fault::unavailable("its registry took too long"))??;
-        Ok(ResolvedImage {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // No code that holds the lock can leave the state half changed.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn image_path(&self, digest: &Digest) -> PathBuf {
+        self.images.join(format!("{}.squashfs", digest.hex()))
+    }
+
+    fn record_path(&self, digest: &Digest) -> PathBuf {
+        self.images.join(format!("{}.json", digest.hex()))
+    }
+
+    /// An image that is here, by its own digest or that of an index.
+    fn resolve_stored(&self, reference: &str, digest: Digest) -> Option<ResolvedImage> {
+        let mut state = self.state();
+        let digest = state.indexes.get(&digest).copied().unwrap_or(digest);
+        let stored = state.stored.get_mut(&digest)?;
+        stored.used = Instant::now();
+        Some(ResolvedImage {
             reference: reference.to_owned(),
             digest: digest.to_string(),
-            compressed_bytes: manifest.compressed_bytes(),
-            cached: self.record(&digest).is_some(),
+            compressed_bytes: stored.record.compressed_bytes,
+            cached: true,
         })
     }
 
-    async fn image_manifest(&self, reference: &Reference, digest: &Digest) -> Result<Manifest, Fault> {
-        let (_, bytes) = self.registry.manifest(reference, &digest.to_string()).await?;
-        match parse_document(&bytes, &self.limits)? {
-            Document::Image(manifest) => Ok(manifest),
-            Document::Index(_) => Err(Fault::invalid("its index leads to another index")),
+    /// Whether an image is here; if so, it counts as used, and is known under one more index.
+    fn touch(&self, digest: &Digest, index: Option<Digest>) -> bool {
+        let mut state = self.state();
+        let Some(stored) = state.stored.get_mut(digest) else {
+            return false;
+        };
+        stored.used = Instant::now();
+        if let Some(index) = index {
+            let text = index.to_string();
+            if !stored.record.indexes.contains(&text) && stored.record.indexes.len() < MAX_INDEXES {
+                stored.record.indexes.push(text);
+                let record = stored.record.clone();
+                state.indexes.insert(index, *digest);
+                // Forgetting it costs a question to the registry, no more.
+                if let Err(error) = self.write_record(digest, &record) {
+                    tracing::warn!(%digest, %error, "image record not updated");
+                }
+            }
         }
+        true
     }
 
-    async fn config(&self, reference: &Reference, manifest: &Manifest) -> Result<Config, Fault> {
-        let bytes = self.registry.small_blob(reference, &manifest.config).await?;
-        parse_config(&bytes, manifest.layers.len())
+    fn prepared(&self, state: &mut State, digest: &Digest) -> Option<PreparedImage> {
+        let stored = state.stored.get_mut(digest)?;
+        stored.used = Instant::now();
+        Some(PreparedImage {
+            digest: digest.to_string(),
+            block_image: self.image_path(digest),
+            config: stored.record.config.clone(),
+        })
     }
 
-    async fn prepare(
-        &self,
-        reference: &Reference,
+    /// Asks the registry what a reference means. The answer is remembered for `prepare`.
+    async fn look_up(&self, reference: &Reference) -> Result<Arc<Resolved>, Fault> {
+        let (digest, bytes) = self
+            .registry
+            .manifest(reference, &reference.identifier())
+            .await?;
+        let (digest, index, manifest) = match manifest::parse_document(&bytes, &self.limits)? {
+            Document::Image(manifest) => (digest, None, manifest),
+            Document::Index(image) => {
+                let (_, bytes) = self
+                    .registry
+                    .manifest(reference, &image.digest.to_string())
+                    .await?;
+                match manifest::parse_document(&bytes, &self.limits)? {
+                    Document::Image(manifest) => (image.digest, Some(digest), manifest),
+                    Document::Index(_) => {
+                        return Err(Fault::invalid("it is an index of an index"));
+                    }
+                }
+            }
+        };
+        if let Some(known) = self.known(&digest) {
+            return Ok(known);
+        }
+        let bytes = self
+            .registry
+            .small_blob(reference, &manifest.config)
+            .await?;
+        let config = manifest::parse_config(&bytes, manifest.layers.len())?;
+        let resolved = Arc::new(Resolved {
+            digest,
+            index,
+            manifest,
+            config,
+        });
+        let mut state = self.state();
+        state.resolved.retain(|other| other.digest != digest);
+        state.resolved.push_back(Arc::clone(&resolved));
+        if state.resolved.len() > MAX_RESOLVED {
+            state.resolved.pop_front();
+        }
+        Ok(resolved)
+    }
+
+    fn known(&self, digest: &Digest) -> Option<Arc<Resolved>> {
+        self.state()
+            .resolved
+            .iter()
+            .find(|resolved| resolved.digest == *digest)
+            .cloned()
+    }
+
+    /// The job that prepares a digest, begun if there is none.
+    fn job(
+        self: &Arc<Self>,
+        state: &mut State,
         digest: Digest,
-        image: &ResolvedImage,
-        progress: Arc<dyn PullProgress>,
-    ) -> Result<PreparedImage, Fault> {
-        let job = self.job(digest);
-        let _turn = job.lock().await;
-        if let Some(record) = self.record(&digest) {
-            return Ok(self.prepared(&digest, record));
+        reference: &Reference,
+        progress: &Arc<dyn PullProgress>,
+    ) -> JobFuture {
+        if let Some(job) = state.jobs.get(&digest)
+            && let Some(future) = job.future.upgrade()
+        {
+            job.audience.join(Arc::clone(progress));
+            return future;
         }
-        // Never closed.
-        let _place = self.places.acquire().await.map_err(|_| Fault::unavailable("the host is ending"))?;
-        let record = self.make(reference, digest, image, progress).await?;
-        Ok(self.prepared(&digest, record))
+        let audience = Arc::new(Audience::default());
+        audience.join(Arc::clone(progress));
+        let (inner, reference) = (Arc::clone(self), reference.clone());
+        let listeners = Arc::clone(&audience);
+        let future = async move {
+            let result = inner
+                .make(digest, &reference, &listeners)
+                .await
+                .map_err(Arc::new);
+            inner.state().jobs.remove(&digest);
+            result
+        }
+        .boxed()
+        .shared();
+        state.jobs.retain(|_, job| job.future.upgrade().is_some());
+        if let Some(future) = future.downgrade() {
+            state.jobs.insert(digest, Job { future, audience });
+        }
+        future
     }
 
-    /// Pulls an image and makes its block image.
+    /// Fetches the layers, makes the block image and publishes it.
     async fn make(
         &self,
-        reference: &Reference,
         digest: Digest,
-        image: &ResolvedImage,
-        progress: Arc<dyn PullProgress>,
-    ) -> Result<Record, Fault> {
-        let pull = async {
-            let manifest = self.image_manifest(reference, &digest).await?;
-            let config = self.config(reference, &manifest).await?;
-            let layers = self.layers(reference, &manifest, &config, &*progress).await?;
-            Ok::<_, Fault>((manifest, config, layers))
+        reference: &Reference,
+        audience: &Audience,
+    ) -> Result<(), Fault> {
+        let _place = self.places.acquire().await.map_err(io::Error::other)?;
+        let resolved = match self.known(&digest) {
+            Some(resolved) => resolved,
+            None => self.look_up_again(reference, digest).await?,
         };
-        let (manifest, config, layers) = timeout(self.limits.fetch, pull)
+        let fetch = self.fetch_layers(reference, &resolved, audience);
+        let layers = timeout(self.limits.fetch, fetch).await.map_err(|_| {
+            let seconds = self.limits.fetch.as_secs();
+            Fault::unavailable(format!("its layers did not arrive in {seconds} s"))
+        })??;
+        audience.building();
+        let (tree, spools, contents_bytes) = spawn_blocking(move || assemble(layers))
             .await
-            .map_err(|_| Fault::unavailable("fetching its layers took too long"))??;
-        progress.building();
-
-        let applying = spawn_blocking(move || {
-            let mut tree = Tree::new();
-            let mut spools = Vec::with_capacity(layers.len());
-            let mut contents_bytes = 0;
-            for layer in layers {
-                tree.apply(layer.entries)?;
-                contents_bytes += layer.spool.metadata()?.len();
-                spools.push(layer.spool);
-            }
-            Ok::<_, Fault>((tree, spools, contents_bytes))
-        });
-        let (tree, spools, contents_bytes) = applying.await.map_err(panicked)??;
-        let made = NamedTempFile::new_in(&self.temporary)?;
-        let output = made.as_file().try_clone()?;
-        let block_image_bytes =
-            block::build(self.program.clone(), tree, spools, contents_bytes, output, self.limits.build).await?;
+            .map_err(|_| io::Error::other("applying the layers panicked"))??;
+        // Removed when it is dropped before it is published.
+        let output = NamedTempFile::new_in(&self.temporary)?;
+        let block_image_bytes = block::build(
+            self.sqfstar.clone(),
+            tree,
+            spools,
+            contents_bytes,
+            output.as_file().try_clone()?,
+            self.limits.build,
+        )
+        .await?;
         let record = Record {
             version: VERSION,
             digest: digest.to_string(),
-            reference: image.reference.clone(),
-            compressed_bytes: manifest.compressed_bytes(),
+            reference: reference.to_string(),
+            compressed_bytes: resolved.manifest.compressed_bytes(),
             block_image_bytes,
-            indexes: self.index_of(&digest).iter().map(ToString::to_string).collect(),
-            config: config.run,
+            indexes: resolved.index.iter().map(Digest::to_string).collect(),
+            config: resolved.config.run.clone(),
         };
-        self.publish(&digest, made, &record)?;
-        Ok(record)
+        output
+            .persist(self.image_path(&digest))
+            .map_err(|error| error.error)?;
+        self.write_record(&digest, &record)?;
+        let mut state = self.state();
+        state.resolved.retain(|other| other.digest != digest);
+        state
+            .indexes
+            .extend(resolved.index.map(|index| (index, digest)));
+        state.stored.insert(
+            digest,
+            Stored {
+                record,
+                used: Instant::now(),
+            },
+        );
+        Ok(())
     }
 
-    /// Fetches and reads all layers, some at a time; in their order.
-    async fn layers(
+    /// For a `ResolvedImage` that is older than this process, or forgotten.
+    async fn look_up_again(
         &self,
         reference: &Reference,
-        manifest: &Manifest,
-        config: &Config,
-        progress: &dyn PullProgress,
-    ) -> Result<Vec<Layer>, Fault> {
-        let budget = Arc::new(Budget::new(Arc::clone(&self.limits)));
-        let (fetched, of) = (AtomicU64::new(0), manifest.compressed_bytes());
-        progress.pulled(0, of);
-        let received = |bytes: u64| {
-            let before = fetched.fetch_add(bytes, Ordering::Relaxed);
-            progress.pulled(before + bytes, of);
-        };
-        let mut layers = Vec::with_capacity(manifest.layers.len());
-        for (descriptor, diff_id) in manifest.layers.iter().zip(&config.diff_ids) {
-            layers.push(self.layer(reference, descriptor, diff_id, Arc::clone(&budget), &received).boxed());
-        }
-        stream::iter(layers).buffered(self.limits.parallel_layers).try_collect().await
+        digest: Digest,
+    ) -> Result<Arc<Resolved>, Fault> {
+        let look_up = self.look_up_digest(reference, digest);
+        timeout(self.limits.resolve, look_up)
+            .await
+            .map_err(|_| Fault::unavailable("its registry did not answer in time"))?
     }
 
-    async fn layer(
+    async fn look_up_digest(
+        &self,
+        reference: &Reference,
+        digest: Digest,
+    ) -> Result<Arc<Resolved>, Fault> {
+        let (_, bytes) = self
+            .registry
+            .manifest(reference, &digest.to_string())
+            .await?;
+        let Document::Image(manifest) = manifest::parse_document(&bytes, &self.limits)? else {
+            return Err(Fault::invalid("it was resolved to an index"));
+        };
+        let bytes = self
+            .registry
+            .small_blob(reference, &manifest.config)
+            .await?;
+        let config = manifest::parse_config(&bytes, manifest.layers.len())?;
+        Ok(Arc::new(Resolved {
+            digest,
+            index: None,
+            manifest,
+            config,
+        }))
+    }
+
+    async fn fetch_layers(
+        &self,
+        reference: &Reference,
+        resolved: &Resolved,
+        audience: &Audience,
+    ) -> Result<Vec<Layer>, Fault> {
+        let budget = Arc::new(Budget::new(Arc::clone(&self.limits)));
+        let total = resolved.manifest.compressed_bytes();
+        let pulled = AtomicU64::new(0);
+        let received = |bytes| {
+            let before = pulled.fetch_add(bytes, Ordering::Relaxed);
+            audience.pulled(before + bytes, total);
+        };
+        let wanted = resolved
+            .manifest
+            .layers
+            .iter()
+            .zip(&resolved.config.diff_ids);
+        // The collected closures avoid a lifetime that the compiler cannot prove through the stream.
+        let fetches: Vec<_> = wanted
+            .map(|(descriptor, diff_id)| {
+                self.fetch_layer(
+                    reference,
+                    descriptor,
+                    *diff_id,
+                    Arc::clone(&budget),
+                    &received,
+                )
+            })
+            .collect();
+        stream::iter(fetches)
+            .buffered(self.limits.parallel_layers)
+            .try_collect()
+            .await
+    }
+
+    /// Downloads a layer into a thread that decompresses it at the same time.
+    async fn fetch_layer(
         &self,
         reference: &Reference,
         descriptor: &Descriptor,
-        diff_id: &Digest,
+        diff_id: Digest,
         budget: Arc<Budget>,
         received: &(dyn Fn(u64) + Sync),
     ) -> Result<Layer, Fault> {
+        // Without a name from the beginning, so that nothing is left whatever happens.
         let spool = tempfile::tempfile_in(&self.temporary)?;
         let (sink, pieces) = mpsc::channel(PIECES);
         let size = descriptor.size;
-        let reading = spawn_blocking(move || layer::read(Pieces::new(pieces), size, spool, &budget));
-        let (fetched, read) = tokio::join!(self.registry.blob(reference, descriptor, sink, received), reading);
-        let layer = match (fetched, read.map_err(panicked)?) {
+        // If this future is dropped, the channel closes and the thread comes to its end.
+        let reader = spawn_blocking(move || layer::read(Pieces::new(pieces), size, spool, &budget));
+        let fetched = self
+            .registry
+            .blob(reference, descriptor, sink, received)
+            .await;
+        let read = reader
+            .await
+            .map_err(|_| io::Error::other("reading a layer panicked"))?;
+        let layer = match (fetched, read) {
             (Ok(()), read) => read?,
-            // The reader stopped the transfer, and knows why.
-            (Err(_), Err(fault @ (Fault::TooLarge(_) | Fault::Host(_)))) => return Err(fault),
-            // What is not what its digest says, or has not come to its end, cannot be read either.
-            (Err(fault @ (Fault::Unavailable(_) | Fault::NotFound(_))), _) => return Err(fault),
-            (Err(_), Err(fault)) => return Err(fault),
-            (Err(fault), Ok(_)) => return Err(fault),
+            // The reader stopped first, for a reason of its own; else it saw a cut-off layer.
+            (Err(Fault::Invalid(_) | Fault::TooLarge(_)), Err(fault @ Fault::TooLarge(_))) => {
+                return Err(fault);
+            }
+            (Err(fault), _) => return Err(fault),
         };
-        if layer.diff_id != *diff_id {
-            return Err(Fault::invalid("a layer does not unpack to what its config says"));
+        if layer.diff_id != diff_id {
+            return Err(Fault::invalid(
+                "a layer's archive is not what the config says",
+            ));
         }
         Ok(layer)
     }
 
-    /// Gives a finished block image its name: the image first, then its record, each durable.
-    fn publish(&self, digest: &Digest, made: NamedTempFile, record: &Record) -> Result<(), Fault> {
-        made.persist(self.path(digest, "squashfs")).map_err(|error| Fault::Host(error.error))?;
-        let mut written = NamedTempFile::new_in(&self.temporary)?;
-        written.write_all(&serde_json::to_vec_pretty(record).map_err(io::Error::other)?)?;
-        written.as_file().sync_all()?;
-        written.persist(self.path(digest, "json")).map_err(|error| Fault::Host(error.error))?;
-        File::open(&self.directory)?.sync_all()?;
-        Ok(())
-    }
-
-    fn prepared(&self, digest: &Digest, record: Record) -> PreparedImage {
-        PreparedImage {
-            digest: record.digest,
-            block_image: self.path(digest, "squashfs"),
-            config: record.config,
-        }
-    }
-
-    /// The record of a complete image.
-    fn record(&self, digest: &Digest) -> Option<Record> {
-        let text = fs::read(self.path(digest, "json")).ok()?;
-        let record: Record = serde_json::from_slice(&text).ok()?;
-        let length = fs::metadata(self.path(digest, "squashfs")).ok()?.len();
-        let complete = record.version == VERSION && record.digest == digest.to_string();
-        (complete && length == record.block_image_bytes).then_some(record)
-    }
-
-    /// The record of an image, or of the image that an index leads to.
-    fn record_led_to_by(&self, digest: &Digest) -> Option<Record> {
-        if let Some(record) = self.record(digest) {
-            return Some(record);
-        }
-        let index = digest.to_string();
-        let mut records = fs::read_dir(&self.directory).ok()?.flatten().filter_map(|entry| {
-            self.record(&digest_of(&entry.path(), "json")?)
-        });
-        records.find(|record| record.indexes.contains(&index))
-    }
-
-    fn job(&self, digest: Digest) -> Arc<tokio::sync::Mutex<()>> {
-        let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(job) = jobs.get(&digest).and_then(Weak::upgrade) {
-            return job;
-        }
-        jobs.retain(|_, job| job.strong_count() > 0);
-        let job = Arc::default();
-        jobs.insert(digest, Arc::downgrade(&job));
-        job
-    }
-
-    fn remember_index(&self, image: Digest, index: Digest) {
-        let mut indexes = self.indexes.lock().unwrap_or_else(PoisonError::into_inner);
-        if indexes.len() >= MAX_INDEXES {
-            indexes.clear();
-        }
-        indexes.insert(image, index);
-    }
-
-    fn index_of(&self, image: &Digest) -> Option<Digest> {
-        self.indexes.lock().unwrap_or_else(PoisonError::into_inner).get(image).copied()
-    }
-
-    fn path(&self, digest: &Digest, ending: &str) -> PathBuf {
-        self.directory.join(format!("{}.{ending}", digest.hex()))
-    }
-
-    /// Makes the directories and removes what is not complete.
-    fn sweep(&self) -> io::Result<()> {
-        fs::create_dir_all(&self.temporary)?;
-        for entry in fs::read_dir(&self.temporary)? {
-            fs::remove_file(entry?.path())?;
-        }
-        for entry in fs::read_dir(&self.directory)? {
-            let path = entry?.path();
-            let digest = digest_of(&path, "json").or_else(|| digest_of(&path, "squashfs"));
-            if digest.is_some_and(|digest| self.record(&digest).is_none()) {
-                tracing::info!(path = %path.display(), "image was not complete; removed");
-                fs::remove_file(&path)?;
-            }
-        }
-        Ok(())
+    fn write_record(&self, digest: &Digest, record: &Record) -> io::Result<()> {
+        let mut file = NamedTempFile::new_in(&self.temporary)?;
+        serde_json::to_writer_pretty(&mut file, record)?;
+        file.write_all(b"\n")?;
+        file.as_file().sync_all()?;
+        file.persist(self.record_path(digest))
+            .map_err(|error| error.error)?;
+        File::open(&self.images)?.sync_all()
     }
 }
 
-/// The digest in a file's name, if it has this ending.
-fn digest_of(path: &Path, ending: &str) -> Option<Digest> {
-    let hex = path.file_name()?.to_str()?.strip_suffix(ending)?.strip_suffix('.')?;
-    format!("sha256:{hex}").parse().ok()
+/// Puts the layers on top of each other. Also returns the bytes of all contents.
+fn assemble(layers: Vec<Layer>) -> Result<(Tree, Vec<File>, u64), Fault> {
+    let mut tree = Tree::new();
+    let mut spools = Vec::new();
+    let mut contents_bytes = 0;
+    for layer in layers {
+        tree.apply(layer.entries)?;
+        contents_bytes += layer.spool.metadata()?.len();
+        spools.push(layer.spool);
+    }
+    Ok((tree, spools, contents_bytes))
 }
 
-fn panicked(error: tokio::task::JoinError) -> Fault {
-    Fault::Host(io::Error::other(error))
+/// Finds the complete images of a directory and removes everything else in it.
+fn sweep(images: &Path) -> io::Result<State> {
+    let mut state = State::default();
+    let mut files = Vec::new();
+    for file in fs::read_dir(images)? {
+        files.push(file?.path());
+    }
+    for path in files
+        .iter()
+        .filter(|path| path.extension().is_some_and(|it| it == "json"))
+    {
+        let Some(record) = read_record(path)? else {
+            continue;
+        };
+        let Ok(digest) = record.digest.parse::<Digest>() else {
+            continue;
+        };
+        for index in &record.indexes {
+            state
+                .indexes
+                .extend(index.parse().map(|index: Digest| (index, digest)));
+        }
+        state.stored.insert(
+            digest,
+            Stored {
+                record,
+                used: Instant::now(),
+            },
+        );
+    }
+    for path in files {
+        let stem = path
+            .file_stem()
+            .and_then(|stem| stem.to_str())
+            .unwrap_or_default();
+        let known = format!("sha256:{stem}")
+            .parse()
+            .is_ok_and(|it| state.stored.contains_key(&it));
+        if !known {
+            tracing::info!(path = %path.display(), "incomplete image removed");
+            fs::remove_file(path)?;
+        }
+    }
+    Ok(state)
+}
+
+/// The record at a path, if it is one of this version and its block image is there in full.
+fn read_record(path: &Path) -> io::Result<Option<Record>> {
+    let Ok(record) = serde_json::from_slice::<Record>(&fs::read(path)?) else {
+        return Ok(None);
+    };
+    let named = path
+        .file_stem()
+        .and_then(|stem| stem.to_str())
+        .map(|hex| format!("sha256:{hex}"));
+    let image = path.with_extension("squashfs");
+    let complete = fs::metadata(image).is_ok_and(|file| file.len() == record.block_image_bytes);
+    let good = record.version == VERSION && named.as_deref() == Some(&record.digest) && complete;
+    Ok(good.then_some(record))
+}
+
+/// Everybody who watches one job.
+#[derive(Default)]
+struct Audience(Mutex<Vec<Arc<dyn PullProgress>>>);
+
+impl std::fmt::Debug for Audience {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Audience")
+    }
+}
+
+impl Audience {
+    fn join(&self, progress: Arc<dyn PullProgress>) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(progress);
+    }
+
+    fn each(&self, tell: impl Fn(&dyn PullProgress)) {
+        let listeners = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        listeners.iter().for_each(|listener| tell(&**listener));
+    }
+
+    fn pulled(&self, bytes: u64, of: u64) {
+        self.each(|listener| listener.pulled(bytes, of));
+    }
+
+    fn building(&self) {
+        self.each(|listener| listener.building());
+    }
 }

@@ -54,7 +54,11 @@ pub(crate) struct Node {
 pub(crate) enum NodeKind {
     Directory(BTreeMap<Box<[u8]>, Link>),
     /// Which layer's spool has the contents, and where.
-    File { layer: usize, offset: u64, size: u64 },
+    File {
+        layer: usize,
+        offset: u64,
+        size: u64,
+    },
     Symlink(Box<[u8]>),
     Fifo,
     /// Takes a name and is not written out.
@@ -84,7 +88,12 @@ enum Missing {
 impl Tree {
     /// A root directory and nothing in it.
     pub(crate) fn new() -> Self {
-        Self { nodes: vec![Node::implied_directory()], layer: 0, hidden: Vec::new(), steps: 0 }
+        Self {
+            nodes: vec![Node::implied_directory()],
+            layer: 0,
+            hidden: Vec::new(),
+            steps: 0,
+        }
     }
 
     pub(crate) fn root(&self) -> &Node {
@@ -140,7 +149,11 @@ impl Tree {
             EntryKind::Directory => {
                 return self.apply_directory(&path, meta);
             }
-            EntryKind::File { offset, size } => NodeKind::File { layer: self.layer, offset, size },
+            EntryKind::File { offset, size } => NodeKind::File {
+                layer: self.layer,
+                offset,
+                size,
+            },
             EntryKind::Symlink(target) => NodeKind::Symlink(target),
             EntryKind::Fifo => NodeKind::Fifo,
             EntryKind::Dropped => NodeKind::Dropped,
@@ -166,7 +179,10 @@ impl Tree {
             }
             return Ok(());
         }
-        let node = self.add(Node { meta, kind: NodeKind::Directory(BTreeMap::new()) });
+        let node = self.add(Node {
+            meta,
+            kind: NodeKind::Directory(BTreeMap::new()),
+        });
         self.link(directory, name, node)
     }
 
@@ -185,8 +201,12 @@ impl Tree {
     fn link_target(&mut self, path: &[u8], target: &[u8]) -> Result<NodeId, Fault> {
         let (parent, name) = split(target);
         for missing in [Missing::End, Missing::SeeHidden] {
-            let Some(directory) = self.walk(parent, missing)? else { continue };
-            let Some(link) = self.name(directory, name, missing) else { continue };
+            let Some(directory) = self.walk(parent, missing)? else {
+                continue;
+            };
+            let Some(link) = self.name(directory, name, missing) else {
+                continue;
+            };
             return match self.nodes[link.node].kind {
                 NodeKind::Directory(_) => Err(Fault::invalid(format!(
                     "{} is a hard link to a directory",
@@ -243,8 +263,9 @@ impl Tree {
                         at.truncate(1);
                     }
                     let target = target.clone();
-                    let more: Vec<_> =
-                        self::parts(&target).map(|part| Cow::Owned(part.to_vec())).collect();
+                    let more: Vec<_> = self::parts(&target)
+                        .map(|part| Cow::Owned(part.to_vec()))
+                        .collect();
                     parts.extend(more.into_iter().rev());
                 }
                 NodeKind::File { .. } | NodeKind::Fifo | NodeKind::Dropped => {
@@ -291,11 +312,21 @@ impl Tree {
         let layer = self.layer;
         match &mut self.nodes[directory].kind {
             NodeKind::Directory(names) => {
-                names.insert(name.into(), Link { node, layer, hidden: false });
+                names.insert(
+                    name.into(),
+                    Link {
+                        node,
+                        layer,
+                        hidden: false,
+                    },
+                );
                 Ok(())
             }
             NodeKind::File { .. } | NodeKind::Symlink(_) | NodeKind::Fifo | NodeKind::Dropped => {
-                Err(Fault::invalid(format!("{} is not in a directory", shown(name))))
+                Err(Fault::invalid(format!(
+                    "{} is not in a directory",
+                    shown(name)
+                )))
             }
         }
     }
@@ -303,7 +334,9 @@ impl Tree {
     /// Hides what lower layers have at a name.
     fn hide(&mut self, directory: NodeId, name: &[u8]) -> Result<(), Fault> {
         self.step()?;
-        let Some(link) = self.name(directory, name, Missing::End) else { return Ok(()) };
+        let Some(link) = self.name(directory, name, Missing::End) else {
+            return Ok(());
+        };
         let is_directory = matches!(self.nodes[link.node].kind, NodeKind::Directory(_));
         let something_stays = is_directory && self.hide_below(link.node)?;
         if !something_stays
@@ -319,7 +352,9 @@ impl Tree {
 
     /// Hides what lower layers have below a directory; true if this layer has something there.
     fn hide_below(&mut self, directory: NodeId) -> Result<bool, Fault> {
-        let NodeKind::Directory(names) = &self.nodes[directory].kind else { return Ok(false) };
+        let NodeKind::Directory(names) = &self.nodes[directory].kind else {
+            return Ok(false);
+        };
         let names: Vec<Box<[u8]>> = names.keys().cloned().collect();
         let mut something_stays = false;
         for name in names {
@@ -341,7 +376,10 @@ impl Tree {
 impl Node {
     fn implied_directory() -> Self {
         Self {
-            meta: Meta { mode: IMPLIED_MODE, ..Meta::default() },
+            meta: Meta {
+                mode: IMPLIED_MODE,
+                ..Meta::default()
+            },
             kind: NodeKind::Directory(BTreeMap::new()),
         }
     }
@@ -356,5 +394,6 @@ fn split(path: &[u8]) -> (&[u8], &[u8]) {
 }
 
 fn parts(path: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
-    path.split(|byte| *byte == b'/').filter(|part| !part.is_empty() && *part != b".")
+    path.split(|byte| *byte == b'/')
+        .filter(|part| !part.is_empty() && *part != b".")
 }

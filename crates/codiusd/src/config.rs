@@ -7,7 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
+use codius_microvm::Ipv4Pool;
 use serde::Deserialize;
 use url::Url;
 
@@ -16,69 +17,69 @@ const MAX_DURATION_LIMIT_SECS: u64 = 366 * 24 * 3600;
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Config {
+pub(crate) struct Config {
     /// Holds the database, images, disks and pods. Made, with mode 0700, if it is missing.
-    pub data_dir: PathBuf,
+    pub(crate) data_dir: PathBuf,
     /// One listener for the API and the pods; the Host header decides.
-    pub listen: SocketAddr,
+    pub(crate) listen: SocketAddr,
     /// How this host is reached from outside; pods are at `HASH.` before its host name. Default: the
     /// listener, as `http://localhost:PORT`.
-    pub public_uri: Option<Url>,
-    pub price: Price,
-    pub interledger: Interledger,
-    pub pods: Pods,
-    pub images: Images,
-    pub network: Network,
-    pub guest: Guest,
+    pub(crate) public_uri: Option<Url>,
+    pub(crate) price: Price,
+    pub(crate) interledger: Interledger,
+    pub(crate) pods: Pods,
+    pub(crate) images: Images,
+    pub(crate) network: Network,
+    pub(crate) guest: Guest,
 }
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Price {
+pub(crate) struct Price {
     /// Price of a small pod for a month (2,628,000 s) in whole units of the asset, as decimal text.
-    pub cost_per_month: String,
+    pub(crate) cost_per_month: String,
     /// The longest time that can be bought at once, in seconds.
-    pub max_duration_secs: u64,
+    pub(crate) max_duration_secs: u64,
 }
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Interledger {
+pub(crate) struct Interledger {
     /// `local`: this host is the root of a private network and its clients get play money.
-    pub mode: InterledgerMode,
+    pub(crate) mode: InterledgerMode,
     /// Where local clients connect (BTP). Programs in pods have their own port.
-    pub listen: Vec<SocketAddr>,
+    pub(crate) listen: Vec<SocketAddr>,
     /// In local mode: the asset that everything is counted in.
-    pub asset_code: String,
-    pub asset_scale: u8,
+    pub(crate) asset_code: String,
+    pub(crate) asset_scale: u8,
     /// The most that one packet may move, in the asset's smallest unit.
-    pub max_packet_amount: u64,
+    pub(crate) max_packet_amount: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum InterledgerMode {
+pub(crate) enum InterledgerMode {
     Local,
 }
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Pods {
-    pub accelerator: Accelerator,
+pub(crate) struct Pods {
+    pub(crate) accelerator: Accelerator,
     /// Memory that all pods together may be promised; 0: three quarters of this machine's.
-    pub memory_mib: u64,
-    pub max_pods: usize,
+    pub(crate) memory_mib: u64,
+    pub(crate) max_pods: usize,
     /// How long a program may take to open its port.
-    pub port_timeout_secs: u64,
+    pub(crate) port_timeout_secs: u64,
     /// How long containers get between SIGTERM and SIGKILL at the end of a lease.
-    pub stop_grace_ms: u64,
+    pub(crate) stop_grace_ms: u64,
     /// What happens to pods when the daemon ends.
-    pub on_shutdown: OnShutdown,
+    pub(crate) on_shutdown: OnShutdown,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Accelerator {
+pub(crate) enum Accelerator {
     /// KVM if it truly works, otherwise emulation, and said aloud.
     Auto,
     Kvm,
@@ -88,7 +89,7 @@ pub enum Accelerator {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum OnShutdown {
+pub(crate) enum OnShutdown {
     /// They go on; the next `codiusd` takes them up.
     Leave,
     /// They end, and unused money is recorded as owed.
@@ -97,30 +98,30 @@ pub enum OnShutdown {
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Images {
+pub(crate) struct Images {
     /// Registries (`host:port`) that are spoken to without TLS, and that may have private addresses.
-    pub insecure_registries: Vec<String>,
+    pub(crate) insecure_registries: Vec<String>,
     /// Sum of an image's layers as they travel.
-    pub max_compressed_mib: u64,
+    pub(crate) max_compressed_mib: u64,
     /// Sum of an image's files.
-    pub max_unpacked_mib: u64,
+    pub(crate) max_unpacked_mib: u64,
 }
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Network {
-    /// Addresses for pods, `a.b.c.d/len`, /24 or larger; eight for each pod. Must be unused on this machine.
-    pub pool: String,
+pub(crate) struct Network {
+    /// Addresses for pods, `a.b.c.d/len` with a length of 14 to 29; eight for each pod. Must be unused on this machine.
+    pub(crate) pool: String,
     /// Resolvers that pods are told of.
-    pub nameservers: Vec<Ipv4Addr>,
+    pub(crate) nameservers: Vec<Ipv4Addr>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Guest {
+pub(crate) struct Guest {
     /// Holds `vmlinux` and `initramfs.cpio`. Default: looked for beside the program, then in
     /// `/usr/lib/codius/guest`.
-    pub dir: Option<PathBuf>,
+    pub(crate) dir: Option<PathBuf>,
 }
 
 impl Default for Config {
@@ -187,7 +188,7 @@ impl Default for Network {
 
 impl Config {
     /// Reads and checks a file.
-    pub fn load(path: &Path) -> Result<Self> {
+    pub(crate) fn load(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         let config: Self = toml::from_str(&text).with_context(|| format!("{} is not valid", path.display()))?;
         config.check().with_context(|| format!("{} is not valid", path.display()))?;
@@ -195,7 +196,7 @@ impl Config {
     }
 
     /// Refuses what the types allow and the host cannot do.
-    pub fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         let duration = self.price.max_duration_secs;
         ensure!(
             (1..=MAX_DURATION_LIMIT_SECS).contains(&duration),
@@ -218,21 +219,9 @@ impl Config {
         Ok(())
     }
 
-    /// The pod network as address and prefix length.
-    pub fn pool(&self) -> Result<(Ipv4Addr, u8)> {
-        let pool = &self.network.pool;
-        let parsed = pool.split_once('/').and_then(|(address, len)| {
-            Some((address.parse::<Ipv4Addr>().ok()?, len.parse::<u8>().ok().filter(|len| (8..=24).contains(len))?))
-        });
-        let Some((address, len)) = parsed else {
-            bail!("network.pool is {pool:?}; it must be like \"10.88.0.0/16\", with a length of 8 to 24")
-        };
-        ensure!(
-            u32::from(address).trailing_zeros() >= 32 - u32::from(len),
-            "network.pool {pool} has bits set beyond its length"
-        );
-        ensure!(address.is_private(), "network.pool {pool} is not a private network (RFC 1918)");
-        Ok((address, len))
+    /// The pod network.
+    pub(crate) fn pool(&self) -> Result<Ipv4Pool> {
+        self.network.pool.parse().context("network.pool")
     }
 }
 
@@ -252,9 +241,8 @@ mod tests {
         let unknown = toml::from_str::<Config>("[pods]\nmemory = 5").unwrap_err();
         assert!(unknown.to_string().contains("memory"), "{unknown}");
         for (text, named) in [
-            ("[network]\npool = \"10.88.0.1/16\"", "bits set"),
-            ("[network]\npool = \"8.8.0.0/16\"", "RFC 1918"),
-            ("[network]\npool = \"10.0.0.0/30\"", "8 to 24"),
+            ("[network]\npool = \"10.88.0.1/16\"", "network.pool"),
+            ("[network]\npool = \"10.0.0.0/30\"", "network.pool"),
             ("[price]\nmax_duration_secs = 0", "max_duration_secs"),
             ("public_uri = \"ftp://host\"", "public_uri"),
             ("public_uri = \"http://host/path\"", "public_uri"),

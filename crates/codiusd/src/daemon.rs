@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use codius_image::{ImageLimits, ImageStore, RegistryConfig};
 use codius_ledger::{Asset, BootId, Cost, Rate, Seconds};
-use codius_microvm::{AcceleratorChoice, Instance, Ipv4Pool, MicrovmConfig, MicrovmDriver};
+use codius_microvm::{AcceleratorChoice, Instance, MicrovmConfig, MicrovmDriver};
 use codius_pod::{Admission, Capacity, Driver, Supervisor};
 use codius_proxy::{Proxy, Scheme};
 use codius_store::{Batch, Snapshot, Store};
@@ -250,11 +250,10 @@ fn open_images(config: &Config, data_dir: &Path) -> Result<ImageStore> {
         ..ImageLimits::default()
     };
     let registries = RegistryConfig { insecure: config.images.insecure_registries.clone(), ..RegistryConfig::default() };
-    Ok(ImageStore::open(&data_dir.join("images"), limits, registries)?)
+    Ok(ImageStore::open(&data_dir.join("images"), limits, &registries)?)
 }
 
 async fn open_driver(config: &Config, data_dir: &Path, guest_dir: PathBuf) -> Result<MicrovmDriver> {
-    let (network, prefix_len) = config.pool()?;
     let driver = MicrovmDriver::open(MicrovmConfig {
         state_dir: data_dir.join("pods"),
         guest_dir,
@@ -264,7 +263,7 @@ async fn open_driver(config: &Config, data_dir: &Path, guest_dir: PathBuf) -> Re
             Accelerator::Kvm => AcceleratorChoice::Kvm,
             Accelerator::Tcg => AcceleratorChoice::Tcg,
         },
-        pool: Ipv4Pool::new(network, prefix_len)?,
+        pool: config.pool()?,
         nameservers: config.network.nameservers.clone(),
         uid_base: MicrovmConfig::DEFAULT_UID_BASE,
     });

@@ -82,7 +82,8 @@ impl Lines {
         for piece in record.data.split_inclusive(|&byte| byte == b'\n') {
             partial.extend_from_slice(piece);
             if piece.ends_with(b"\n") || partial.len() >= MAX_LINE_BYTES {
-                write_line(name, record.stream, &std::mem::take(partial), out);
+                let line = std::mem::take(partial);
+                write_line(name, record.stream, &line, out);
             }
         }
     }
