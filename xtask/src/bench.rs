@@ -21,5 +21,16 @@ pub(crate) fn run(name: Name, runs: u32, yes: bool) -> Result<()> {
         Name::Image => ("codius-image", "bench_image"),
         Name::Proxy => ("codius-proxy", "bench_proxy"),
     };
-    cargo(&["run", "--quiet", "--release", "-p", package, "--example", example, "--", "--runs", &runs.to_string()])
+    cargo(&[
+        "run",
+        "--quiet",
+        "--release",
+        "-p",
+        package,
+        "--example",
+        example,
+        "--",
+        "--runs",
+        &runs.to_string(),
+    ])
 }

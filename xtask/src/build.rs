@@ -22,7 +22,7 @@ pub(crate) struct Programs {
 }
 
 pub(crate) fn programs(profile: Profile) -> Result<Programs> {
-    let mut args = vec!["build", "--package", "codiusd", "--package", "codius"];
+    let mut args = vec!["build", "--workspace", "--bins"];
     if profile == Profile::Release {
         args.push("--release");
     }
@@ -31,21 +31,32 @@ pub(crate) fn programs(profile: Profile) -> Result<Programs> {
         Profile::Dev => "debug",
         Profile::Release => "release",
     });
-    Ok(Programs { codiusd: directory.join("codiusd"), codius: directory.join("codius") })
+    Ok(Programs {
+        codiusd: directory.join("codiusd"),
+        codius: directory.join("codius"),
+    })
 }
 
 /// Runs cargo in the workspace, with its output shown.
 pub(crate) fn cargo(args: &[&str]) -> Result<()> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo).args(args).current_dir(workspace()).status()?;
+    let status = Command::new(cargo)
+        .args(args)
+        .current_dir(workspace())
+        .status()?;
     if !status.success() {
-        bail!("`cargo {}` failed ({status}); its messages are above", args.join(" "));
+        bail!(
+            "`cargo {}` failed ({status}); its messages are above",
+            args.join(" ")
+        );
     }
     Ok(())
 }
 
 pub(crate) fn workspace() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is one level below the workspace")
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("xtask is one level below the workspace")
 }
 
 pub(crate) fn target_dir() -> PathBuf {

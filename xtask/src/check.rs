@@ -17,12 +17,24 @@ pub(crate) fn test(yes: bool, filter: &[String]) -> Result<()> {
         step("rustfmt", || cargo(&["fmt", "--all", "--check"]))?;
         step("layers", layers::check)?;
         step("clippy", || {
-            cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "--deny", "warnings"])
+            cargo(&[
+                "clippy",
+                "--quiet",
+                "--workspace",
+                "--all-targets",
+                "--",
+                "--deny",
+                "warnings",
+            ])
         })?;
     }
-    step("guest image", || guest::build(&guest::default_dir(), &guest::Options::default()).map(drop))?;
+    step("guest image", || {
+        guest::build(&guest::default_dir(), &guest::Options::default()).map(drop)
+    })?;
     // Tests of the whole host run these programs; they are built once, here.
-    step("programs", || build::programs(build::Profile::Dev).map(drop))?;
+    step("programs", || {
+        build::programs(build::Profile::Dev).map(drop)
+    })?;
     println!("== tests");
     let mut args = if has_nextest() {
         vec!["nextest", "run", "--workspace", "--no-fail-fast"]
@@ -39,5 +51,8 @@ fn step(name: &str, step: impl FnOnce() -> Result<()>) -> Result<()> {
 }
 
 fn has_nextest() -> bool {
-    Command::new("cargo").args(["nextest", "--version"]).output().is_ok_and(|output| output.status.success())
+    Command::new("cargo")
+        .args(["nextest", "--version"])
+        .output()
+        .is_ok_and(|output| output.status.success())
 }

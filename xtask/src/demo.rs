@@ -30,11 +30,18 @@ pub(crate) fn run(once: bool, yes: bool, port: u16) -> Result<()> {
     let programs = phases.time("build", || build::programs(build::Profile::Dev))?;
     println!("Preparing the guest kernel, its initramfs and the example …");
     let guest_dir = guest::default_dir();
-    phases.time("guest", || guest::build(&guest_dir, &guest::Options::default()))?;
-    let hello = phases.time("example", || guest::build_static(&guest_dir, "codius-example-hello"))?;
+    phases.time("guest", || {
+        guest::build(&guest_dir, &guest::Options::default())
+    })?;
+    let hello = phases.time("example", || {
+        guest::build_static(&guest_dir, "codius-example-hello")
+    })?;
 
     let place = tempfile::Builder::new().prefix("codius-demo-").tempdir()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()?;
     // Ctrl-C goes to us alone: the host is in a process group of its own and is told in due order.
     let interrupted = runtime.spawn(async { tokio::signal::ctrl_c().await });
 
@@ -42,28 +49,45 @@ pub(crate) fn run(once: bool, yes: bool, port: u16) -> Result<()> {
     let image = phases.time("push image", || push_hello(&runtime, &registry, &hello))?;
     println!("Image {image}");
 
-    let mut host = phases.time("start host", || Host::start(&programs.codiusd, place.path(), &guest_dir, port, &registry))?;
-    println!("Host {} (isolation: {}; {})", host.api, host.isolation, host.isolation_reason);
+    let mut host = phases.time("start host", || {
+        Host::start(&programs.codiusd, place.path(), &guest_dir, port, &registry)
+    })?;
+    println!(
+        "Host {} (isolation: {}; {})",
+        host.api, host.isolation, host.isolation_reason
+    );
 
     let codius_json = place.path().join("codius.json");
     std::fs::write(&codius_json, codius_file(&image))?;
-    println!("$ codius upload --host {} -d {LEASE_SECS} --codius-file codius.json -y", host.api);
+    println!(
+        "$ codius upload --host {} -d {LEASE_SECS} --codius-file codius.json -y",
+        host.api
+    );
     let uploaded = phases.time("upload", || upload(&programs.codius, &host, &codius_json))?;
     let page = phases.time("first answer", || fetch(&uploaded.url))?;
-    ensure!(page.contains(&uploaded.hash), "the page does not name its own manifest hash:\n{page}");
+    ensure!(
+        page.contains(&uploaded.hash),
+        "the page does not name its own manifest hash:\n{page}"
+    );
 
     println!();
     println!("The program answered ({} bytes).", page.len());
     println!("  price paid  {}", uploaded.paid);
     println!("  runs until  {}", uploaded.expiry);
-    println!("  isolation   {} ({})", host.isolation, host.isolation_reason);
+    println!(
+        "  isolation   {} ({})",
+        host.isolation, host.isolation_reason
+    );
     println!("  time        {phases}");
     if !uploaded.phases.is_empty() {
         println!("  of upload   {}", uploaded.phases);
     }
     if !once {
         println!();
-        println!("Open {} in a browser. Ctrl-C stops the host and its pod.", uploaded.url);
+        println!(
+            "Open {} in a browser. Ctrl-C stops the host and its pod.",
+            uploaded.url
+        );
         println!("{}", uploaded.url);
         runtime.block_on(async {
             tokio::select! {
@@ -106,9 +130,16 @@ impl std::fmt::Display for Phases {
 }
 
 /// An image that holds one static program.
-fn push_hello(runtime: &tokio::runtime::Runtime, registry: &Registry, program: &Path) -> Result<String> {
+fn push_hello(
+    runtime: &tokio::runtime::Runtime,
+    registry: &Registry,
+    program: &Path,
+) -> Result<String> {
     let layer = Layer::new().entry(Entry::file("hello", 0o755, std::fs::read(program)?));
-    let image = ImageBuilder::new().layer(layer).entrypoint(&["/hello"]).user("65534:65534");
+    let image = ImageBuilder::new()
+        .layer(layer)
+        .entrypoint(&["/hello"])
+        .user("65534:65534");
     let pushed = runtime.block_on(image.push(registry, "codius/hello:demo"))?;
     Ok(pushed.by_digest)
 }
@@ -138,7 +169,13 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    pub(crate) fn start(codiusd: &Path, place: &Path, guest: &Path, port: u16, registry: &Registry) -> Result<Self> {
+    pub(crate) fn start(
+        codiusd: &Path,
+        place: &Path,
+        guest: &Path,
+        port: u16,
+        registry: &Registry,
+    ) -> Result<Self> {
         let log = place.join("codiusd.log");
         let mut command = Command::new(codiusd);
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
@@ -158,7 +195,10 @@ impl Host {
             .stderr(std::fs::File::create(&log)?)
             .spawn()
             .with_context(|| format!("{} could not be started", codiusd.display()))?;
-        let output = process.stdout.take().context("codiusd has no standard output")?;
+        let output = process
+            .stdout
+            .take()
+            .context("codiusd has no standard output")?;
         let mut ready = String::new();
         BufReader::new(output).read_line(&mut ready)?;
         let Some(fields) = ready.strip_prefix("ready ") else {
@@ -166,12 +206,16 @@ impl Host {
             bail!("codiusd did not start:\n{}", std::fs::read_to_string(&log)?);
         };
         let field = |name: &str| {
-            let start = fields.find(&format!("{name}=")).map(|at| &fields[at + name.len() + 1..]);
+            let start = fields
+                .find(&format!("{name}="))
+                .map(|at| &fields[at + name.len() + 1..]);
             let value = start.map(|rest| match rest.strip_prefix('"') {
                 Some(quoted) => quoted.split('"').next().unwrap_or_default(),
                 None => rest.split_whitespace().next().unwrap_or_default(),
             });
-            value.map(str::to_owned).with_context(|| format!("no {name} in `{}`", ready.trim()))
+            value
+                .map(str::to_owned)
+                .with_context(|| format!("no {name} in `{}`", ready.trim()))
         };
         Ok(Self {
             api: field("api")?,
@@ -196,7 +240,10 @@ impl Host {
     pub(crate) fn stop(&mut self) -> Result<()> {
         self.stopped = true;
         if let Some(status) = self.process.try_wait()? {
-            bail!("codiusd had ended already ({status}):\n{}", std::fs::read_to_string(&self.log)?);
+            bail!(
+                "codiusd had ended already ({status}):\n{}",
+                std::fs::read_to_string(&self.log)?
+            );
         }
         let id = self.process.id().to_string();
         Command::new("kill").args(["-TERM", &id]).status()?;
@@ -204,7 +251,10 @@ impl Host {
         loop {
             match self.process.try_wait()? {
                 Some(status) if status.success() => return Ok(()),
-                Some(status) => bail!("codiusd ended with {status}:\n{}", std::fs::read_to_string(&self.log)?),
+                Some(status) => bail!(
+                    "codiusd ended with {status}:\n{}",
+                    std::fs::read_to_string(&self.log)?
+                ),
                 None if Instant::now() > deadline => {
                     self.process.kill()?;
                     bail!("codiusd did not stop within {} s", STOP_TIMEOUT.as_secs());
@@ -239,7 +289,16 @@ pub(crate) struct Uploaded {
 /// Runs `codius upload`; its progress goes to our standard error, its result is read.
 pub(crate) fn upload(codius: &Path, host: &Host, codius_json: &Path) -> Result<Uploaded> {
     let output = Command::new(codius)
-        .args(["upload", "-y", "--json", "--host", &host.api, "-d", &LEASE_SECS.to_string(), "--codius-file"])
+        .args([
+            "upload",
+            "-y",
+            "--json",
+            "--host",
+            &host.api,
+            "-d",
+            &LEASE_SECS.to_string(),
+            "--codius-file",
+        ])
         .arg(codius_json)
         .args(["--ilp", &host.interledger])
         .stderr(Stdio::inherit())
@@ -247,16 +306,27 @@ pub(crate) fn upload(codius: &Path, host: &Host, codius_json: &Path) -> Result<U
         .with_context(|| format!("{} could not be run", codius.display()))?;
     if !output.status.success() {
         let log = std::fs::read_to_string(&host.log).unwrap_or_default();
-        bail!("codius upload failed ({}); the host's log:\n{log}", output.status);
+        bail!(
+            "codius upload failed ({}); the host's log:\n{log}",
+            output.status
+        );
     }
-    let result: Value = serde_json::from_slice(&output.stdout).context("codius upload --json printed no JSON")?;
+    let result: Value =
+        serde_json::from_slice(&output.stdout).context("codius upload --json printed no JSON")?;
     let text = |name: &str| match &result[name] {
         Value::String(text) => Ok(text.clone()),
         other => bail!("codius upload --json has no {name} ({other})"),
     };
-    let phases = result["phases"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let phases = result["phases"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
     let said = phases.iter().filter_map(|phase| {
-        Some(format!("{} at {:.2} s", phase["phase"].as_str()?, phase["elapsed_ms"].as_f64()? / 1000.0))
+        Some(format!(
+            "{} at {:.2} s",
+            phase["phase"].as_str()?,
+            phase["elapsed_ms"].as_f64()? / 1000.0
+        ))
     });
     Ok(Uploaded {
         hash: text("manifestHash")?,
@@ -269,14 +339,25 @@ pub(crate) fn upload(codius: &Path, host: &Host, codius_json: &Path) -> Result<U
 
 /// Fetches a page as a browser does, for whom every name below `localhost` is this machine (RFC 6761).
 pub(crate) fn fetch(url: &str) -> Result<String> {
-    let authority = url.strip_prefix("http://").and_then(|rest| rest.split('/').next());
+    let authority = url
+        .strip_prefix("http://")
+        .and_then(|rest| rest.split('/').next());
     let authority = authority.with_context(|| format!("{url} is not an http:// URL"))?;
-    let port = authority.rsplit(':').next().context("the URL has no port")?;
+    let port = authority
+        .rsplit(':')
+        .next()
+        .context("the URL has no port")?;
     let mut stream = TcpStream::connect(format!("127.0.0.1:{port}"))?;
     stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
-    write!(stream, "GET / HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n")?;
+    write!(
+        stream,
+        "GET / HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n"
+    )?;
     let mut answer = String::new();
     stream.take(MAX_PAGE_BYTES).read_to_string(&mut answer)?;
-    ensure!(answer.starts_with("HTTP/1.1 200"), "{url} answered:\n{answer}");
+    ensure!(
+        answer.starts_with("HTTP/1.1 200"),
+        "{url} answered:\n{answer}"
+    );
     Ok(answer)
 }

@@ -75,7 +75,8 @@ pub(crate) fn build(out_dir: &Path, options: &Options) -> Result<Guest> {
     };
 
     let source = prepare_kernel(out_dir, &guest.kernel, options)?;
-    let agent = fs::read(build_static(out_dir, "codius-guest-agent")?).context("cannot read the guest agent")?;
+    let agent = fs::read(build_static(out_dir, "codius-guest-agent")?)
+        .context("cannot read the guest agent")?;
     let modules = ModuleSet::load(&out_dir.join("modules"))?;
     let initramfs = initramfs(&agent, &modules);
     let description = json!({
@@ -99,7 +100,10 @@ fn prepare_kernel(out_dir: &Path, kernel: &Path, options: &Options) -> Result<St
         Some(path) => {
             let metadata =
                 fs::metadata(path).with_context(|| format!("no kernel at {}", path.display()))?;
-            let changed = metadata.modified()?.duration_since(std::time::UNIX_EPOCH)?.as_secs();
+            let changed = metadata
+                .modified()?
+                .duration_since(std::time::UNIX_EPOCH)?
+                .as_secs();
             let source = format!("{} ({} bytes, {changed})", path.display(), metadata.len());
             if present.as_ref() == Some(&source) {
                 return Ok(source);
@@ -144,12 +148,20 @@ fn download_kernel(scratch: &Path) -> Result<(String, PathBuf, PathBuf)> {
         })?
         .to_owned();
     eprintln!("downloading {package}");
-    output(Command::new("apt-get").args(["-qq", "download", &package]).current_dir(scratch))?;
+    output(
+        Command::new("apt-get")
+            .args(["-qq", "download", &package])
+            .current_dir(scratch),
+    )?;
     let deb = only_entry(scratch)?;
     let root = scratch.join("root");
     output(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(&root))?;
     let release = package.trim_start_matches("linux-image-");
-    let name = deb.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let name = deb
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
     Ok((
         name.trim_end_matches(".deb").to_owned(),
         root.join("boot").join(format!("vmlinuz-{release}")),
@@ -160,7 +172,10 @@ fn download_kernel(scratch: &Path) -> Result<(String, PathBuf, PathBuf)> {
 fn only_entry(directory: &Path) -> Result<PathBuf> {
     let mut entries = fs::read_dir(directory)?;
     let first = entries.next().context("apt-get downloaded nothing")??;
-    ensure!(entries.next().is_none(), "apt-get downloaded more than one package");
+    ensure!(
+        entries.next().is_none(),
+        "apt-get downloaded more than one package"
+    );
     Ok(first.path())
 }
 
@@ -185,7 +200,10 @@ pub(crate) fn build_static(out_dir: &Path, package: &str) -> Result<PathBuf> {
 /// The folder of the workspace, from where this crate was built.
 pub(crate) fn workspace_root() -> Result<PathBuf> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    Ok(here.parent().context("xtask is not in a workspace")?.to_owned())
+    Ok(here
+        .parent()
+        .context("xtask is not in a workspace")?
+        .to_owned())
 }
 
 /// Kernel modules in loading order, each with the phase in which the agent loads it.
@@ -208,9 +226,11 @@ impl ModuleSet {
             let available = modinfo::find(from)?;
             let builtin = fs::read_to_string(from.join("modules.builtin")).unwrap_or_default();
             let mut order = modinfo::LoadOrder::new(&available, &builtin);
-            for (phase, names) in
-                [("early", EARLY_MODULES), ("late", LATE_MODULES), ("spare", SPARE_MODULES)]
-            {
+            for (phase, names) in [
+                ("early", EARLY_MODULES),
+                ("late", LATE_MODULES),
+                ("spare", SPARE_MODULES),
+            ] {
                 for name in names {
                     for (name, content) in order.require(name)? {
                         fs::write(directory.join(&name), modinfo::without_signature(&content))?;
@@ -225,10 +245,14 @@ impl ModuleSet {
 
     fn load(directory: &Path) -> Result<Self> {
         let list = fs::read_to_string(directory.join("list"))?;
-        let mut set = Self { order: Vec::new(), contents: BTreeMap::new() };
+        let mut set = Self {
+            order: Vec::new(),
+            contents: BTreeMap::new(),
+        };
         for line in list.lines() {
             let (phase, name) = line.split_once(' ').context("bad module list")?;
-            set.contents.insert(name.to_owned(), fs::read(directory.join(name))?);
+            set.contents
+                .insert(name.to_owned(), fs::read(directory.join(name))?);
             set.order.push((name.to_owned(), phase.to_owned()));
         }
         Ok(set)
@@ -266,15 +290,18 @@ fn replace_if_different(path: &Path, content: &[u8]) -> Result<()> {
 /// Runs a command to its end; its output if it succeeded, its complaint if not.
 fn output(command: &mut Command) -> Result<String> {
     let program = command.get_program().to_string_lossy().into_owned();
-    let output =
-        command.output().with_context(|| format!("cannot run {program}; is it installed?"))?;
+    let output = command
+        .output()
+        .with_context(|| format!("cannot run {program}; is it installed?"))?;
     if !output.status.success() {
-        bail!("{program}: {}", String::from_utf8_lossy(&output.stderr).trim());
+        bail!(
+            "{program}: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 fn sha256_hex(bytes: &[u8]) -> String {
-    data_encoding::HEXLOWER
-        .encode(ring::digest::digest(&ring::digest::SHA256, bytes).as_ref())
+    data_encoding::HEXLOWER.encode(ring::digest::digest(&ring::digest::SHA256, bytes).as_ref())
 }

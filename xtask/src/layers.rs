@@ -10,14 +10,36 @@ use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, Package};
 const LAYERS: &[(&str, &[&str])] = &[
     (
         "wire",
-        &["ilp-packet", "ilp-btp", "ilp-stream", "codius-manifest", "codius-guest-protocol", "codius-api"],
+        &[
+            "ilp-packet",
+            "ilp-btp",
+            "ilp-stream",
+            "codius-manifest",
+            "codius-guest-protocol",
+            "codius-api",
+        ],
     ),
     ("logic", &["codius-ledger", "codius-pod", "ilp-connector"]),
     (
         "I/O",
-        &["codius-store", "codius-image", "codius-microvm", "ilp-link", "codius-proxy", "codius-client"],
+        &[
+            "codius-store",
+            "codius-image",
+            "codius-microvm",
+            "ilp-link",
+            "codius-proxy",
+            "codius-client",
+        ],
     ),
-    ("programs", &["codiusd", "codius", "codius-guest-agent", "codius-example-hello"]),
+    (
+        "programs",
+        &[
+            "codiusd",
+            "codius",
+            "codius-guest-agent",
+            "codius-example-hello",
+        ],
+    ),
 ];
 
 /// Arrows within a layer: who uses whom.
@@ -29,7 +51,18 @@ const SIDEWAYS: &[(&str, &str)] = &[
 ];
 
 /// What a wire crate may not reach, directly or through others: a runtime, a socket, a clock.
-const IMPURE: &[&str] = &["tokio", "mio", "socket2", "async-std", "smol", "hyper", "reqwest", "jiff", "chrono", "time"];
+const IMPURE: &[&str] = &[
+    "tokio",
+    "mio",
+    "socket2",
+    "async-std",
+    "smol",
+    "hyper",
+    "reqwest",
+    "jiff",
+    "chrono",
+    "time",
+];
 /// And not directly: randomness is passed in (`ring` itself contains a generator that we do not use).
 const IMPURE_DIRECT: &[&str] = &["rand", "getrandom", "fastrand"];
 /// Crates that may contain unsafe code.
@@ -49,7 +82,9 @@ pub(crate) fn check() -> Result<()> {
             continue;
         }
         let Some(&own) = rank.get(name) else {
-            faults.push(format!("{name} is in no layer: name it in xtask/src/layers.rs"));
+            faults.push(format!(
+                "{name} is in no layer: name it in xtask/src/layers.rs"
+            ));
             continue;
         };
         for dependency in direct(package) {
@@ -60,7 +95,10 @@ pub(crate) fn check() -> Result<()> {
                 continue;
             };
             if other > own || (other == own && !SIDEWAYS.contains(&(name, dependency))) {
-                faults.push(format!("{name} ({}) uses {dependency} ({})", LAYERS[own].0, LAYERS[other].0));
+                faults.push(format!(
+                    "{name} ({}) uses {dependency} ({})",
+                    LAYERS[own].0, LAYERS[other].0
+                ));
             }
         }
         if LAYERS[own].0 == "wire" {
@@ -70,12 +108,18 @@ pub(crate) fn check() -> Result<()> {
                 IMPURE
                     .iter()
                     .filter(|crate_name| reached.contains(**crate_name))
-                    .chain(IMPURE_DIRECT.iter().filter(|crate_name| direct.contains(**crate_name)))
+                    .chain(
+                        IMPURE_DIRECT
+                            .iter()
+                            .filter(|crate_name| direct.contains(**crate_name)),
+                    )
                     .map(|crate_name| format!("{name} is a wire crate and reaches {crate_name}")),
             );
         }
         if !UNSAFE.contains(&name) {
-            faults.extend(allows_unsafe(package).map(|file| format!("{name} allows unsafe code in {file}")));
+            faults.extend(
+                allows_unsafe(package).map(|file| format!("{name} allows unsafe code in {file}")),
+            );
         }
     }
     if faults.is_empty() {
@@ -95,7 +139,9 @@ fn direct(package: &Package) -> impl Iterator<Item = &str> {
 
 /// Names of all crates that a package reaches through normal dependencies, as cargo has resolved them.
 fn reached<'m>(metadata: &'m Metadata, package: &Package) -> BTreeSet<&'m str> {
-    let Some(resolve) = &metadata.resolve else { return BTreeSet::new() };
+    let Some(resolve) = &metadata.resolve else {
+        return BTreeSet::new();
+    };
     let nodes: BTreeMap<_, _> = resolve.nodes.iter().map(|node| (&node.id, node)).collect();
     let mut names = BTreeSet::new();
     let mut todo = vec![&package.id];
@@ -103,7 +149,10 @@ fn reached<'m>(metadata: &'m Metadata, package: &Package) -> BTreeSet<&'m str> {
     while let Some(id) = todo.pop() {
         let Some(node) = nodes.get(id) else { continue };
         for dependency in &node.deps {
-            let normal = dependency.dep_kinds.iter().any(|kind| kind.kind == DependencyKind::Normal);
+            let normal = dependency
+                .dep_kinds
+                .iter()
+                .any(|kind| kind.kind == DependencyKind::Normal);
             if normal && seen.insert(&dependency.pkg) {
                 names.insert(metadata[&dependency.pkg].name.as_str());
                 todo.push(&dependency.pkg);
@@ -117,10 +166,19 @@ fn reached<'m>(metadata: &'m Metadata, package: &Package) -> BTreeSet<&'m str> {
 fn allows_unsafe(package: &Package) -> impl Iterator<Item = String> {
     let sources = package.manifest_path.parent().map(|root| root.join("src"));
     let mut files = Vec::new();
-    let mut todo: Vec<_> = sources.into_iter().map(cargo_metadata::camino::Utf8PathBuf::into_std_path_buf).collect();
+    let mut todo: Vec<_> = sources
+        .into_iter()
+        .map(cargo_metadata::camino::Utf8PathBuf::into_std_path_buf)
+        .collect();
     while let Some(path) = todo.pop() {
         if path.is_dir() {
-            todo.extend(path.read_dir().into_iter().flatten().flatten().map(|entry| entry.path()));
+            todo.extend(
+                path.read_dir()
+                    .into_iter()
+                    .flatten()
+                    .flatten()
+                    .map(|entry| entry.path()),
+            );
         } else if std::fs::read_to_string(&path).is_ok_and(|text| {
             text.contains("allow(unsafe_code") || text.contains("expect(unsafe_code")
         }) {

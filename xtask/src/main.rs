@@ -8,13 +8,16 @@ mod guest;
 mod layers;
 mod packages;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 #[derive(Debug, Parser)]
-#[command(name = "cargo xtask", about = "Demo, tests, guest image, layer check and benchmarks")]
+#[command(
+    name = "cargo xtask",
+    about = "Demo, tests, guest image, layer check and benchmarks"
+)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -65,7 +68,17 @@ enum Command {
     Layers,
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
     match Arguments::parse().command {
         Command::Demo { once, yes, port } => demo::run(once, yes, port),
         Command::Test { yes, filter } => check::test(yes, &filter),

@@ -18,7 +18,11 @@ pub(crate) struct Need {
 }
 
 const fn need(program: &'static str, package: &'static str, why: &'static str) -> Need {
-    Need { program, package, why }
+    Need {
+        program,
+        package,
+        why,
+    }
 }
 
 /// Running pods.
@@ -28,7 +32,11 @@ pub(crate) const HOST: &[Need] = &[
     need("mke2fs", "e2fsprogs", "makes scratch disks"),
     need("nft", "nftables", "keeps pods apart"),
     need("ip", "iproute2", "gives pods a network"),
-    need("docker-registry", "docker-registry", "serves the example image on loopback"),
+    need(
+        "docker-registry",
+        "docker-registry",
+        "serves the example image on loopback",
+    ),
     need("dpkg-deb", "dpkg", "unpacks the guest kernel"),
     need("cc", "build-essential", "links, and builds SQLite"),
 ];
@@ -36,7 +44,11 @@ pub(crate) const HOST: &[Need] = &[
 /// Beyond that, testing.
 pub(crate) const TEST: &[Need] = &[
     need("busybox", "busybox-static", "is what the test images hold"),
-    need("node", "nodejs", "runs the original libraries that ours are compared with"),
+    need(
+        "node",
+        "nodejs",
+        "runs the original libraries that ours are compared with",
+    ),
     need("npm", "npm", "installs the original libraries"),
     need("unsquashfs", "squashfs-tools", "looks into block images"),
 ];
@@ -51,8 +63,12 @@ pub(crate) const BENCH: &[Need] = &[
 
 /// Installs what is missing after saying what, and asking unless `yes` or in CI.
 pub(crate) fn ensure(groups: &[&[Need]], yes: bool) -> Result<()> {
-    let missing: Vec<Need> =
-        groups.iter().flat_map(|group| group.iter()).filter(|need| !on_path(need.program)).copied().collect();
+    let missing: Vec<Need> = groups
+        .iter()
+        .flat_map(|group| group.iter())
+        .filter(|need| !on_path(need.program))
+        .copied()
+        .collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -61,7 +77,9 @@ pub(crate) fn ensure(groups: &[&[Need]], yes: bool) -> Result<()> {
         println!("  {:<18} {} ({})", need.package, need.why, need.program);
     }
     if Command::new("apt-get").arg("--version").output().is_err() {
-        bail!("there is no apt-get here: install these programs as your distribution does, then run this again");
+        bail!(
+            "there is no apt-get here: install these programs as your distribution does, then run this again"
+        );
     }
     let mut packages: Vec<&str> = missing.iter().map(|need| need.package).collect();
     packages.sort_unstable();
@@ -70,7 +88,9 @@ pub(crate) fn ensure(groups: &[&[Need]], yes: bool) -> Result<()> {
     let shown = format!("apt-get {} {}", install.join(" "), packages.join(" "));
     if !yes && env::var_os("CI").is_none() {
         if !stdin().is_terminal() {
-            bail!("not installed without being asked to: run `{shown}`, or this command again with --yes");
+            bail!(
+                "not installed without being asked to: run `{shown}`, or this command again with --yes"
+            );
         }
         print!("Install them with `{shown}`? [y/N] ");
         std::io::stdout().flush()?;
@@ -83,7 +103,11 @@ pub(crate) fn ensure(groups: &[&[Need]], yes: bool) -> Result<()> {
     apt_get(&["update", "--quiet"])?;
     apt_get(&[install.as_slice(), packages.as_slice()].concat())?;
     match missing.iter().find(|need| !on_path(need.program)) {
-        Some(need) => bail!("{} was installed, but {} is still not found on PATH", need.package, need.program),
+        Some(need) => bail!(
+            "{} was installed, but {} is still not found on PATH",
+            need.package,
+            need.program
+        ),
         None => Ok(()),
     }
 }
@@ -105,7 +129,10 @@ fn apt_get(args: &[&str]) -> Result<()> {
         .status()
         .context("apt-get could not be run")?;
     if !status.success() {
-        bail!("`apt-get {}` failed ({status}); its messages are above", args.join(" "));
+        bail!(
+            "`apt-get {}` failed ({status}); its messages are above",
+            args.join(" ")
+        );
     }
     Ok(())
 }
@@ -115,11 +142,16 @@ pub(crate) fn require_root(what: &str) -> Result<()> {
     if is_root() {
         return Ok(());
     }
-    bail!("{what} needs root, to give pods a network of their own: run `sudo -E env \"PATH=$PATH\" cargo xtask …`")
+    bail!(
+        "{what} needs root, to give pods a network of their own: run `sudo -E env \"PATH=$PATH\" cargo xtask …`"
+    )
 }
 
 fn is_root() -> bool {
-    Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout.trim_ascii() == b"0")
+    Command::new("id")
+        .arg("-u")
+        .output()
+        .is_ok_and(|output| output.stdout.trim_ascii() == b"0")
 }
 
 /// Looks a program up on PATH and where Debian keeps those of the system administrator.

@@ -24,9 +24,10 @@ pub(crate) fn resolve(spec: &str, passwd: &str, group: &str) -> Result<Account, 
     };
     let user = if user.is_empty() { "0" } else { user };
     let number = user.parse::<u32>().ok().filter(|&id| id <= MAX_ID);
-    let entry = passwd.lines().filter_map(User::parse).find(|entry| {
-        entry.name == user || (Some(entry.uid) == number)
-    });
+    let entry = passwd
+        .lines()
+        .filter_map(User::parse)
+        .find(|entry| entry.name == user || (Some(entry.uid) == number));
     let mut account = match (&entry, number) {
         (Some(entry), _) => Account {
             uid: entry.uid,
@@ -34,7 +35,12 @@ pub(crate) fn resolve(spec: &str, passwd: &str, group: &str) -> Result<Account, 
             groups: Vec::new(),
             home: entry.home.to_owned(),
         },
-        (None, Some(uid)) => Account { uid, gid: 0, groups: Vec::new(), home: String::new() },
+        (None, Some(uid)) => Account {
+            uid,
+            gid: 0,
+            groups: Vec::new(),
+            home: String::new(),
+        },
         (None, None) => return Err(format!("the image has no user {user:?}")),
     };
     if account.home.is_empty() {
@@ -74,7 +80,12 @@ impl<'a> User<'a> {
         };
         let id = |text: &str| text.parse().ok().filter(|&id| id <= MAX_ID);
         let home = rest.get(1).copied().unwrap_or("");
-        Some(Self { name, uid: id(uid)?, gid: id(gid)?, home })
+        Some(Self {
+            name,
+            uid: id(uid)?,
+            gid: id(gid)?,
+            home,
+        })
     }
 }
 
@@ -90,7 +101,11 @@ impl<'a> Group<'a> {
         let mut fields = line.splitn(4, ':');
         let (name, _, gid) = (fields.next()?, fields.next()?, fields.next()?);
         let gid = gid.parse().ok().filter(|&id| id <= MAX_ID)?;
-        Some(Self { name, gid, members: fields.next().unwrap_or("") })
+        Some(Self {
+            name,
+            gid,
+            members: fields.next().unwrap_or(""),
+        })
     }
 }
 
@@ -114,8 +129,14 @@ mod tests {
         assert_eq!(account("node"), Ok(node.clone()));
         assert_eq!(account("1000"), Ok(node.clone()));
         assert_eq!(account("node:"), Ok(node));
-        assert_eq!(account("node:video"), Ok((1000, 44, vec![], "/home/node".into())));
-        assert_eq!(account("node:77"), Ok((1000, 77, vec![], "/home/node".into())));
+        assert_eq!(
+            account("node:video"),
+            Ok((1000, 44, vec![], "/home/node".into()))
+        );
+        assert_eq!(
+            account("node:77"),
+            Ok((1000, 77, vec![], "/home/node".into()))
+        );
         assert_eq!(account("4242"), Ok((4242, 0, vec![], "/".into())));
         assert_eq!(account("4242:4243"), Ok((4242, 4243, vec![], "/".into())));
         assert_eq!(account(":10"), Ok((0, 10, vec![], "/root".into())));
@@ -123,8 +144,14 @@ mod tests {
 
     #[test]
     fn who_is_not_there_is_named() {
-        assert_eq!(account("nobody"), Err("the image has no user \"nobody\"".into()));
-        assert_eq!(account("node:nogroup"), Err("the image has no group \"nogroup\"".into()));
+        assert_eq!(
+            account("nobody"),
+            Err("the image has no user \"nobody\"".into())
+        );
+        assert_eq!(
+            account("node:nogroup"),
+            Err("the image has no group \"nogroup\"".into())
+        );
         assert!(account("4294967295").is_err());
         assert!(account("-1").is_err());
         assert!(account("big").is_err());
@@ -133,7 +160,10 @@ mod tests {
     #[test]
     fn an_image_without_the_files_still_has_numbers() {
         let account = resolve("65532:65532", "", "").unwrap();
-        assert_eq!((account.uid, account.gid, account.home.as_str()), (65532, 65532, "/"));
+        assert_eq!(
+            (account.uid, account.gid, account.home.as_str()),
+            (65532, 65532, "/")
+        );
         assert_eq!(resolve("", "", "").unwrap().uid, 0);
     }
 }

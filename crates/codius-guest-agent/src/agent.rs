@@ -50,9 +50,7 @@ impl Source {
             Self::Port => 0,
             Self::Signals => 1,
             Self::Report(container) => 4 + 4 * u64::from(container),
-            Self::Output(container, output) => {
-                5 + 4 * u64::from(container) + u64::from(output > 0)
-            }
+            Self::Output(container, output) => 5 + 4 * u64::from(container) + u64::from(output > 0),
         }
     }
 
@@ -91,7 +89,12 @@ impl Agent {
         let signals = sys::signal_descriptor(&[libc::SIGCHLD])?;
         let edges = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
         add(&epoll, port.as_fd(), Source::Port, edges)?;
-        add(&epoll, signals.as_fd(), Source::Signals, epoll::EventFlags::IN)?;
+        add(
+            &epoll,
+            signals.as_fd(),
+            Source::Signals,
+            epoll::EventFlags::IN,
+        )?;
         Ok(Self {
             port,
             modules,
@@ -119,7 +122,11 @@ impl Agent {
             self.choose_reading(now)?;
 
             let idle_work = self.idle_phase(now);
-            let timeout = if idle_work.is_some() { Some(now) } else { self.next_deadline(now) };
+            let timeout = if idle_work.is_some() {
+                Some(now)
+            } else {
+                self.next_deadline(now)
+            };
             events.clear();
             self.wait(&mut events, timeout)?;
             if events.is_empty()
@@ -137,11 +144,22 @@ impl Agent {
         let timeout = until.map(|until| {
             // Rounded up to the next millisecond, lest the loop spins just before a deadline.
             let left = until.saturating_duration_since(Instant::now());
-            let left = if left.is_zero() { left } else { left + Duration::from_micros(100) };
-            Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() }
+            let left = if left.is_zero() {
+                left
+            } else {
+                left + Duration::from_micros(100)
+            };
+            Timespec {
+                tv_sec: left.as_secs().cast_signed(),
+                tv_nsec: left.subsec_nanos().into(),
+            }
         });
         let mut buffer = Vec::with_capacity(MAX_EVENTS);
-        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut buffer), timeout.as_ref()) {
+        match epoll::wait(
+            &self.epoll,
+            rustix::buffer::spare_capacity(&mut buffer),
+            timeout.as_ref(),
+        ) {
             Ok(_) | Err(Errno::INTR) => {
                 events.extend(buffer.iter().map(|event| event.data.u64()));
                 Ok(())
@@ -206,9 +224,14 @@ impl Agent {
                 }
                 self.modules.load(Phase::Late);
                 let pod = Pod::configure(&config, now, &mut self.outbox);
-                for (number, container) in (0..).zip(pod.containers()) {
+                for container in pod.containers() {
                     if let Some(pipe) = &container.report_pipe {
-                        add(&self.epoll, pipe.as_fd(), Source::Report(number), epoll::EventFlags::IN)?;
+                        add(
+                            &self.epoll,
+                            pipe.as_fd(),
+                            Source::Report(container.number),
+                            epoll::EventFlags::IN,
+                        )?;
                     }
                 }
                 self.pod = Some(pod);
@@ -262,14 +285,13 @@ impl Agent {
     }
 
     fn watch_outputs(&self, watch: bool) -> io::Result<()> {
-        let containers = self.pod.iter().flat_map(Pod::containers);
-        for (number, container) in (0..).zip(containers) {
+        for container in self.pod.iter().flat_map(Pod::containers) {
             for (index, output) in container.outputs.iter().enumerate() {
                 let Some(pipe) = &output.pipe else {
                     continue;
                 };
                 if watch {
-                    let source = Source::Output(number, index);
+                    let source = Source::Output(container.number, index);
                     add(&self.epoll, pipe.as_fd(), source, epoll::EventFlags::IN)?;
                 } else {
                     epoll::delete(&self.epoll, pipe)?;
@@ -281,7 +303,10 @@ impl Agent {
 
     /// Which modules to load when there is nothing else to do.
     fn idle_phase(&self, now: Instant) -> Option<Phase> {
-        let settled = self.pod.as_ref().is_some_and(|pod| pod.is_settled(now, SPARE_PATIENCE));
+        let settled = self
+            .pod
+            .as_ref()
+            .is_some_and(|pod| pod.is_settled(now, SPARE_PATIENCE));
         let phase = if settled { Phase::Spare } else { Phase::Late };
         self.modules.has(phase).then_some(phase)
     }
@@ -293,7 +318,10 @@ impl Agent {
         let spare = pod
             .filter(|_| self.modules.has(Phase::Spare))
             .map(|_| now + SPARE_PATIENCE);
-        [pod.and_then(Pod::next_tick), retry, stall, spare].into_iter().flatten().min()
+        [pod.and_then(Pod::next_tick), retry, stall, spare]
+            .into_iter()
+            .flatten()
+            .min()
     }
 }
 
@@ -303,7 +331,12 @@ fn add(
     source: Source,
     flags: epoll::EventFlags,
 ) -> io::Result<()> {
-    Ok(epoll::add(epoll, descriptor, epoll::EventData::new_u64(source.token()), flags)?)
+    Ok(epoll::add(
+        epoll,
+        descriptor,
+        epoll::EventData::new_u64(source.token()),
+        flags,
+    )?)
 }
 
 #[cfg(test)]
@@ -313,9 +346,16 @@ mod tests {
     #[test]
     fn every_source_is_found_again_by_its_number() {
         let containers = (0..16).flat_map(|container| {
-            [Source::Report(container), Source::Output(container, 0), Source::Output(container, 1)]
+            [
+                Source::Report(container),
+                Source::Output(container, 0),
+                Source::Output(container, 1),
+            ]
         });
-        for source in [Source::Port, Source::Signals].into_iter().chain(containers) {
+        for source in [Source::Port, Source::Signals]
+            .into_iter()
+            .chain(containers)
+        {
             assert_eq!(Source::from_token(source.token()), source);
         }
     }

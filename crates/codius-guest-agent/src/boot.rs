@@ -26,27 +26,55 @@ pub(crate) struct Boot {
 }
 
 pub(crate) fn boot() -> io::Result<Boot> {
-    let directory = open("/modules", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let directory = open(
+        "/modules",
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
     let mut modules = Modules::read(directory)?;
     modules.load(Phase::Early);
     leave_initramfs()?;
     // The kernel kills by this number when the whole machine is out of memory: anyone but us.
     std::fs::write("/proc/self/oom_score_adj", "-1000")?;
-    Ok(Boot { port: Port::open()?, modules })
+    Ok(Boot {
+        port: Port::open()?,
+        modules,
+    })
 }
 
 fn leave_initramfs() -> io::Result<()> {
     let plain = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     std::fs::create_dir("/newroot")?;
-    mount("tmpfs", "/newroot", "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, c"mode=0755,size=1m")?;
+    mount(
+        "tmpfs",
+        "/newroot",
+        "tmpfs",
+        MountFlags::NOSUID | MountFlags::NODEV,
+        c"mode=0755,size=1m",
+    )?;
     chdir("/newroot")?;
-    for directory in ["dev", "proc", "sys", "run", "run/images", "run/scratch", "run/shm", "run/root"] {
+    for directory in [
+        "dev",
+        "proc",
+        "sys",
+        "run",
+        "run/images",
+        "run/scratch",
+        "run/shm",
+        "run/root",
+    ] {
         std::fs::create_dir(directory)?;
     }
     mount_move(".", "/")?;
     chroot(".")?;
     chdir("/")?;
-    mount("devtmpfs", "/dev", "devtmpfs", MountFlags::NOSUID | MountFlags::NOEXEC, c"mode=0755")?;
+    mount(
+        "devtmpfs",
+        "/dev",
+        "devtmpfs",
+        MountFlags::NOSUID | MountFlags::NOEXEC,
+        c"mode=0755",
+    )?;
     mount("proc", "/proc", "proc", plain, None)?;
     mount("sysfs", "/sys", "sysfs", plain, None)?;
     Ok(())

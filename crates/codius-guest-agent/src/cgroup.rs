@@ -29,7 +29,10 @@ pub(crate) fn prepare() -> io::Result<()> {
     fs::write(pod.join("cgroup.subtree_control"), CONTROLLERS)?;
     let total = memory_total(&fs::read_to_string("/proc/meminfo")?)
         .ok_or_else(|| io::Error::new(ErrorKind::InvalidData, "no MemTotal in /proc/meminfo"))?;
-    fs::write(pod.join("memory.max"), total.saturating_sub(RESERVED_BYTES).to_string())?;
+    fs::write(
+        pod.join("memory.max"),
+        total.saturating_sub(RESERVED_BYTES).to_string(),
+    )?;
     fs::write(pod.join("pids.max"), MAX_POD_PROCESSES.to_string())
 }
 
@@ -79,8 +82,15 @@ fn oom_kills(events: &str) -> u64 {
 }
 
 fn memory_total(meminfo: &str) -> Option<u64> {
-    let kib = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    kib.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+    let kib = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))?;
+    kib.trim()
+        .strip_suffix("kB")?
+        .trim()
+        .parse::<u64>()
+        .ok()
+        .map(|kib| kib * 1024)
 }
 
 #[cfg(test)]
@@ -92,7 +102,10 @@ mod tests {
         let events = "low 0\nhigh 0\nmax 12\noom 3\noom_kill 2\noom_group_kill 0\n";
         assert_eq!(oom_kills(events), 2);
         assert_eq!(oom_kills("low 0\noom 3\n"), 0);
-        assert_eq!(memory_total("MemTotal:         480000 kB\nMemFree: 1 kB\n"), Some(491_520_000));
+        assert_eq!(
+            memory_total("MemTotal:         480000 kB\nMemFree: 1 kB\n"),
+            Some(491_520_000)
+        );
         assert_eq!(memory_total("MemFree: 1 kB\n"), None);
         assert!(memory_total(&fs::read_to_string("/proc/meminfo").unwrap()).unwrap() > 1 << 20);
     }

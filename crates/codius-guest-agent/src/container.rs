@@ -67,6 +67,8 @@ impl Output {
 /// A container whose process exists or existed.
 #[derive(Debug)]
 pub(crate) struct Container {
+    /// Its place in the configuration.
+    pub(crate) number: u16,
     pid: Pid,
     cgroup: Cgroup,
     /// Open until the program runs or has failed to.
@@ -74,18 +76,21 @@ pub(crate) struct Container {
     report: Vec<u8>,
     pub(crate) outputs: [Output; 2],
     /// How the process ended; told to the host when its output has been read.
-    pub(crate) ended: Option<ContainerExit>,
+    ended: Option<ContainerExit>,
     pub(crate) told: bool,
+    /// Its program could not be started.
+    failed: bool,
 }
 
 impl Container {
     /// Starts the process of a container. Whether the program runs is heard on `report_pipe`.
     pub(crate) fn start(
-        name: &str,
+        number: u16,
         config: &ContainerConfig,
         image: &str,
         etc: &EtcFiles,
     ) -> Result<Self, String> {
+        let name = &format!("c{number}");
         let said = |what: &'static str| move |error| format!("{what}: {error}");
         let cgroup = Cgroup::create(name, config.memory_bytes, config.max_processes)
             .map_err(|error| format!("no control group: {error}"))?;
@@ -99,23 +104,38 @@ impl Container {
         let pid = match sys::fork(NAMESPACES) {
             Err(error) => return Err(format!("no process: {error}")),
             Ok(Forked::Child) => {
-                let message = become_container(name, config, image, etc, &cgroup, [&child_stdout, &child_stderr]);
+                let message = become_container(
+                    name,
+                    config,
+                    image,
+                    etc,
+                    &cgroup,
+                    [&child_stdout, &child_stderr],
+                );
                 let _ = std::fs::File::from(report).write_all(message.as_bytes());
                 sys::exit(127);
             }
             Ok(Forked::Parent(pid)) => pid,
         };
         Ok(Self {
+            number,
             pid: Pid::from_raw(pid).ok_or("no process")?,
             cgroup,
             report_pipe: Some(report_pipe),
             report: Vec::new(),
             outputs: [
-                Output { stream: LogStream::Stdout, pipe: Some(stdout) },
-                Output { stream: LogStream::Stderr, pipe: Some(stderr) },
+                Output {
+                    stream: LogStream::Stdout,
+                    pipe: Some(stdout),
+                },
+                Output {
+                    stream: LogStream::Stderr,
+                    pipe: Some(stderr),
+                },
             ],
             ended: None,
             told: false,
+            failed: false,
         })
     }
 
@@ -135,6 +155,7 @@ impl Container {
             }
         }
         self.report_pipe = None;
+        self.failed = !self.report.is_empty();
         Some(if self.report.is_empty() {
             Ok(())
         } else {
@@ -148,6 +169,17 @@ impl Container {
 
     pub(crate) fn reaped(&mut self, status: WaitStatus) {
         self.ended = Some(exit(status, self.cgroup.has_oom_kills()));
+    }
+
+    /// The end of its program has still to be told: it has ended, and how it began is known.
+    pub(crate) fn untold_end(&self) -> Option<ContainerExit> {
+        self.ended
+            .filter(|_| !self.told && !self.failed && self.report_pipe.is_none())
+    }
+
+    /// Nothing will be heard of it any more.
+    pub(crate) fn is_over(&self) -> bool {
+        self.ended.is_some() && (self.told || self.failed)
     }
 
     /// Asks the program to end.
@@ -168,6 +200,7 @@ impl Container {
 
     pub(crate) fn status(&self) -> ContainerStatus {
         match self.ended {
+            _ if self.failed => ContainerStatus::Waiting,
             Some(exit) => ContainerStatus::Exited(exit),
             None if self.report_pipe.is_some() => ContainerStatus::Waiting,
             None => ContainerStatus::Running,
@@ -177,7 +210,9 @@ impl Container {
 
 fn exit(status: WaitStatus, oom_kills: bool) -> ContainerExit {
     match (status.terminating_signal(), status.exit_status()) {
-        (Some(libc::SIGKILL), _) | (_, Some(KILLED_CODE)) if oom_kills => ContainerExit::OutOfMemory,
+        (Some(libc::SIGKILL), _) | (_, Some(KILLED_CODE)) if oom_kills => {
+            ContainerExit::OutOfMemory
+        }
         (Some(signal), _) => ContainerExit::Signal(signal),
         (None, code) => ContainerExit::Code(code.unwrap_or(0)),
     }

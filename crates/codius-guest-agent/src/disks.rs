@@ -25,9 +25,10 @@ impl Disks {
         let mut by_serial = BTreeMap::new();
         for disk in fs::read_dir("/sys/block")? {
             let disk = disk?;
-            let (Ok(serial), Ok(name)) =
-                (fs::read_to_string(disk.path().join("serial")), disk.file_name().into_string())
-            else {
+            let (Ok(serial), Ok(name)) = (
+                fs::read_to_string(disk.path().join("serial")),
+                disk.file_name().into_string(),
+            ) else {
                 continue;
             };
             by_serial.insert(serial.trim_end().to_owned(), name);
@@ -45,17 +46,32 @@ impl Disks {
     /// Mounts the scratch disk and makes the volume on it.
     pub(crate) fn mount_scratch(&self) -> Result<(), String> {
         let device = self.device(SCRATCH_SERIAL)?;
-        mount(&device, SCRATCH, "ext4", MountFlags::NODEV | MountFlags::NOATIME, None)
-            .map_err(|error| format!("the scratch disk cannot be mounted: {error}"))?;
+        mount(
+            &device,
+            SCRATCH,
+            "ext4",
+            MountFlags::NODEV | MountFlags::NOATIME,
+            None,
+        )
+        .map_err(|error| format!("the scratch disk cannot be mounted: {error}"))?;
         let volume = volume();
         fs::create_dir(&volume)
             .and_then(|()| {
                 // Containers run as different users and all may write.
-                fs::set_permissions(&volume, std::os::unix::fs::PermissionsExt::from_mode(0o1777))
+                fs::set_permissions(
+                    &volume,
+                    std::os::unix::fs::PermissionsExt::from_mode(0o1777),
+                )
             })
             .map_err(|error| format!("the shared volume cannot be made: {error}"))?;
-        mount("shm", SHARED_MEMORY, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, c"mode=1777,size=64m")
-            .map_err(|error| format!("the shared memory cannot be made: {error}"))
+        mount(
+            "shm",
+            SHARED_MEMORY,
+            "tmpfs",
+            MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
+            c"mode=1777,size=64m",
+        )
+        .map_err(|error| format!("the shared memory cannot be made: {error}"))
     }
 
     /// Mounts the image with this serial and returns where, unless it is mounted already.
@@ -68,7 +84,8 @@ impl Disks {
         let flags = MountFlags::RDONLY | MountFlags::NODEV;
         self.device(serial)
             .and_then(|device| {
-                mount(&device, &directory, "squashfs", flags, None).map_err(|error| error.to_string())
+                mount(&device, &directory, "squashfs", flags, None)
+                    .map_err(|error| error.to_string())
             })
             .map_err(|error| {
                 // The next container with this image has to find the same error, not an empty root.

@@ -50,10 +50,12 @@ fn accept(listener: &TcpListener, upstream: SocketAddr, count: &Arc<AtomicUsize>
         let slot = Slot::take(count);
         // A connection without a slot or a thread is closed by being dropped.
         if let Some(slot) = slot {
-            let _ = thread::Builder::new().stack_size(STACK_BYTES).spawn(move || {
-                connect(&client, upstream);
-                drop(slot);
-            });
+            let _ = thread::Builder::new()
+                .stack_size(STACK_BYTES)
+                .spawn(move || {
+                    connect(&client, upstream);
+                    drop(slot);
+                });
         }
     }
 }
@@ -84,7 +86,11 @@ fn connect(client: &TcpStream, upstream: SocketAddr) {
     let _ = server.set_nodelay(true);
     thread::scope(|scope| {
         let up = || copy(client, &server);
-        if thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, up).is_ok() {
+        if thread::Builder::new()
+            .stack_size(STACK_BYTES)
+            .spawn_scoped(scope, up)
+            .is_ok()
+        {
             copy(&server, client);
         }
     });
@@ -138,7 +144,12 @@ mod tests {
     fn one_connection_too_many_is_closed_and_a_free_slot_is_used_again() {
         let (server, address) = forwarded();
         let mut pairs: Vec<_> = (0..MAX_CONNECTIONS)
-            .map(|_| (TcpStream::connect(address).unwrap(), server.accept().unwrap().0))
+            .map(|_| {
+                (
+                    TcpStream::connect(address).unwrap(),
+                    server.accept().unwrap().0,
+                )
+            })
             .collect();
         let mut refused = TcpStream::connect(address).unwrap();
         assert!(matches!(refused.read(&mut [0]), Ok(0) | Err(_)));
@@ -150,8 +161,13 @@ mod tests {
         let mut accepted = false;
         for _ in 0..500 {
             let mut client = TcpStream::connect(address).unwrap();
-            client.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
-            if client.read(&mut [0]).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
+            client
+                .set_read_timeout(Some(Duration::from_millis(20)))
+                .unwrap();
+            if client
+                .read(&mut [0])
+                .is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+            {
                 accepted = true;
                 break;
             }

@@ -33,11 +33,19 @@ pub(crate) struct Modules {
 
 impl Modules {
     pub(crate) fn read(directory: OwnedFd) -> io::Result<Self> {
-        let list = openat(&directory, "list", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let list = openat(
+            &directory,
+            "list",
+            OFlags::RDONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
         let mut text = vec![0; MAX_LIST_BYTES];
         let length = rustix::io::read(&list, &mut text)?;
         text.truncate(length);
-        Ok(Self { directory, pending: parse(&String::from_utf8_lossy(&text)) })
+        Ok(Self {
+            directory,
+            pending: parse(&String::from_utf8_lossy(&text)),
+        })
     }
 
     /// Loads everything up to and including a phase.

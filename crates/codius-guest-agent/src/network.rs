@@ -18,7 +18,10 @@ pub(crate) fn configure(network: Option<&NetworkConfig>) -> io::Result<()> {
     let Some(network) = network else {
         return Ok(());
     };
-    fs::write(format!("/proc/sys/net/ipv6/conf/{INTERFACE}/disable_ipv6"), "1")?;
+    fs::write(
+        format!("/proc/sys/net/ipv6/conf/{INTERFACE}/disable_ipv6"),
+        "1",
+    )?;
     sys::set_address(INTERFACE, network.address, netmask(network.prefix_len))?;
     sys::interface_up(INTERFACE)?;
     sys::add_default_route(network.gateway)
@@ -32,14 +35,15 @@ fn netmask(prefix_len: u8) -> Ipv4Addr {
 /// `/etc/hosts` of every container.
 pub(crate) fn hosts(hostname: &str, address: Option<Ipv4Addr>) -> String {
     let own = address.unwrap_or(Ipv4Addr::new(127, 0, 1, 1));
-    format!(
-        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{own}\t{hostname}\n"
-    )
+    format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{own}\t{hostname}\n")
 }
 
 /// `/etc/resolv.conf` of every container.
 pub(crate) fn resolv_conf(nameservers: &[Ipv4Addr]) -> String {
-    nameservers.iter().map(|server| format!("nameserver {server}\n")).collect()
+    nameservers
+        .iter()
+        .map(|server| format!("nameserver {server}\n"))
+        .collect()
 }
 
 #[cfg(test)]
@@ -58,6 +62,9 @@ mod tests {
     fn files_of_the_resolver() {
         assert!(hosts("pod", Some(Ipv4Addr::new(10, 0, 0, 2))).contains("\n10.0.0.2\tpod\n"));
         let servers = [Ipv4Addr::new(1, 1, 1, 1), Ipv4Addr::new(8, 8, 8, 8)];
-        assert_eq!(resolv_conf(&servers), "nameserver 1.1.1.1\nnameserver 8.8.8.8\n");
+        assert_eq!(
+            resolv_conf(&servers),
+            "nameserver 1.1.1.1\nnameserver 8.8.8.8\n"
+        );
     }
 }

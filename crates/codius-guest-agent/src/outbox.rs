@@ -11,7 +11,11 @@ pub(crate) const MAX_WAITING_BYTES: usize = 256 * 1024;
 #[derive(Debug)]
 enum Item {
     Message(AgentMessage),
-    Log { container: u16, stream: LogStream, data: Vec<u8> },
+    Log {
+        container: u16,
+        stream: LogStream,
+        data: Vec<u8>,
+    },
 }
 
 /// A queue in the order of sending.
@@ -41,7 +45,11 @@ impl Outbox {
     /// Queues output. Small pieces are joined, so that the number of items is bounded too.
     pub(crate) fn push_log(&mut self, container: u16, stream: LogStream, mut bytes: &[u8]) {
         while !bytes.is_empty() {
-            if let Some(Item::Log { container: last, stream: same, data }) = self.queue.back_mut()
+            if let Some(Item::Log {
+                container: last,
+                stream: same,
+                data,
+            }) = self.queue.back_mut()
                 && (*last, *same) == (container, stream)
                 && data.len() < MAX_LOG_BYTES
             {
@@ -50,7 +58,11 @@ impl Outbox {
                 self.waiting_bytes += piece;
                 bytes = &bytes[piece..];
             } else {
-                self.queue.push_back(Item::Log { container, stream, data: Vec::new() });
+                self.queue.push_back(Item::Log {
+                    container,
+                    stream,
+                    data: Vec::new(),
+                });
             }
         }
         while self.waiting_bytes > MAX_WAITING_BYTES {
@@ -81,17 +93,29 @@ impl Outbox {
         }
         match self.queue.pop_front()? {
             Item::Message(message) => Some(message),
-            Item::Log { container, stream, data } => {
+            Item::Log {
+                container,
+                stream,
+                data,
+            } => {
                 self.waiting_bytes -= data.len();
-                Some(AgentMessage::Log { container, stream, data })
+                Some(AgentMessage::Log {
+                    container,
+                    stream,
+                    data,
+                })
             }
         }
     }
 
     fn drop_oldest(&mut self) {
-        let oldest = self.queue.iter().position(|item| matches!(item, Item::Log { .. }));
-        let Some(Item::Log { container, data, .. }) =
-            oldest.and_then(|oldest| self.queue.remove(oldest))
+        let oldest = self
+            .queue
+            .iter()
+            .position(|item| matches!(item, Item::Log { .. }));
+        let Some(Item::Log {
+            container, data, ..
+        }) = oldest.and_then(|oldest| self.queue.remove(oldest))
         else {
             return;
         };
@@ -138,9 +162,14 @@ mod tests {
     fn the_oldest_output_is_dropped_and_counted_and_messages_stay() {
         let mut outbox = Outbox::default();
         outbox.push(AgentMessage::Started);
-        let exit = AgentMessage::Exited { container: 0, exit: ContainerExit::Code(0) };
+        let exit = AgentMessage::Exited {
+            container: 0,
+            exit: ContainerExit::Code(0),
+        };
         let total = MAX_WAITING_BYTES + 5 * MAX_LOG_BYTES;
-        let bytes: Vec<u8> = (0..total).map(|index| u8::try_from(index / 4096 % 256).unwrap()).collect();
+        let bytes: Vec<u8> = (0..total)
+            .map(|index| u8::try_from(index / 4096 % 256).unwrap())
+            .collect();
         for piece in bytes.chunks(1000) {
             outbox.push_log(3, LogStream::Stdout, piece);
         }
@@ -148,19 +177,30 @@ mod tests {
         assert!(!outbox.has_room());
         let messages = drain(&mut outbox);
         assert_eq!(messages[0], AgentMessage::Started);
-        let AgentMessage::LogDropped { container: 3, bytes: dropped } = messages[1] else {
+        let AgentMessage::LogDropped {
+            container: 3,
+            bytes: dropped,
+        } = messages[1]
+        else {
             panic!("{:?}", messages[1]);
         };
         let mut kept = Vec::new();
         for message in &messages[2..messages.len() - 1] {
-            let AgentMessage::Log { container: 3, stream: LogStream::Stdout, data } = message else {
+            let AgentMessage::Log {
+                container: 3,
+                stream: LogStream::Stdout,
+                data,
+            } = message
+            else {
                 panic!("{message:?}");
             };
             assert!(data.len() <= MAX_LOG_BYTES);
             kept.extend_from_slice(data);
         }
         assert_eq!(messages.last(), Some(&exit));
-        assert!(kept.len() <= MAX_WAITING_BYTES && kept.len() > MAX_WAITING_BYTES - 2 * MAX_LOG_BYTES);
+        assert!(
+            kept.len() <= MAX_WAITING_BYTES && kept.len() > MAX_WAITING_BYTES - 2 * MAX_LOG_BYTES
+        );
         assert_eq!(usize::try_from(dropped).unwrap() + kept.len(), total);
         assert_eq!(kept, bytes[total - kept.len()..]);
         assert!(outbox.has_room() && outbox.is_empty());
@@ -173,7 +213,10 @@ mod tests {
         outbox.push(AgentMessage::Pong { id: 1 });
         outbox.restart(vec![AgentMessage::Started, AgentMessage::Listening]);
         let messages = drain(&mut outbox);
-        assert_eq!(messages[..2], [AgentMessage::Started, AgentMessage::Listening]);
+        assert_eq!(
+            messages[..2],
+            [AgentMessage::Started, AgentMessage::Listening]
+        );
         assert!(matches!(messages[2], AgentMessage::Log { .. }));
         assert_eq!(messages.len(), 3);
     }

@@ -39,19 +39,6 @@ const FORWARD_RESTART: Duration = Duration::from_secs(1);
 const MAX_TABLE_BYTES: u64 = 256 * 1024;
 const READ_BYTES: usize = 16 * 1024;
 
-/// A failed step, as told to the host.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Failure {
-    container: Option<u16>,
-    message: String,
-}
-
-impl From<String> for Failure {
-    fn from(message: String) -> Self {
-        Self { container: None, message }
-    }
-}
-
 /// Stopping, once it was asked for.
 #[derive(Debug)]
 struct Stop {
@@ -70,9 +57,13 @@ struct Forward {
 pub(crate) struct Pod {
     port: Option<u16>,
     address: Option<Ipv4Addr>,
+    /// In the order of the configuration, without those that got no process.
     containers: Vec<Container>,
+    /// How many containers the configuration has.
+    configured: usize,
     forward: Option<Forward>,
-    failure: Option<Failure>,
+    /// As told to the host: at most one a container and one for the pod.
+    failures: Vec<AgentMessage>,
     started: Option<Instant>,
     watch: PortWatch,
     next_look: Instant,
@@ -87,26 +78,27 @@ impl Pod {
             port: config.port,
             address: config.network.as_ref().map(|network| network.address),
             containers: Vec::new(),
+            configured: config.containers.len(),
             forward: None,
-            failure: None,
+            failures: Vec::new(),
             started: None,
             watch: PortWatch::default(),
             next_look: now,
             stop: None,
             stopped: false,
         };
-        if let Err(failure) = pod.bring_up(config) {
-            pod.fail(failure, outbox);
+        if let Err(message) = pod.bring_up(config, outbox) {
+            pod.fail(None, message, outbox);
         }
         pod
     }
 
-    fn bring_up(&mut self, config: &PodConfig) -> Result<(), Failure> {
+    fn bring_up(&mut self, config: &PodConfig, outbox: &mut Outbox) -> Result<(), String> {
         if config.containers.is_empty() || config.containers.len() > MAX_CONTAINERS {
-            return Err(format!("a pod has 1 to {MAX_CONTAINERS} containers").into());
+            return Err(format!("a pod has 1 to {MAX_CONTAINERS} containers"));
         }
         let io = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
-        let entropy = entropy(&config.entropy_hex).ok_or("the entropy is not 32 bytes in hex".to_owned())?;
+        let entropy = entropy(&config.entropy_hex).ok_or("the entropy is not 32 bytes in hex")?;
         sys::add_entropy(&entropy).map_err(io("entropy"))?;
         sys::set_clock(config.now_unix_ms).map_err(io("clock"))?;
         rustix::system::sethostname(config.hostname.as_bytes())
@@ -121,40 +113,50 @@ impl Pod {
                 process: start_forward(network.gateway),
             });
         }
-        let nameservers =
-            config.network.as_ref().map_or(&[][..], |network| network.nameservers.as_slice());
+        let nameservers = config
+            .network
+            .as_ref()
+            .map_or(&[][..], |network| network.nameservers.as_slice());
         let etc = EtcFiles {
             hostname: config.hostname.clone(),
             hosts: network::hosts(&config.hostname, self.address),
             resolv_conf: network::resolv_conf(nameservers),
         };
         for (number, container) in (0..).zip(&config.containers) {
-            let started = start(&disks, number, container, &etc)
-                .map_err(|message| Failure { container: Some(number), message })?;
-            self.containers.push(started);
+            // One that fails does not hide what is wrong with the next.
+            match start(&disks, number, container, &etc) {
+                Ok(started) => self.containers.push(started),
+                Err(message) => self.fail(Some(number), message, outbox),
+            }
         }
         Ok(())
     }
 
-    fn fail(&mut self, failure: Failure, outbox: &mut Outbox) {
-        if self.failure.is_none() {
-            outbox.push(failed(&failure));
-            self.failure = Some(failure);
-        }
+    fn fail(&mut self, container: Option<u16>, message: String, outbox: &mut Outbox) {
+        let failure = AgentMessage::Failed { container, message };
+        outbox.push(failure.clone());
+        self.failures.push(failure);
     }
 
     /// For a `Hello`.
     pub(crate) fn statuses(&self) -> Vec<ContainerStatus> {
-        self.containers.iter().map(Container::status).collect()
+        let mut statuses = vec![ContainerStatus::Waiting; self.configured];
+        for container in &self.containers {
+            statuses[usize::from(container.number)] = container.status();
+        }
+        statuses
     }
 
     /// Every lasting state, for a host that may have missed the message about it.
     pub(crate) fn states(&self) -> Vec<AgentMessage> {
         let started = self.started.map(|_| AgentMessage::Started);
         let stopped = self.stopped.then_some(AgentMessage::Stopped);
-        [started, self.watch.state(), self.failure.as_ref().map(failed), stopped]
+        let failures = self.failures.iter().cloned();
+        started
             .into_iter()
-            .flatten()
+            .chain(self.watch.state())
+            .chain(failures)
+            .chain(stopped)
             .collect()
     }
 
@@ -164,25 +166,33 @@ impl Pod {
 
     /// Whether nothing is left to hurry for: the port is open, or has been waited for long enough.
     pub(crate) fn is_settled(&self, now: Instant, patience: Duration) -> bool {
-        self.failure.is_some()
+        !self.failures.is_empty()
             || self.watch.is_done()
-            || self.started.is_some_and(|started| now.saturating_duration_since(started) > patience)
+            || self
+                .started
+                .is_some_and(|started| now.saturating_duration_since(started) > patience)
     }
 
     /// A container's report pipe can be read.
     pub(crate) fn hear(&mut self, number: u16, now: Instant, outbox: &mut Outbox) {
-        let Some(container) = self.containers.get_mut(usize::from(number)) else {
+        let Some(container) = self
+            .containers
+            .iter_mut()
+            .find(|container| container.number == number)
+        else {
             return;
         };
         match container.hear() {
             None => {}
             Some(Err(message)) => {
-                container.told = true;
-                self.fail(Failure { container: Some(number), message }, outbox);
+                self.fail(Some(number), message, outbox);
             }
             Some(Ok(())) => {
-                let all_run = self.containers.iter().all(|container| container.report_pipe.is_none());
-                if all_run && self.failure.is_none() && self.started.is_none() {
+                let all_run = self
+                    .containers
+                    .iter()
+                    .all(|container| container.report_pipe.is_none());
+                if all_run && self.failures.is_empty() && self.started.is_none() {
                     self.started = Some(now);
                     self.next_look = now;
                     outbox.push(AgentMessage::Started);
@@ -193,7 +203,11 @@ impl Pod {
 
     /// Reads one piece of a container's output. False if there is nothing more now.
     pub(crate) fn read_output(&mut self, number: u16, output: usize, outbox: &mut Outbox) -> bool {
-        let Some(container) = self.containers.get_mut(usize::from(number)) else {
+        let Some(container) = self
+            .containers
+            .iter_mut()
+            .find(|container| container.number == number)
+        else {
             return false;
         };
         let output = &mut container.outputs[output];
@@ -214,7 +228,11 @@ impl Pod {
     /// Collects every process that has ended.
     pub(crate) fn reap(&mut self, now: Instant) {
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
-            if let Some(container) = self.containers.iter_mut().find(|container| container.is(pid)) {
+            if let Some(container) = self
+                .containers
+                .iter_mut()
+                .find(|container| container.is(pid))
+            {
                 container.reaped(status);
             } else if let Some(forward) = &mut self.forward
                 && forward.process == Ok(pid)
@@ -228,12 +246,9 @@ impl Pod {
     /// Reads what ended containers have left behind, as long as there is room, and then tells their
     /// end.
     pub(crate) fn tell_exits(&mut self, may_read: impl Fn(&Outbox) -> bool, outbox: &mut Outbox) {
-        for (number, index) in (0..).zip(0..self.containers.len()) {
-            // A process that ends in the same moment as its report is heard has to be judged by that.
-            let container = &self.containers[index];
-            let (Some(exit), false, None) =
-                (container.ended, container.told, &container.report_pipe)
-            else {
+        for index in 0..self.containers.len() {
+            let number = container.number;
+            let Some(exit) = container.untold_end() else {
                 continue;
             };
             let mut drained = true;
@@ -249,7 +264,10 @@ impl Pod {
                 }
             }
             if drained {
-                outbox.push(AgentMessage::Exited { container: number, exit });
+                outbox.push(AgentMessage::Exited {
+                    container: number,
+                    exit,
+                });
                 let container = &mut self.containers[index];
                 container.told = true;
                 for output in &mut container.outputs {
@@ -269,7 +287,10 @@ impl Pod {
         match &mut self.stop {
             Some(stop) => stop.kill_at = stop.kill_at.min(kill_at),
             None => {
-                self.stop = Some(Stop { kill_at, killed: false });
+                self.stop = Some(Stop {
+                    kill_at,
+                    killed: false,
+                });
                 for container in &self.containers {
                     container.terminate();
                 }
@@ -295,8 +316,7 @@ impl Pod {
             stop.killed = true;
             self.containers.iter().for_each(Container::kill);
         }
-        let all_ended = self.containers.iter().all(|container| container.ended.is_some());
-        if all_ended || now >= stop.kill_at + KILL_PATIENCE {
+        if self.containers.iter().all(Container::is_over) || now >= stop.kill_at + KILL_PATIENCE {
             disks::flush();
             self.stopped = true;
             outbox.push(AgentMessage::Stopped);
@@ -329,9 +349,16 @@ impl Pod {
     /// When `tick` is needed at the latest.
     pub(crate) fn next_tick(&self) -> Option<Instant> {
         let look = self.watched_port().map(|_| self.next_look);
-        let restart = self.forward.as_ref().and_then(|forward| forward.process.err());
+        let restart = self
+            .forward
+            .as_ref()
+            .and_then(|forward| forward.process.err());
         let stop = self.stop.as_ref().filter(|_| !self.stopped).map(|stop| {
-            if stop.killed { stop.kill_at + KILL_PATIENCE } else { stop.kill_at }
+            if stop.killed {
+                stop.kill_at + KILL_PATIENCE
+            } else {
+                stop.kill_at
+            }
         });
         [look, restart, stop].into_iter().flatten().min()
     }
@@ -343,10 +370,6 @@ fn outbox_extend(outbox: &mut Outbox, message: Option<AgentMessage>) {
     }
 }
 
-fn failed(failure: &Failure) -> AgentMessage {
-    AgentMessage::Failed { container: failure.container, message: failure.message.clone() }
-}
-
 fn start(
     disks: &Disks,
     number: u16,
@@ -354,7 +377,7 @@ fn start(
     etc: &EtcFiles,
 ) -> Result<Container, String> {
     let image = disks.mount_image(&config.image_serial)?;
-    Container::start(&format!("c{number}"), config, &image, etc)
+    Container::start(number, config, &image, etc)
 }
 
 /// Starts the process that forwards to the gateway; if that fails, gives the time to try again.
@@ -402,7 +425,12 @@ mod tests {
     #[test]
     fn entropy_is_exactly_32_bytes() {
         assert_eq!(entropy(&"0a".repeat(32)), Some([10; 32]));
-        for wrong in ["0a".repeat(31), "0a".repeat(33), "zz".repeat(32), "é".repeat(32)] {
+        for wrong in [
+            "0a".repeat(31),
+            "0a".repeat(33),
+            "zz".repeat(32),
+            "é".repeat(32),
+        ] {
             assert_eq!(entropy(&wrong), None, "{wrong}");
         }
     }

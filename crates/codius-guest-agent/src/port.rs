@@ -44,13 +44,21 @@ impl Port {
                 break device;
             }
             if Instant::now() > deadline {
-                return Err(io::Error::new(ErrorKind::NotFound, "there is no control port"));
+                return Err(io::Error::new(
+                    ErrorKind::NotFound,
+                    "there is no control port",
+                ));
             }
             std::thread::sleep(PORT_RETRY);
         };
         let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = open(format!("/dev/{device}"), flags, Mode::empty())?;
-        Ok(Self { file, reader: LineReader::new(MAX_LINE_BYTES), line: Vec::new(), sent: 0 })
+        Ok(Self {
+            file,
+            reader: LineReader::new(MAX_LINE_BYTES),
+            line: Vec::new(),
+            sent: 0,
+        })
     }
 
     /// Everything that has arrived. The flag says that the host has closed its end.
@@ -78,7 +86,10 @@ impl Port {
 
     /// Sends what is left of the last line, then what `next` gives, until nothing is left or the port
     /// takes no more. Says whether any byte was taken.
-    pub(crate) fn send(&mut self, mut next: impl FnMut() -> Option<AgentMessage>) -> io::Result<bool> {
+    pub(crate) fn send(
+        &mut self,
+        mut next: impl FnMut() -> Option<AgentMessage>,
+    ) -> io::Result<bool> {
         let mut progress = false;
         loop {
             if self.sent == self.line.len() {

@@ -61,7 +61,12 @@ fn prepare(config: &ContainerConfig, hostname: &str) -> Result<Program, String> 
     };
     Ok(Program {
         path: text(path)?,
-        args: config.args.iter().cloned().map(text).collect::<Result<_, _>>()?,
+        args: config
+            .args
+            .iter()
+            .cloned()
+            .map(text)
+            .collect::<Result<_, _>>()?,
         env: env
             .into_iter()
             .map(|(name, value)| text(format!("{name}={value}")))
@@ -72,7 +77,11 @@ fn prepare(config: &ContainerConfig, hostname: &str) -> Result<Program, String> 
 /// What was given, and what every program expects to find.
 fn environment(given: &[(String, String)], home: &str, hostname: &str) -> Vec<(String, String)> {
     let mut env = given.to_vec();
-    for (name, value) in [("PATH", DEFAULT_PATH), ("HOME", home), ("HOSTNAME", hostname)] {
+    for (name, value) in [
+        ("PATH", DEFAULT_PATH),
+        ("HOME", home),
+        ("HOSTNAME", hostname),
+    ] {
         if variable(&env, name).is_none() {
             env.push((name.to_owned(), value.to_owned()));
         }
@@ -81,14 +90,20 @@ fn environment(given: &[(String, String)], home: &str, hostname: &str) -> Vec<(S
 }
 
 fn variable<'a>(env: &'a [(String, String)], name: &str) -> Option<&'a str> {
-    env.iter().find(|(variable, _)| variable == name).map(|(_, value)| value.as_str())
+    env.iter()
+        .find(|(variable, _)| variable == name)
+        .map(|(_, value)| value.as_str())
 }
 
 /// Reads a file that an image may have made into anything; one that is missing is empty.
 fn account_file(path: &str) -> Result<String, String> {
     let unreadable = |error: io::Error| format!("{path} of the image: {error}");
     // A pipe must not make us wait for a writer.
-    let file = match File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path) {
+    let file = match File::options()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+    {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(String::new()),
         file => file.map_err(unreadable)?,
     };
@@ -96,7 +111,9 @@ fn account_file(path: &str) -> Result<String, String> {
         return Err(format!("{path} of the image is not a file"));
     }
     let mut bytes = Vec::new();
-    file.take(MAX_ACCOUNT_FILE_BYTES).read_to_end(&mut bytes).map_err(unreadable)?;
+    file.take(MAX_ACCOUNT_FILE_BYTES)
+        .read_to_end(&mut bytes)
+        .map_err(unreadable)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
@@ -108,11 +125,20 @@ fn enter_workdir(workdir: &str) -> Result<(), String> {
 }
 
 fn give_up_privileges(account: &accounts::Account) -> io::Result<()> {
-    let limit = |most| Rlimit { current: Some(most), maximum: Some(most) };
+    let limit = |most| Rlimit {
+        current: Some(most),
+        maximum: Some(most),
+    };
     setrlimit(Resource::Nofile, limit(MAX_OPEN_FILES))?;
     setrlimit(Resource::Core, limit(0))?;
     // The control group limits processes; a limit per user would count all containers together.
-    setrlimit(Resource::Nproc, Rlimit { current: None, maximum: None })?;
+    setrlimit(
+        Resource::Nproc,
+        Rlimit {
+            current: None,
+            maximum: None,
+        },
+    )?;
     for capability in 0..CAPABILITY_NUMBERS {
         if !KEPT_CAPABILITIES.contains(&capability) && !sys::drop_from_bounding_set(capability)? {
             break;
@@ -122,7 +148,10 @@ fn give_up_privileges(account: &accounts::Account) -> io::Result<()> {
     for stream in [rustix::stdio::stdout(), rustix::stdio::stderr()] {
         fchown(stream, Some(Uid::from_raw(account.uid)), None::<Gid>)?;
     }
-    sys::set_user(account.uid, account.gid, &account.groups)?;
+    // As Docker: a program must not get around a file that is closed to its group.
+    let mut groups = vec![account.gid];
+    groups.extend(account.groups.iter().filter(|&&group| group != account.gid));
+    sys::set_user(account.uid, account.gid, &groups)?;
     sys::reset_signals()
 }
 
@@ -169,7 +198,9 @@ fn find(name: &str, path: &str) -> Result<String, String> {
 fn explain(path: &str, error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(libc::ENOENT) => {
-            format!("the program {path:?} needs an interpreter or loader that the image does not have")
+            format!(
+                "the program {path:?} needs an interpreter or loader that the image does not have"
+            )
         }
         Some(libc::ENOEXEC) => format!(
             "the program {path:?} cannot run here (it has no #! line, or is for another processor)"
@@ -201,17 +232,32 @@ mod tests {
         let (first, second) = (first.path().display(), second.path().display());
         let path = format!("/nowhere:{first}:{second}");
         assert_eq!(find("both", &path), Ok(format!("{second}/both")));
-        assert_eq!(find("data", &path), Err(format!("the program \"{first}/data\" is not executable")));
-        assert_eq!(find("folder", &path), Err(format!("the program \"{first}/folder\" is not a file")));
+        assert_eq!(
+            find("data", &path),
+            Err(format!("the program \"{first}/data\" is not executable"))
+        );
+        assert_eq!(
+            find("folder", &path),
+            Err(format!("the program \"{first}/folder\" is not a file"))
+        );
         let missing = find("gone", &path).unwrap_err();
-        assert_eq!(missing, format!("the image has no program \"gone\" (looked in {path})"));
-        assert_eq!(find("/gone", &path), Err("the image has no program \"/gone\"".into()));
+        assert_eq!(
+            missing,
+            format!("the image has no program \"gone\" (looked in {path})")
+        );
+        assert_eq!(
+            find("/gone", &path),
+            Err("the image has no program \"/gone\"".into())
+        );
         assert_eq!(find("", &path), Err("the command is empty".into()));
     }
 
     #[test]
     fn what_is_given_is_not_replaced() {
-        let given = [("HOME".to_owned(), "/data".to_owned()), ("A".to_owned(), "b=c".to_owned())];
+        let given = [
+            ("HOME".to_owned(), "/data".to_owned()),
+            ("A".to_owned(), "b=c".to_owned()),
+        ];
         let env = environment(&given, "/root", "pod");
         assert_eq!(env[..2], given);
         assert_eq!(variable(&env, "PATH"), Some(DEFAULT_PATH));

@@ -39,8 +39,14 @@ use crate::disks::{SCRATCH, SHARED_MEMORY, volume};
 /// Where the new root is put together; in every mount namespace another one.
 const NEW_ROOT: &str = "/run/root";
 /// Device nodes of every container: name, major and minor number.
-const DEVICES: &[(&str, u32, u32)] =
-    &[("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+const DEVICES: &[(&str, u32, u32)] = &[
+    ("null", 1, 3),
+    ("zero", 1, 5),
+    ("full", 1, 7),
+    ("random", 1, 8),
+    ("urandom", 1, 9),
+    ("tty", 5, 0),
+];
 const LINKS: &[(&str, &str)] = &[
     ("/proc/self/fd", "/dev/fd"),
     ("/proc/self/fd/0", "/dev/stdin"),
@@ -49,11 +55,21 @@ const LINKS: &[(&str, &str)] = &[
     ("pts/ptmx", "/dev/ptmx"),
 ];
 /// Covered, as Docker does: they tell about or change the whole machine.
-const HIDDEN_FILES: &[&str] = &["/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/latency_stats"];
+const HIDDEN_FILES: &[&str] = &[
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/timer_list",
+    "/proc/latency_stats",
+];
 const HIDDEN_DIRECTORIES: &[&str] = &["/proc/acpi", "/proc/scsi", "/sys/firmware"];
 /// Readable, not writable, even for root.
-const READ_ONLY: &[&str] =
-    &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+const READ_ONLY: &[&str] = &[
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+];
 
 /// Files that the pod gives to every container instead of those of the image.
 #[derive(Debug, Clone)]
@@ -67,8 +83,11 @@ pub(crate) struct EtcFiles {
 /// container's directory on the scratch disk. The error is for the uploader.
 pub(crate) fn enter(image: &str, name: &str, etc: &EtcFiles) -> Result<(), String> {
     let said = |what: &'static str| move |error: rustix::io::Errno| format!("{what}: {error}");
-    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
-        .map_err(said("mounts cannot be made private"))?;
+    mount_change(
+        "/",
+        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+    )
+    .map_err(said("mounts cannot be made private"))?;
     let volume = detached(&volume()).map_err(said("the shared volume"))?;
     let shared_memory = detached(SHARED_MEMORY).map_err(said("the shared memory"))?;
 
@@ -119,13 +138,21 @@ fn mount_kernel_files() -> Result<(), String> {
     mount_at("sysfs", "/sys", plain | MountFlags::RDONLY, c"")?;
     mount_at("cgroup2", "/sys/fs/cgroup", plain | MountFlags::RDONLY, c"")?;
     for &path in READ_ONLY {
-        let covered = mount_bind(path, path).and_then(|()| {
-            mount_remount(path, MountFlags::BIND | MountFlags::RDONLY | plain, c"")
-        });
+        let covered = mount_bind(path, path)
+            .and_then(|()| mount_remount(path, MountFlags::BIND | MountFlags::RDONLY | plain, c""));
         unless_missing(path, covered)?;
     }
     for &path in HIDDEN_DIRECTORIES {
-        unless_missing(path, mount("tmpfs", path, "tmpfs", plain | MountFlags::RDONLY, c"size=0"))?;
+        unless_missing(
+            path,
+            mount(
+                "tmpfs",
+                path,
+                "tmpfs",
+                plain | MountFlags::RDONLY,
+                c"size=0",
+            ),
+        )?;
     }
     Ok(())
 }
@@ -135,15 +162,26 @@ fn make_devices(shared_memory: &OwnedFd) -> Result<(), String> {
     mount_at("tmpfs", "/dev", safe, c"mode=0755,size=64k")?;
     for (name, major, minor) in DEVICES {
         let path = format!("/dev/{name}");
-        mknodat(CWD, &path, FileType::CharacterDevice, Mode::empty(), makedev(*major, *minor))
-            .map_err(|error| format!("{path}: {error}"))?;
+        mknodat(
+            CWD,
+            &path,
+            FileType::CharacterDevice,
+            Mode::empty(),
+            makedev(*major, *minor),
+        )
+        .map_err(|error| format!("{path}: {error}"))?;
         fs::set_permissions(&path, Permissions::from_mode(0o666))
             .map_err(|error| format!("{path}: {error}"))?;
     }
     for (target, link) in LINKS {
         symlink(target, link).map_err(|error| format!("{link}: {error}"))?;
     }
-    mount_at("devpts", "/dev/pts", safe, c"newinstance,ptmxmode=0666,mode=0620,gid=5")?;
+    mount_at(
+        "devpts",
+        "/dev/pts",
+        safe,
+        c"newinstance,ptmxmode=0666,mode=0620,gid=5",
+    )?;
     mount_at("mqueue", "/dev/mqueue", safe | MountFlags::NODEV, c"")?;
     directory("/dev/shm")?;
     attach(shared_memory, "/dev/shm")?;
@@ -155,7 +193,11 @@ fn make_devices(shared_memory: &OwnedFd) -> Result<(), String> {
 
 /// A copy of a mount that is not attached anywhere yet.
 fn detached(path: &str) -> rustix::io::Result<OwnedFd> {
-    open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
+    open_tree(
+        CWD,
+        path,
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
+    )
 }
 
 fn attach(tree: &OwnedFd, path: &str) -> Result<(), String> {
@@ -163,7 +205,12 @@ fn attach(tree: &OwnedFd, path: &str) -> Result<(), String> {
         .map_err(|error| format!("{path} cannot be mounted: {error}"))
 }
 
-fn mount_at(kind: &str, path: &str, flags: MountFlags, options: &std::ffi::CStr) -> Result<(), String> {
+fn mount_at(
+    kind: &str,
+    path: &str,
+    flags: MountFlags,
+    options: &std::ffi::CStr,
+) -> Result<(), String> {
     directory(path)?;
     mount(kind, path, kind, flags, options)
         .map_err(|error| format!("{path} cannot be mounted: {error}"))

@@ -45,7 +45,11 @@ fn listener(line: &str) -> Option<(Ipv6Addr, u16)> {
         return None;
     }
     let port = u16::from_str_radix(port, 16).ok()?;
-    let word = |at: usize| u32::from_str_radix(address.get(at..at + 8)?, 16).ok().map(u32::to_le_bytes);
+    let word = |at: usize| {
+        u32::from_str_radix(address.get(at..at + 8)?, 16)
+            .ok()
+            .map(u32::to_le_bytes)
+    };
     let address = match address.len() {
         8 => Ipv4Addr::from(word(0)?).to_ipv6_mapped(),
         32 => {
@@ -89,7 +93,11 @@ mod tests {
             ("000080FE000000000000000001000000:1F90", Reach::Nowhere),
         ] {
             assert_eq!(reach(&table(local, "0A"), 8080, own), expected, "{local}");
-            assert_eq!(reach(&table(local, "01"), 8080, own), Reach::Nowhere, "{local}");
+            assert_eq!(
+                reach(&table(local, "01"), 8080, own),
+                Reach::Nowhere,
+                "{local}"
+            );
         }
         let both = table("0100007F:1F90", "0A") + &table("00000000:1F90", "0A");
         assert_eq!(reach(&both, 8080, own), Reach::Host);
@@ -97,8 +105,19 @@ mod tests {
 
     #[test]
     fn odd_lines_are_passed_over() {
-        for line in ["", "0:", "0: x", "0: 0:1 0:0 0A", "0: ééééé:1F90 0:0 0A", "0: 00000000:1F90 0:0"] {
-            assert_eq!(reach(&format!("{HEADING}{line}\n"), 8080, None), Reach::Nowhere, "{line}");
+        for line in [
+            "",
+            "0:",
+            "0: x",
+            "0: 0:1 0:0 0A",
+            "0: ééééé:1F90 0:0 0A",
+            "0: 00000000:1F90 0:0",
+        ] {
+            assert_eq!(
+                reach(&format!("{HEADING}{line}\n"), 8080, None),
+                Reach::Nowhere,
+                "{line}"
+            );
         }
     }
 

@@ -15,7 +15,11 @@ const RNDADDENTROPY: libc::c_ulong = 0x4008_5203;
 const RNDRESEEDCRNG: libc::c_ulong = 0x5207;
 
 fn check(result: libc::c_int) -> io::Result<()> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// A process that was started: the parent sees its number, the child nothing.
@@ -58,7 +62,11 @@ pub(crate) fn signal_descriptor(signals: &[libc::c_int]) -> io::Result<OwnedFd> 
         for &signal in signals {
             check(libc::sigaddset(&raw mut set, signal))?;
         }
-        check(libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()))?;
+        check(libc::sigprocmask(
+            libc::SIG_BLOCK,
+            &raw const set,
+            std::ptr::null_mut(),
+        ))?;
         let descriptor = libc::signalfd(-1, &raw const set, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC);
         check(descriptor)?;
         Ok(OwnedFd::from_raw_fd(descriptor))
@@ -75,7 +83,11 @@ pub(crate) fn reset_signals() -> io::Result<()> {
             // SIGKILL, SIGSTOP and those of the C library refuse, which is all right.
             libc::signal(signal, libc::SIG_DFL);
         }
-        check(libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut()))
+        check(libc::sigprocmask(
+            libc::SIG_SETMASK,
+            &raw const set,
+            std::ptr::null_mut(),
+        ))
     }
 }
 
@@ -95,11 +107,19 @@ pub(crate) fn add_entropy(bytes: &[u8; 32]) -> io::Result<()> {
         bytes: [u8; 32],
     }
     let random = std::fs::File::open("/dev/urandom")?;
-    let pool = Pool { entropy_bits: 256, size: 32, bytes: *bytes };
+    let pool = Pool {
+        entropy_bits: 256,
+        size: 32,
+        bytes: *bytes,
+    };
     // SAFETY: `pool` has the layout that the call reads, `size` bytes after two ints; the second takes
     // no argument.
     unsafe {
-        check(libc::ioctl(random.as_raw_fd(), RNDADDENTROPY, &raw const pool))?;
+        check(libc::ioctl(
+            random.as_raw_fd(),
+            RNDADDENTROPY,
+            &raw const pool,
+        ))?;
         check(libc::ioctl(random.as_raw_fd(), RNDRESEEDCRNG))
     }
 }
@@ -137,7 +157,11 @@ pub(crate) fn drop_from_bounding_set(capability: libc::c_ulong) -> io::Result<bo
 /// Replaces the process by a program; only returns if that fails.
 pub(crate) fn execute(program: &CStr, args: &[CString], env: &[CString]) -> io::Error {
     fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
-        strings.iter().map(|string| string.as_ptr()).chain([std::ptr::null()]).collect()
+        strings
+            .iter()
+            .map(|string| string.as_ptr())
+            .chain([std::ptr::null()])
+            .collect()
     }
     let (args, env) = (pointers(args), pointers(env));
     // SAFETY: both lists end with a null pointer, and the strings outlive the call.
@@ -158,7 +182,12 @@ fn inet_socket() -> io::Result<OwnedFd> {
 fn interface_request(name: &str) -> libc::ifreq {
     // SAFETY: `ifreq` is plain data, for which all zeroes are valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(name.bytes()) {
+    for (to, from) in request
+        .ifr_name
+        .iter_mut()
+        .take(libc::IFNAMSIZ - 1)
+        .zip(name.bytes())
+    {
         *to = from.cast_signed();
     }
     request
@@ -191,7 +220,10 @@ fn socket_address(address: Ipv4Addr) -> libc::sockaddr {
     for (to, from) in data[2..6].iter_mut().zip([a, b, c, d]) {
         *to = from.cast_signed();
     }
-    libc::sockaddr { sa_family: libc::sa_family_t::try_from(libc::AF_INET).unwrap_or(2), sa_data: data }
+    libc::sockaddr {
+        sa_family: libc::sa_family_t::try_from(libc::AF_INET).unwrap_or(2),
+        sa_data: data,
+    }
 }
 
 pub(crate) fn set_address(interface: &str, address: Ipv4Addr, netmask: Ipv4Addr) -> io::Result<()> {

@@ -74,7 +74,10 @@ mod tests {
     fn an_open_port_is_told_once_and_at_once() {
         let mut watch = PortWatch::default();
         assert_eq!(watch.look(millis(0), Reach::Nowhere), None);
-        assert_eq!(watch.look(millis(8), Reach::Host), Some(AgentMessage::Listening));
+        assert_eq!(
+            watch.look(millis(8), Reach::Host),
+            Some(AgentMessage::Listening)
+        );
         assert!(watch.is_done());
         assert_eq!(watch.look(millis(16), Reach::Host), None);
         assert_eq!(watch.look(millis(5000), Reach::Loopback), None);
@@ -93,7 +96,10 @@ mod tests {
         assert_eq!(watch.look(millis(2000), Reach::Loopback), told);
         assert_eq!(watch.look(millis(3000), Reach::Loopback), None);
         assert!(!watch.is_done());
-        assert_eq!(watch.look(millis(4000), Reach::Host), Some(AgentMessage::Listening));
+        assert_eq!(
+            watch.look(millis(4000), Reach::Host),
+            Some(AgentMessage::Listening)
+        );
     }
 
     #[test]

@@ -29,7 +29,11 @@ pub struct LineReader {
 
 impl LineReader {
     pub fn new(limit: usize) -> Self {
-        Self { limit, partial: Vec::new(), overlong: false }
+        Self {
+            limit,
+            partial: Vec::new(),
+            overlong: false,
+        }
     }
 
     /// Forgets a half line: the other side has gone.

@@ -22,7 +22,12 @@ pub enum HostMessage {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum AgentMessage {
-    Hello { nonce: String, version: u32, configured: bool, containers: Vec<ContainerStatus> },
+    Hello {
+        nonce: String,
+        version: u32,
+        configured: bool,
+        containers: Vec<ContainerStatus>,
+    },
     /// All containers of the pod have been started.
     Started,
     /// The pod's port is open on an address that the host can reach.
@@ -30,15 +35,31 @@ pub enum AgentMessage {
     /// The pod's port is open, but only on the loopback address.
     ListeningOnLoopbackOnly,
     /// A piece of what a container wrote.
-    Log { container: u16, stream: LogStream, #[serde(with = "base64_bytes")] data: Vec<u8> },
+    Log {
+        container: u16,
+        stream: LogStream,
+        #[serde(with = "base64_bytes")]
+        data: Vec<u8>,
+    },
     /// Output that was thrown away because the host did not read it in time.
-    LogDropped { container: u16, bytes: u64 },
+    LogDropped {
+        container: u16,
+        bytes: u64,
+    },
     /// A container's first process has ended.
-    Exited { container: u16, exit: ContainerExit },
-    Pong { id: u64 },
+    Exited {
+        container: u16,
+        exit: ContainerExit,
+    },
+    Pong {
+        id: u64,
+    },
     Stopped,
     /// The pod cannot be started or has to end; the text is for the uploader.
-    Failed { container: Option<u16>, message: String },
+    Failed {
+        container: Option<u16>,
+        message: String,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -123,6 +144,8 @@ mod base64_bytes {
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
         let text = <std::borrow::Cow<'de, str>>::deserialize(from)?;
-        BASE64.decode(text.as_bytes()).map_err(serde::de::Error::custom)
+        BASE64
+            .decode(text.as_bytes())
+            .map_err(serde::de::Error::custom)
     }
 }

@@ -19,8 +19,8 @@ use crate::{
     tree::{NodeId, NodeKind, Tree},
 };
 
-/// Written to the pipe at once.
-const BUFFER: usize = 512 << 10;
+/// Written to the pipe when there is as much.
+const FLUSH_FROM: usize = 512 << 10;
 /// Larger files go from the spool into the pipe without passing through the buffer.
 const SPLICE_FROM: u64 = 128 << 10;
 /// Bytes of a path on the way out; symbolic links can make it longer than any layer had it.
@@ -39,7 +39,7 @@ pub(crate) fn write(tree: &Tree, spools: &[File], output: File) -> Result<(), Fa
         tree,
         spools,
         output,
-        buffer: Vec::with_capacity(BUFFER),
+        buffer: Vec::with_capacity(2 * FLUSH_FROM),
         names: vec![0; tree.nodes()],
         written: HashMap::new(),
     };
@@ -153,7 +153,7 @@ impl Archive<'_> {
     fn pad(&mut self, size: u64) -> Result<(), Fault> {
         let padding = size.wrapping_neg() % 512;
         self.buffer.extend((0..padding).map(|_| 0));
-        if self.buffer.len() >= BUFFER - SPLICE_FROM as usize - 4096 {
+        if self.buffer.len() >= FLUSH_FROM {
             self.flush()?;
         }
         Ok(())
@@ -191,8 +191,12 @@ impl Archive<'_> {
         }
         // A hard link has the attributes of its file already.
         if kind != EntryType::Link {
-            for (name, value) in &meta.xattrs {
-                record(&mut records, &[b"SCHILY.xattr.", &**name].concat(), value);
+            for xattr in &meta.xattrs {
+                record(
+                    &mut records,
+                    &[b"SCHILY.xattr.", &*xattr.name].concat(),
+                    &xattr.value,
+                );
             }
         }
         if !records.is_empty() {

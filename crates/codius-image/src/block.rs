@@ -16,14 +16,14 @@ use std::{
         fd::AsFd,
         unix::fs::{FileExt, PermissionsExt},
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
 };
 
 use rustix::{
     fs::{Gid, Uid, fchown},
-    process::{Pid, Resource, Rlimit, geteuid, prlimit},
+    process::geteuid,
 };
 use tokio::{
     io::AsyncReadExt,
@@ -35,6 +35,8 @@ use tokio::{
 use crate::{archive, fault::Fault, tree::Tree};
 
 const PROGRAM: &str = "sqfstar";
+/// Sets resource limits and then becomes another program; part of Debian's essential util-linux.
+const LIMITER: &str = "prlimit";
 /// Memory for the program's own buffers.
 const MEMORY: &str = "128M";
 /// Bytes of the program's messages that are kept.
@@ -71,8 +73,7 @@ pub(crate) async fn build(
     let most = contents_bytes
         .saturating_add(BASE_BYTES)
         .saturating_add((tree.nodes() as u64).saturating_mul(OVERHEAD));
-    let mut child = spawn(program, &tree, &output)?;
-    restrict(&child, most)?;
+    let mut child = spawn(&program, &tree, &output, most)?;
     let input = child
         .stdin
         .take()
@@ -119,11 +120,15 @@ pub(crate) async fn build(
         .map_err(|_| io::Error::other("checking the block image panicked"))?
 }
 
-fn spawn(program: PathBuf, tree: &Tree, output: &File) -> Result<Child, Fault> {
+fn spawn(program: &Path, tree: &Tree, output: &File, most: u64) -> Result<Child, Fault> {
     let root = &tree.root().meta;
-    let mut command = Command::new(program);
+    // The limits are set by the program's own process before it becomes sqfstar: setting them from
+    // here would need a capability that root in a container often lacks.
+    let mut command = Command::new(LIMITER);
     command
-        .args(["-quiet", "-no-progress", "-reproducible", "-mkfs-time", "0"])
+        .args([&format!("--fsize={most}"), "--core=0", "--"])
+        .arg(program)
+        .args(["-force", "-quiet", "-no-progress", "-reproducible", "-mkfs-time", "0"])
         .args([
             "-noI",
             "-noD",
@@ -139,6 +144,7 @@ fn spawn(program: PathBuf, tree: &Tree, output: &File) -> Result<Child, Fault> {
         .args(["-root-time", &root.mtime.to_string()])
         .arg("/proc/self/fd/1")
         .env_clear()
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .current_dir("/")
         .stdin(Stdio::piped())
         .stdout(output.try_clone()?)
@@ -156,30 +162,9 @@ fn spawn(program: PathBuf, tree: &Tree, output: &File) -> Result<Child, Fault> {
     command.spawn().map_err(|error| {
         Fault::Host(io::Error::new(
             error.kind(),
-            format!("sqfstar (package squashfs-tools) cannot be started: {error}"),
+            format!("prlimit (package util-linux) cannot be started: {error}"),
         ))
     })
-}
-
-/// The program waits for its input, so it has done nothing before these limits are on it.
-fn restrict(child: &Child, file_bytes: u64) -> Result<(), Fault> {
-    let pid = child
-        .id()
-        .and_then(|id| i32::try_from(id).ok())
-        .and_then(Pid::from_raw);
-    let Some(pid) = pid else {
-        // It has ended; waiting for it tells why.
-        return Ok(());
-    };
-    let limits = [(Resource::Fsize, file_bytes), (Resource::Core, 0)];
-    for (resource, limit) in limits {
-        let limit = Rlimit {
-            current: Some(limit),
-            maximum: Some(limit),
-        };
-        prlimit(Some(pid), resource, limit).map_err(io::Error::from)?;
-    }
-    Ok(())
 }
 
 /// Checks what the program made, takes it back and makes it durable.

@@ -36,8 +36,11 @@ const PATH_BYTES: usize = 4095;
 const NAME_BYTES: usize = 255;
 /// What an entry costs in memory besides its names; an estimate on the safe side.
 const ENTRY_OVERHEAD: u64 = 128;
-/// Window of a zstd frame, as a power of two: what `zstd` itself accepts without a flag.
-const ZSTD_WINDOW_LOG: u32 = 27;
+/// Window of a zstd frame, as a power of two: 32 MiB, four times what every decoder should accept
+/// (RFC 8878 3.1.1.1.2) and enough for all but zstd's two highest levels.
+const ZSTD_WINDOW_LOG: u32 = 25;
+/// Extended attributes of one file.
+const MAX_XATTRS: usize = 64;
 
 /// Prefix of a whiteout (OCI image-spec, layer.md).
 const WHITEOUT: &[u8] = b".wh.";
@@ -94,7 +97,14 @@ pub(crate) struct Meta {
     pub(crate) gid: u32,
     /// Seconds since 1970.
     pub(crate) mtime: u32,
-    pub(crate) xattrs: Vec<(Box<[u8]>, Box<[u8]>)>,
+    pub(crate) xattrs: Vec<Xattr>,
+}
+
+/// An extended attribute by its full name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Xattr {
+    pub(crate) name: Box<[u8]>,
+    pub(crate) value: Box<[u8]>,
 }
 
 /// What all layers of one image use together.
@@ -322,6 +332,8 @@ impl Source<'_> {
                 "a layer has an extended header of more than 1 MiB",
             ));
         }
+        // Several may come before one entry, so each is charged for when it comes.
+        self.budget.metadata(size)?;
         let mut contents = Vec::new();
         self.pass(size, |bytes| {
             contents.extend_from_slice(bytes);
@@ -362,7 +374,7 @@ struct Extensions {
     uid: Option<u64>,
     gid: Option<u64>,
     mtime: Option<u32>,
-    xattrs: Vec<(Box<[u8]>, Box<[u8]>)>,
+    xattrs: Vec<Xattr>,
 }
 
 fn read_archive(source: &mut Source<'_>, spool: &mut Spool) -> Result<Vec<Entry>, Fault> {
@@ -374,7 +386,6 @@ fn read_archive(source: &mut Source<'_>, spool: &mut Spool) -> Result<Vec<Entry>
         }
         let header = Header(&block);
         header.check()?;
-        source.budget.entry()?;
         match header.kind() {
             b'x' => {
                 let size = header.size()?;
@@ -388,6 +399,7 @@ fn read_archive(source: &mut Source<'_>, spool: &mut Spool) -> Result<Vec<Entry>
             b'L' => extensions.path = Some(until_nul(&source.extension(header.size()?)?).to_vec()),
             b'K' => extensions.link = Some(until_nul(&source.extension(header.size()?)?).to_vec()),
             _ => {
+                source.budget.entry()?;
                 let extensions = std::mem::take(&mut extensions);
                 entries.extend(read_entry(&header, extensions, source, spool)?);
             }
@@ -494,7 +506,7 @@ impl Entry {
             .meta
             .xattrs
             .iter()
-            .map(|(name, value)| name.len() + value.len())
+            .map(|xattr| xattr.name.len() + xattr.value.len())
             .sum();
         (self.path.len() + link + xattrs) as u64 + ENTRY_OVERHEAD
     }
@@ -523,6 +535,11 @@ impl Extensions {
                 .ok_or_else(broken)?;
             let (key, value) = (&pair[..equals], &pair[equals + 1..]);
             self.set(key, value).ok_or_else(broken)?;
+            if self.xattrs.len() > MAX_XATTRS {
+                return Err(Fault::too_large(format!(
+                    "it has a file with more than {MAX_XATTRS} extended attributes"
+                )));
+            }
             if key.starts_with(b"GNU.sparse.") {
                 return Err(Fault::invalid("a layer has sparse files"));
             }
@@ -550,8 +567,11 @@ impl Extensions {
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.")
                     && is_kept(name)
                 {
-                    self.xattrs.retain(|(known, _)| **known != *name);
-                    self.xattrs.push((name.into(), value.into()));
+                    self.xattrs.retain(|xattr| *xattr.name != *name);
+                    self.xattrs.push(Xattr {
+                        name: name.into(),
+                        value: value.into(),
+                    });
                 }
             }
         }

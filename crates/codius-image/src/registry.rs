@@ -68,12 +68,33 @@ struct Token {
     until: Instant,
 }
 
-/// Why an interrupted transfer ended.
+/// Why a blob did not arrive.
+#[derive(Debug)]
+pub(crate) enum BlobFault {
+    /// Its receiver closed the channel before the end, for a reason that only the receiver knows.
+    ReceiverGone,
+    /// The registry's side failed.
+    Registry(Fault),
+}
+
+impl From<Fault> for BlobFault {
+    fn from(fault: Fault) -> Self {
+        Self::Registry(fault)
+    }
+}
+
+/// Why one transfer of a blob ended early.
 enum Broken {
     /// It may go on from where it stopped.
     Resume(Fault),
     /// It is over.
-    Final(Fault),
+    Final(BlobFault),
+}
+
+impl Broken {
+    fn finally(fault: Fault) -> Self {
+        Self::Final(BlobFault::Registry(fault))
+    }
 }
 
 impl RegistryClient {
@@ -170,7 +191,7 @@ impl RegistryClient {
         descriptor: &Descriptor,
         sink: mpsc::Sender<Bytes>,
         received: &(dyn Fn(u64) + Sync),
-    ) -> Result<(), Fault> {
+    ) -> Result<(), BlobFault> {
         let url = self.url(reference, &format!("blobs/{}", descriptor.digest))?;
         let mut transfer = Transfer {
             hasher: Hasher::new(),
@@ -185,7 +206,9 @@ impl RegistryClient {
             {
                 Ok(()) => break,
                 Err(Broken::Final(fault)) => return Err(fault),
-                Err(Broken::Resume(fault)) if resumes == self.limits.resumes => return Err(fault),
+                Err(Broken::Resume(fault)) if resumes == self.limits.resumes => {
+                    return Err(fault.into());
+                }
                 Err(Broken::Resume(fault)) => {
                     tracing::debug!(?fault, offset = transfer.offset, "layer interrupted");
                     resumes += 1;
@@ -195,7 +218,7 @@ impl RegistryClient {
             }
         }
         if transfer.hasher.finish() != descriptor.digest {
-            return Err(Fault::invalid("a layer is not what its digest says"));
+            return Err(Fault::invalid("a layer is not what its digest says").into());
         }
         Ok(())
     }
@@ -212,17 +235,17 @@ impl RegistryClient {
         let mut headers = HeaderMap::new();
         if transfer.offset > 0 {
             let range = HeaderValue::from_str(&format!("bytes={}-", transfer.offset));
-            headers.insert(RANGE, range.map_err(|_| Broken::Final(broken_header()))?);
+            headers.insert(RANGE, range.map_err(|_| Broken::finally(broken_header()))?);
         }
         let mut response = self
             .get(reference, url.clone(), &headers)
             .await
             .map_err(|fault| match fault {
                 Fault::Unavailable(_) => Broken::Resume(fault),
-                other => Broken::Final(other),
+                other => Broken::finally(other),
             })?;
         if transfer.offset > 0 && !continues_at(&response, transfer.offset) {
-            return Err(Broken::Final(Fault::unavailable(
+            return Err(Broken::finally(Fault::unavailable(
                 "a layer was interrupted and its registry cannot continue",
             )));
         }
@@ -231,7 +254,7 @@ impl RegistryClient {
             .content_length()
             .is_some_and(|length| length != left)
         {
-            return Err(Broken::Final(Fault::invalid(
+            return Err(Broken::finally(Fault::invalid(
                 "a layer has another size than announced",
             )));
         }
@@ -243,18 +266,15 @@ impl RegistryClient {
         {
             let length = bytes.len() as u64;
             if length > descriptor.size - transfer.offset {
-                return Err(Broken::Final(Fault::invalid(
+                return Err(Broken::finally(Fault::invalid(
                     "a layer is longer than announced",
                 )));
             }
             transfer.hasher.update(&bytes);
             transfer.offset += length;
             received(length);
-            // Only the layer's reader closes the channel, and then has the better reason.
             if sink.send(bytes).await.is_err() {
-                return Err(Broken::Final(Fault::invalid(
-                    "a layer was not read to its end",
-                )));
+                return Err(Broken::Final(BlobFault::ReceiverGone));
             }
         }
         if transfer.offset < descriptor.size {

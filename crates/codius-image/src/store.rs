@@ -46,7 +46,7 @@ use crate::{
     limits::{ImageLimits, RegistryConfig},
     manifest::{self, Config, Descriptor, Document, Manifest, Record},
     reference::Reference,
-    registry::RegistryClient,
+    registry::{BlobFault, RegistryClient},
     tree::Tree,
 };
 
@@ -56,8 +56,9 @@ const VERSION: u32 = 1;
 const MAX_RESOLVED: usize = 64;
 /// Indexes remembered for one image.
 const MAX_INDEXES: usize = 8;
-/// Pieces of a layer that wait between the network and decompression; each has some 16 KiB.
-const PIECES: usize = 64;
+/// Pieces of a layer that wait between the network and decompression; each has at most
+/// 400 KiB (hyper's read buffer).
+const PIECES: usize = 16;
 
 /// Why a store cannot be opened. Nothing was changed; the operator puts it right.
 #[derive(Debug, Error)]
@@ -260,7 +261,7 @@ impl Images for ImageStore {
             Err(_) => Err(Fault::unavailable("its registry did not answer in time")),
         };
         let resolved = resolved.map_err(|fault| fault.for_reference(reference))?;
-        let cached = self.0.touch(&resolved.digest, resolved.index);
+        let cached = self.0.touch(resolved.digest, resolved.index);
         Ok(ResolvedImage {
             reference: reference.to_owned(),
             digest: resolved.digest.to_string(),
@@ -332,25 +333,35 @@ impl Inner {
     }
 
     /// Whether an image is here; if so, it counts as used, and is known under one more index.
-    fn touch(&self, digest: &Digest, index: Option<Digest>) -> bool {
+    fn touch(self: &Arc<Self>, digest: Digest, index: Option<Digest>) -> bool {
         let mut state = self.state();
-        let Some(stored) = state.stored.get_mut(digest) else {
+        let Some(stored) = state.stored.get_mut(&digest) else {
             return false;
         };
         stored.used = Instant::now();
-        if let Some(index) = index {
-            let text = index.to_string();
-            if !stored.record.indexes.contains(&text) && stored.record.indexes.len() < MAX_INDEXES {
-                stored.record.indexes.push(text);
-                let record = stored.record.clone();
-                state.indexes.insert(index, *digest);
-                // Forgetting it costs a question to the registry, no more.
-                if let Err(error) = self.write_record(digest, &record) {
-                    tracing::warn!(%digest, %error, "image record not updated");
-                }
-            }
+        let Some(index) = index else { return true };
+        let text = index.to_string();
+        let indexes = &mut stored.record.indexes;
+        if !indexes.contains(&text) && indexes.len() < MAX_INDEXES {
+            indexes.push(text);
+            let record = stored.record.clone();
+            state.indexes.insert(index, digest);
+            let inner = Arc::clone(self);
+            // Nobody waits: forgetting it costs a question to the registry, no more.
+            spawn_blocking(move || inner.update_record(&digest, &record));
         }
         true
+    }
+
+    /// Writes the record of an image anew, unless the image is gone in the meantime.
+    fn update_record(&self, digest: &Digest, record: &Record) {
+        // The lock keeps `remove_unused` from running in between; this happens once per index.
+        let state = self.state();
+        if state.stored.contains_key(digest)
+            && let Err(error) = self.write_record(digest, record)
+        {
+            tracing::warn!(%digest, %error, "image record not updated");
+        }
     }
 
     fn prepared(&self, state: &mut State, digest: &Digest) -> Option<PreparedImage> {
@@ -452,7 +463,7 @@ impl Inner {
 
     /// Fetches the layers, makes the block image and publishes it.
     async fn make(
-        &self,
+        self: &Arc<Self>,
         digest: Digest,
         reference: &Reference,
         audience: &Audience,
@@ -605,13 +616,10 @@ impl Inner {
         let read = reader
             .await
             .map_err(|_| io::Error::other("reading a layer panicked"))?;
-        let layer = match (fetched, read) {
-            (Ok(()), read) => read?,
-            // The reader stopped first, for a reason of its own; else it saw a cut-off layer.
-            (Err(Fault::Invalid(_) | Fault::TooLarge(_)), Err(fault @ Fault::TooLarge(_))) => {
-                return Err(fault);
-            }
-            (Err(fault), _) => return Err(fault),
+        let layer = match fetched {
+            // If the registry's side failed, the reader has only seen a layer that is cut off.
+            Err(BlobFault::Registry(fault)) => return Err(fault),
+            Ok(()) | Err(BlobFault::ReceiverGone) => read?,
         };
         if layer.diff_id != diff_id {
             return Err(Fault::invalid(

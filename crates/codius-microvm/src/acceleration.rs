@@ -16,13 +16,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     AcceleratorChoice, OpenError,
-    channel::Channel,
+    channel::{Channel, hello},
     limits::{PROBE_DEADLINE, PROGRAM_DEADLINE},
     machine::{
         Accelerator, GuestFiles, Launch, ShortDir, create_console, listen_for_agent,
         measure_tsc_khz,
     },
-    pod::hello,
     process::boot_id,
     programs::first_line,
     remains::Places,

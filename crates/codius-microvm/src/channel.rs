@@ -5,8 +5,10 @@
 use std::{collections::VecDeque, io, path::Path, time::Duration};
 
 use codius_guest_protocol::{
-    AgentMessage, HostMessage, Line, LineReader, MAX_GUEST_LINE_BYTES, encode,
+    AgentMessage, ContainerStatus, HostMessage, Line, LineReader, MAX_GUEST_LINE_BYTES,
+    PROTOCOL_VERSION, encode,
 };
+use data_encoding::HEXLOWER;
 use thiserror::Error;
 use tokio::{
     net::UnixStream,
@@ -14,7 +16,8 @@ use tokio::{
 };
 
 use crate::limits::{
-    GUEST_BURST_BYTES, GUEST_BYTES_PER_SEC, GUEST_LINE_COST, MAX_OUTBOX_BYTES, MAX_UNREADABLE_LINES,
+    ATTACH_INTERVAL, GUEST_BURST_BYTES, GUEST_BYTES_PER_SEC, GUEST_LINE_COST, MAX_OUTBOX_BYTES,
+    MAX_UNREADABLE_LINES,
 };
 
 /// Bytes of one read.
@@ -137,6 +140,36 @@ impl Channel {
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
             Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// What a first answer of an agent says.
+#[derive(Debug)]
+pub(crate) struct Hello {
+    pub(crate) configured: bool,
+    pub(crate) containers: Vec<ContainerStatus>,
+}
+
+/// Gets in step with the agent.
+pub(crate) async fn hello(channel: &mut Channel) -> Result<Hello, ChannelError> {
+    let ours = HEXLOWER.encode(&rand::random::<[u8; 16]>());
+    let mut attach = tokio::time::interval(ATTACH_INTERVAL);
+    loop {
+        tokio::select! {
+            _ = attach.tick() => channel.send(&HostMessage::Attach { nonce: ours.clone() })?,
+            message = channel.next() => match message? {
+                AgentMessage::Hello { nonce, version, configured, containers } if nonce == ours => {
+                    if version != PROTOCOL_VERSION {
+                        let versions = format!("its version is {version}, ours {PROTOCOL_VERSION}");
+                        return Err(ChannelError::Unreadable(versions));
+                    }
+                    channel.set_in_step();
+                    return Ok(Hello { configured, containers });
+                }
+                // Of an earlier talk.
+                other => tracing::debug!(?other, "dropped what the guest said before the first answer"),
+            },
         }
     }
 }

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::{
-    Instance, Ipv4Pool, MicrovmConfig, OpenError, acceleration,
+    Instance, Ipv4Pool, MicrovmConfig, OpenError, acceleration, configuration,
     limits::{
         LOCK_DEADLINE, MAX_MEMORY_MIB, MAX_SCRATCH_MIB, MAX_VCPUS, MIN_MEMORY_MIB, MIN_SCRATCH_MIB,
     },
@@ -404,7 +404,7 @@ fn check(pod: &PodStart) -> Result<(), DriverError> {
         Some(format!(
             "a machine has {MIN_SCRATCH_MIB} to {MAX_SCRATCH_MIB} MiB of disk"
         ))
-    } else if !pod::fits_one_line(pod) {
+    } else if !configuration::fits_one_line(pod) {
         Some("its environment and arguments are too long".to_owned())
     } else {
         None

@@ -26,8 +26,10 @@
 mod acceleration;
 mod channel;
 mod config;
+mod configuration;
 mod driver;
 mod error;
+mod hearing;
 mod interledger;
 mod limits;
 mod machine;

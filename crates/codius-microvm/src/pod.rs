@@ -17,31 +17,28 @@ use std::{
     os::unix::fs::OpenOptionsExt,
     path::Path,
     sync::Arc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
-use codius_guest_protocol::{
-    AgentMessage, ContainerConfig, ContainerStatus, HostMessage, MAX_LINE_BYTES, MAX_LOG_BYTES,
-    NetworkConfig, PROTOCOL_VERSION, PodConfig, SCRATCH_SERIAL, encode,
-};
+use codius_guest_protocol::{ContainerStatus, HostMessage, SCRATCH_SERIAL};
 use codius_manifest::ManifestHash;
 use codius_pod::{DriverError, PodEvent, PodEvents, PodStart, RunningPod};
-use data_encoding::HEXLOWER;
 use tokio::{sync::oneshot, time::timeout};
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use crate::{
-    channel::{Channel, ChannelError},
+    channel::{Channel, hello},
+    configuration::{distinct_images, image_serial, pod_config},
     driver::{Claim, Shared},
+    hearing::{Heard, hear},
     interledger::InterledgerPort,
     limits::{
-        ATTACH_INTERVAL, CONSOLE_TAIL_BYTES, HEARTBEAT_INTERVAL, HEARTBEATS_MISSED,
-        MAX_CONSOLE_BYTES, MAX_PROCESSES, MAX_REASON_CHARS, STOP_MARGIN, containers_deadline,
-        hello_deadline,
+        CONSOLE_TAIL_BYTES, HEARTBEAT_INTERVAL, HEARTBEATS_MISSED, MAX_CONSOLE_BYTES, STOP_MARGIN,
+        containers_deadline, hello_deadline,
     },
     machine::{Disk, Launch, LaunchNetwork, ShortDir, create_console, listen_for_agent},
-    network::{self, PodNetwork, TAP_PREFIX_LEN},
+    network::{self, PodNetwork},
     process::ProcessWatch,
     programs,
     record::{Phase, PodRecord, RECORD_VERSION},
@@ -416,103 +413,6 @@ fn make_scratch(mke2fs: &Path, dir: &Path, mib: u32) -> io::Result<Disk> {
     })
 }
 
-/// Each image once, and for each container which it is.
-fn distinct_images(pod: &PodStart) -> (Vec<std::path::PathBuf>, Vec<usize>) {
-    let mut digests: Vec<&str> = Vec::new();
-    let mut images = Vec::new();
-    let mut of_container = Vec::new();
-    for container in &pod.containers {
-        let image = &container.image;
-        let index = digests
-            .iter()
-            .position(|digest| *digest == image.digest)
-            .unwrap_or_else(|| {
-                digests.push(&image.digest);
-                images.push(image.block_image.clone());
-                digests.len() - 1
-            });
-        of_container.push(index);
-    }
-    (images, of_container)
-}
-
-fn image_serial(index: usize) -> String {
-    format!("img{index}")
-}
-
-fn pod_config(shared: &Shared, pod: &PodStart, slot: u16, serials: &[usize]) -> PodConfig {
-    let block = shared.pool.block(slot);
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    PodConfig {
-        entropy_hex: HEXLOWER.encode(&rand::random::<[u8; 32]>()),
-        now_unix_ms: millis(now),
-        hostname: pod.hash.to_string(),
-        network: Some(NetworkConfig {
-            address: block.guest(),
-            prefix_len: TAP_PREFIX_LEN,
-            gateway: block.gateway(),
-            nameservers: shared.nameservers.clone(),
-        }),
-        port: pod.port,
-        containers: container_configs(pod, serials),
-    }
-}
-
-fn container_configs(pod: &PodStart, images: &[usize]) -> Vec<ContainerConfig> {
-    let containers = pod.containers.iter().zip(images);
-    let configs = containers.map(|(container, &image)| ContainerConfig {
-        id: container.id.clone(),
-        image_serial: image_serial(image),
-        args: container.args.clone(),
-        env: container.env.clone(),
-        workdir: container.workdir.clone(),
-        user: container.user.clone(),
-        memory_bytes: u64::from(pod.machine.memory_mib) * 1024 * 1024,
-        max_processes: MAX_PROCESSES,
-    });
-    configs.collect()
-}
-
-/// Whether what the agent has to be told of the containers fits into one line of the protocol.
-pub(crate) fn fits_one_line(pod: &PodStart) -> bool {
-    // For the little that a configuration holds beside its containers.
-    const REST: usize = 4096;
-    let (_, images) = distinct_images(pod);
-    encode(&container_configs(pod, &images)).len() + REST <= MAX_LINE_BYTES
-}
-
-/// What a first answer of an agent says.
-#[derive(Debug)]
-pub(crate) struct Hello {
-    configured: bool,
-    containers: Vec<ContainerStatus>,
-}
-
-/// Gets in step with the agent.
-pub(crate) async fn hello(channel: &mut Channel) -> Result<Hello, ChannelError> {
-    let ours = HEXLOWER.encode(&rand::random::<[u8; 16]>());
-    let mut attach = tokio::time::interval(ATTACH_INTERVAL);
-    loop {
-        tokio::select! {
-            _ = attach.tick() => channel.send(&HostMessage::Attach { nonce: ours.clone() })?,
-            message = channel.next() => match message? {
-                AgentMessage::Hello { nonce, version, configured, containers } if nonce == ours => {
-                    if version != PROTOCOL_VERSION {
-                        let versions = format!("its version is {version}, ours {PROTOCOL_VERSION}");
-                        return Err(ChannelError::Unreadable(versions));
-                    }
-                    channel.set_in_step();
-                    return Ok(Hello { configured, containers });
-                }
-                // Of an earlier talk.
-                other => debug!(?other, "dropped what the guest said before the first answer"),
-            },
-        }
-    }
-}
-
 async fn containers_started(
     channel: &mut Channel,
     containers: &[String],
@@ -541,78 +441,6 @@ async fn containers_started(
             Heard::Nothing => {}
         }
     }
-}
-
-/// What a message means to the host.
-#[derive(Debug, PartialEq, Eq)]
-enum Heard {
-    Event(PodEvent),
-    Failed {
-        container: Option<usize>,
-        reason: String,
-    },
-    Stopped,
-    /// Only a sign of life.
-    Nothing,
-}
-
-/// Judges a message of a guest that is in step. An error says how it breaks the protocol.
-fn hear(message: AgentMessage, containers: usize) -> Result<Heard, String> {
-    let known = |container: u16| {
-        let index = usize::from(container);
-        if index < containers {
-            Ok(index)
-        } else {
-            Err(format!(
-                "the guest speaks of container {index} of {containers}"
-            ))
-        }
-    };
-    Ok(match message {
-        AgentMessage::Hello { .. } | AgentMessage::Pong { .. } => Heard::Nothing,
-        AgentMessage::Started => Heard::Event(PodEvent::Started),
-        AgentMessage::Listening => Heard::Event(PodEvent::Listening),
-        AgentMessage::ListeningOnLoopbackOnly => Heard::Event(PodEvent::ListeningOnLoopbackOnly),
-        AgentMessage::Log { data, .. } if data.len() > MAX_LOG_BYTES => {
-            return Err(format!(
-                "the guest sends {} bytes of output at once",
-                data.len()
-            ));
-        }
-        AgentMessage::Log {
-            container,
-            stream,
-            data,
-        } => Heard::Event(PodEvent::Log {
-            container: known(container)?,
-            stream,
-            data,
-        }),
-        AgentMessage::LogDropped { container, bytes } => Heard::Event(PodEvent::LogDropped {
-            container: known(container)?,
-            bytes,
-        }),
-        AgentMessage::Exited { container, exit } => Heard::Event(PodEvent::Exited {
-            container: known(container)?,
-            exit,
-        }),
-        AgentMessage::Stopped => Heard::Stopped,
-        AgentMessage::Failed { container, message } => {
-            let container = container.map(known).transpose()?;
-            Heard::Failed {
-                container,
-                reason: one_line(&message),
-            }
-        }
-    })
-}
-
-/// A guest's words, fit for a sentence of ours.
-fn one_line(text: &str) -> String {
-    let clean = text
-        .chars()
-        .map(|letter| if letter.is_control() { ' ' } else { letter });
-    clean.take(MAX_REASON_CHARS).collect()
 }
 
 async fn take_up(
@@ -809,74 +637,5 @@ fn bound_console(path: &Path) {
         .is_ok_and(|metadata| metadata.len() > MAX_CONSOLE_BYTES)
     {
         let _ = file.set_len(0);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use codius_guest_protocol::{ContainerExit, LogStream};
-
-    #[test]
-    fn a_container_that_is_not_there_is_a_fault() {
-        let exited = |container| AgentMessage::Exited {
-            container,
-            exit: ContainerExit::Code(0),
-        };
-        assert_eq!(
-            hear(exited(1), 2),
-            Ok(Heard::Event(PodEvent::Exited {
-                container: 1,
-                exit: ContainerExit::Code(0)
-            }))
-        );
-        assert!(hear(exited(2), 2).is_err());
-        assert!(
-            hear(
-                AgentMessage::LogDropped {
-                    container: 7,
-                    bytes: 1
-                },
-                2
-            )
-            .is_err()
-        );
-        assert!(
-            hear(
-                AgentMessage::Failed {
-                    container: Some(9),
-                    message: String::new()
-                },
-                2
-            )
-            .is_err()
-        );
-    }
-
-    #[test]
-    fn output_is_taken_in_small_pieces_only() {
-        let log = |bytes| AgentMessage::Log {
-            container: 0,
-            stream: LogStream::Stdout,
-            data: vec![0; bytes],
-        };
-        assert!(hear(log(MAX_LOG_BYTES), 1).is_ok());
-        assert!(hear(log(MAX_LOG_BYTES + 1), 1).is_err());
-    }
-
-    #[test]
-    fn a_guest_cannot_break_our_lines() {
-        let message = format!("no\n\u{1b}[31m{}", "x".repeat(10_000));
-        let Ok(Heard::Failed { reason, .. }) = hear(
-            AgentMessage::Failed {
-                container: None,
-                message,
-            },
-            1,
-        ) else {
-            panic!("not heard")
-        };
-        assert!(!reason.chars().any(char::is_control));
-        assert_eq!(reason.chars().count(), MAX_REASON_CHARS);
     }
 }

@@ -106,6 +106,28 @@ async fn a_killed_machine_is_lost_and_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn a_guest_that_hangs_is_lost_and_leaves_nothing() {
+    let host = TestHost::new();
+    let driver = host.open().await;
+    let recorder = Recorder::new();
+    let pod = host.pod(1, None, &["sleep 1000"]);
+    driver.start(pod, recorder.clone()).await.unwrap();
+    // The process lives and its socket is open, but nothing answers any more.
+    let machine = host.machines()[0].to_string();
+    assert!(
+        Command::new("kill")
+            .args(["-STOP", &machine])
+            .status()
+            .unwrap()
+            .success()
+    );
+    let reason = recorder.wait_lost().await;
+    assert!(reason.contains("does not answer"), "{reason}");
+    host.assert_no_traces();
+    stop_all(&driver).await;
+}
+
+#[tokio::test]
 async fn pods_outlive_their_driver() {
     let host = TestHost::new();
     let driver = host.open().await;
@@ -145,7 +167,12 @@ async fn pods_outlive_their_driver() {
     // And once more, with a machine that dies in between.
     drop(driver);
     kill_9(machines[0]);
-    while !host.machines().is_empty() {
+    // A dying process is taken for a living one until it has ended.
+    let stat = format!("/proc/{}/stat", machines[0]);
+    while !fs::read_to_string(&stat)
+        .unwrap_or_else(|_| ") Z ".into())
+        .contains(") Z ")
+    {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let driver = host.open().await;

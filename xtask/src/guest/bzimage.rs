@@ -32,17 +32,28 @@ pub(super) fn extract(image: Vec<u8>) -> Result<Vec<u8>> {
     };
     let start = (setup_sectors + 1) * 512 + u32_at(&image, PAYLOAD_OFFSET)?;
     let end = start + u32_at(&image, PAYLOAD_LENGTH_OFFSET)?;
-    let payload = image.get(start..end).context("the payload reaches beyond the end of the file")?;
+    let payload = image
+        .get(start..end)
+        .context("the payload reaches beyond the end of the file")?;
     let kernel = lz4_legacy(payload)?;
-    ensure!(kernel.starts_with(ELF_MAGIC), "the payload is not an ELF file");
+    ensure!(
+        kernel.starts_with(ELF_MAGIC),
+        "the payload is not an ELF file"
+    );
     Ok(kernel)
 }
 
 /// Uncompresses a legacy LZ4 stream that is followed by the length of its output.
 fn lz4_legacy(payload: &[u8]) -> Result<Vec<u8>> {
-    let stream = payload.len().checked_sub(4).context("the payload is empty")?;
+    let stream = payload
+        .len()
+        .checked_sub(4)
+        .context("the payload is empty")?;
     let length = u32_at(payload, stream)?;
-    ensure!(length <= MAX_KERNEL_BYTES, "a kernel of {length} bytes is too large");
+    ensure!(
+        length <= MAX_KERNEL_BYTES,
+        "a kernel of {length} bytes is too large"
+    );
     let mut output = vec![0; length];
     let mut written = 0;
     let mut position = 0;
@@ -55,7 +66,9 @@ fn lz4_legacy(payload: &[u8]) -> Result<Vec<u8>> {
         if position == 4 {
             bail!("the payload is not LZ4 (first word {word:#x})");
         }
-        let block = payload.get(position..position + word).context("a block is cut short")?;
+        let block = payload
+            .get(position..position + word)
+            .context("a block is cut short")?;
         position += word;
         let room = output.len().min(written + LZ4_BLOCK_BYTES);
         written += lz4_flex::block::decompress_into(block, &mut output[written..room])
@@ -66,7 +79,9 @@ fn lz4_legacy(payload: &[u8]) -> Result<Vec<u8>> {
 }
 
 fn u32_at(bytes: &[u8], offset: usize) -> Result<usize> {
-    let word = bytes.get(offset..offset + 4).context("the file is cut short")?;
+    let word = bytes
+        .get(offset..offset + 4)
+        .context("the file is cut short")?;
     Ok(usize::try_from(u32::from_le_bytes(word.try_into()?))?)
 }
 
@@ -104,7 +119,10 @@ mod tests {
     fn damage_is_refused() {
         let image = bzimage(b"\x7fELF and more");
         for length in 0..image.len() {
-            assert!(extract(image[..length].to_vec()).is_err(), "cut to {length}");
+            assert!(
+                extract(image[..length].to_vec()).is_err(),
+                "cut to {length}"
+            );
         }
         let mut other = image.clone();
         other[1024 + 16] ^= 1;

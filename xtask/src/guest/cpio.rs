@@ -86,7 +86,12 @@ mod tests {
             .stdout(Stdio::piped())
             .spawn()
             .expect("install the package busybox-static");
-        child.stdin.take().unwrap().write_all(&archive.finish()).unwrap();
+        child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(&archive.finish())
+            .unwrap();
         let output = child.wait_with_output().unwrap();
         assert!(output.status.success());
         let listing = String::from_utf8(output.stdout).unwrap();

@@ -24,7 +24,11 @@ pub(super) fn find(directory: &Path) -> Result<BTreeMap<String, PathBuf>> {
             let entry = entry?;
             if entry.file_type()?.is_dir() && depth < MAX_DEPTH {
                 pending.push((entry.path(), depth + 1));
-            } else if let Some(name) = entry.file_name().to_str().and_then(|n| n.strip_suffix(".ko")) {
+            } else if let Some(name) = entry
+                .file_name()
+                .to_str()
+                .and_then(|n| n.strip_suffix(".ko"))
+            {
                 found.insert(canonical(name), entry.path());
             }
         }
@@ -53,7 +57,11 @@ impl<'a> LoadOrder<'a> {
             .filter_map(|path| path.rsplit('/').next()?.strip_suffix(".ko"))
             .map(canonical)
             .collect();
-        Self { available, builtin, done: BTreeSet::new() }
+        Self {
+            available,
+            builtin,
+            done: BTreeSet::new(),
+        }
     }
 
     /// The module and all that it needs and that was not given before: file name and content.
@@ -109,7 +117,11 @@ mod tests {
     use super::*;
 
     fn write(directory: &Path, name: &str, depends: &str) {
-        fs::write(directory.join(name), format!("\x7fELF\0alias=x\0depends={depends}\0end")).unwrap();
+        fs::write(
+            directory.join(name),
+            format!("\x7fELF\0alias=x\0depends={depends}\0end"),
+        )
+        .unwrap();
     }
 
     #[test]
@@ -119,15 +131,27 @@ mod tests {
         fs::create_dir(root.join("net")).unwrap();
         write(root, "virtio.ko", "");
         write(root, "virtio-ring.ko", "virtio");
-        write(&root.join("net"), "virtio_net.ko", "virtio_ring,failover,crc");
+        write(
+            &root.join("net"),
+            "virtio_net.ko",
+            "virtio_ring,failover,crc",
+        );
         write(&root.join("net"), "failover.ko", "");
         let available = find(root).unwrap();
         let mut order = LoadOrder::new(&available, "kernel/lib/crc.ko\n");
         let mut names = |name| -> Vec<String> {
-            order.require(name).unwrap().into_iter().map(|(name, _)| name).collect()
+            order
+                .require(name)
+                .unwrap()
+                .into_iter()
+                .map(|(name, _)| name)
+                .collect()
         };
         assert_eq!(names("virtio"), ["virtio.ko"]);
-        assert_eq!(names("virtio_net"), ["virtio_ring.ko", "failover.ko", "virtio_net.ko"]);
+        assert_eq!(
+            names("virtio_net"),
+            ["virtio_ring.ko", "failover.ko", "virtio_net.ko"]
+        );
         assert!(order.require("overlay").is_err());
     }
 

@@ -28,7 +28,9 @@ pub(crate) struct Image {
 impl Image {
     /// Busybox with all its names, a few accounts, a few odd files.
     pub(crate) fn busybox() -> Self {
-        let image = Self { directory: tempfile::tempdir().unwrap() };
+        let image = Self {
+            directory: tempfile::tempdir().unwrap(),
+        };
         let root = image.directory.path();
         for directory in ["bin", "etc", "tmp", "www"] {
             fs::create_dir(root.join(directory)).unwrap();
@@ -37,12 +39,25 @@ impl Image {
             .arg("--list")
             .output()
             .expect("install the package busybox-static");
-        for name in String::from_utf8(names.stdout).unwrap().lines().filter(|name| *name != "busybox") {
+        for name in String::from_utf8(names.stdout)
+            .unwrap()
+            .lines()
+            .filter(|name| *name != "busybox")
+        {
             std::os::unix::fs::symlink("busybox", root.join("bin").join(name)).unwrap();
         }
-        fs::copy("/bin/busybox", root.join("bin/busybox")).expect("install the package busybox-static");
-        image.file("etc/passwd", 0o644, "root:x:0:0::/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\n");
-        image.file("etc/group", 0o644, "root:x:0:\napp:x:1001:\nvideo:x:44:app\n");
+        fs::copy("/bin/busybox", root.join("bin/busybox"))
+            .expect("install the package busybox-static");
+        image.file(
+            "etc/passwd",
+            0o644,
+            "root:x:0:0::/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\n",
+        );
+        image.file(
+            "etc/group",
+            0o644,
+            "root:x:0:\napp:x:1001:\nvideo:x:44:app\n",
+        );
         image.file("etc/hosts", 0o644, "6.6.6.6 of-the-image\n");
         image.file("www/index.html", 0o644, "a page\n");
         image.file("bin/not-executable", 0o644, "#!/bin/sh\n");
@@ -65,7 +80,15 @@ impl Image {
         let status = Command::new("mksquashfs")
             .arg(self.directory.path())
             .arg(file)
-            .args(["-quiet", "-no-progress", "-all-root", "-noI", "-noD", "-noF", "-noX"])
+            .args([
+                "-quiet",
+                "-no-progress",
+                "-all-root",
+                "-noI",
+                "-noD",
+                "-noF",
+                "-noX",
+            ])
             .stdout(Stdio::null())
             .status()
             .expect("install the package squashfs-tools");
@@ -83,7 +106,11 @@ pub(crate) struct Options<'a> {
 
 impl Default for Options<'_> {
     fn default() -> Self {
-        Self { images: &[], scratch: true, network: String::new() }
+        Self {
+            images: &[],
+            scratch: true,
+            network: String::new(),
+        }
     }
 }
 
@@ -108,9 +135,13 @@ impl Drop for Vm {
             eprintln!("heard: {:?}", self.heard);
             for ((container, stderr), bytes) in &self.output {
                 let tail = &bytes[bytes.len().saturating_sub(4000)..];
-                eprintln!("container {container} stderr={stderr}: {}", String::from_utf8_lossy(tail));
+                eprintln!(
+                    "container {container} stderr={stderr}: {}",
+                    String::from_utf8_lossy(tail)
+                );
             }
-            let console = fs::read_to_string(self.directory.path().join("console")).unwrap_or_default();
+            let console =
+                fs::read_to_string(self.directory.path().join("console")).unwrap_or_default();
             eprintln!("console: {console}");
         }
     }
@@ -124,9 +155,27 @@ impl Vm {
         let at = |name: &str| directory.path().join(name).display().to_string();
         let mut command = Command::new("qemu-system-x86_64");
         command
-            .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
-            .args(["-machine", "microvm,rtc=on,pit=off,pic=off,memory-backend=m"])
-            .args(["-accel", "tcg,tb-size=32", "-cpu", "max", "-smp", "1", "-m", "256"])
+            .args([
+                "-nodefaults",
+                "-no-user-config",
+                "-display",
+                "none",
+                "-no-reboot",
+            ])
+            .args([
+                "-machine",
+                "microvm,rtc=on,pit=off,pic=off,memory-backend=m",
+            ])
+            .args([
+                "-accel",
+                "tcg,tb-size=32",
+                "-cpu",
+                "max",
+                "-smp",
+                "1",
+                "-m",
+                "256",
+            ])
             .args(["-object", "memory-backend-memfd,id=m,size=256M,share=on"])
             .arg("-kernel")
             .arg(guest.join("vmlinux"))
@@ -139,10 +188,19 @@ impl Vm {
                  tsc_early_khz={} tsc=reliable",
                 tsc_khz()
             ))
-            .args(["-chardev", &format!("socket,id=ag,path={},server=on,wait=off", at("agent"))])
+            .args([
+                "-chardev",
+                &format!("socket,id=ag,path={},server=on,wait=off", at("agent")),
+            ])
             .args(["-device", "virtio-serial-device"])
-            .args(["-device", &format!("virtserialport,chardev=ag,name={PORT_NAME}")])
-            .args(["-netdev", &format!("user,id=n0,restrict=on{}", options.network)])
+            .args([
+                "-device",
+                &format!("virtserialport,chardev=ag,name={PORT_NAME}"),
+            ])
+            .args([
+                "-netdev",
+                &format!("user,id=n0,restrict=on{}", options.network),
+            ])
             .args(["-device", "virtio-net-device,netdev=n0"])
             .args(["-device", "virtio-balloon-device,free-page-reporting=on"]);
         for (index, image) in options.images.iter().enumerate() {
@@ -192,9 +250,14 @@ impl Vm {
     /// Sends an attach and drops everything up to its hello.
     pub(crate) fn attach(&mut self, nonce: &str) {
         self.stream.write_all(b"\n").unwrap();
-        self.send(&HostMessage::Attach { nonce: nonce.to_owned() });
+        self.send(&HostMessage::Attach {
+            nonce: nonce.to_owned(),
+        });
         let wanted = nonce.to_owned();
-        self.next(true, |message| matches!(message, AgentMessage::Hello { nonce, .. } if *nonce == wanted));
+        self.next(
+            true,
+            |message| matches!(message, AgentMessage::Hello { nonce, .. } if *nonce == wanted),
+        );
     }
 
     /// Closes the channel, perhaps after half a line, and opens it again.
@@ -230,7 +293,9 @@ impl Vm {
         let message = self.wait_for(
             |message| matches!(message, AgentMessage::Exited { container, .. } if *container == wanted),
         );
-        let AgentMessage::Exited { exit, .. } = message else { unreachable!() };
+        let AgentMessage::Exited { exit, .. } = message else {
+            unreachable!()
+        };
         exit
     }
 
@@ -238,7 +303,10 @@ impl Vm {
     pub(crate) fn wait_for_output(&mut self, container: u16, text: &str) {
         let deadline = Instant::now() + DEADLINE;
         while !self.stdout(container).contains(text) {
-            assert!(Instant::now() < deadline, "no {text:?} from container {container}");
+            assert!(
+                Instant::now() < deadline,
+                "no {text:?} from container {container}"
+            );
             self.hear(false);
         }
     }
@@ -252,7 +320,10 @@ impl Vm {
     }
 
     fn text(&self, container: u16, stderr: bool) -> String {
-        let bytes = self.output.get(&(container, stderr)).map_or(&[][..], Vec::as_slice);
+        let bytes = self
+            .output
+            .get(&(container, stderr))
+            .map_or(&[][..], Vec::as_slice);
         String::from_utf8_lossy(bytes).into_owned()
     }
 
@@ -275,7 +346,9 @@ impl Vm {
 
     /// Reads once. Before the hello, broken lines are to be expected.
     pub(crate) fn hear(&mut self, out_of_step: bool) {
-        self.stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        self.stream
+            .set_read_timeout(Some(Duration::from_secs(1)))
+            .unwrap();
         let mut bytes = vec![0; 64 * 1024];
         let length = match self.stream.read(&mut bytes) {
             Ok(0) => panic!("the machine has ended"),
@@ -284,28 +357,42 @@ impl Vm {
             Err(error) => panic!("{error}"),
         };
         let mut in_step = !out_of_step;
-        self.reader.push(&bytes[..length], |line: Line<AgentMessage>| match line {
-            Line::Message(AgentMessage::Log { container, stream, data }) => {
-                let stderr = stream == LogStream::Stderr;
-                self.output.entry((container, stderr)).or_default().extend(data);
-            }
-            Line::Message(AgentMessage::LogDropped { container, bytes }) => {
-                *self.dropped.entry(container).or_default() += bytes;
-            }
-            Line::Message(message) => {
-                in_step |= matches!(message, AgentMessage::Hello { .. });
-                self.heard.push(message);
-            }
-            Line::Unreadable(why) => assert!(!in_step, "{why}"),
-        });
+        self.reader
+            .push(&bytes[..length], |line: Line<AgentMessage>| match line {
+                Line::Message(AgentMessage::Log {
+                    container,
+                    stream,
+                    data,
+                }) => {
+                    let stderr = stream == LogStream::Stderr;
+                    self.output
+                        .entry((container, stderr))
+                        .or_default()
+                        .extend(data);
+                }
+                Line::Message(AgentMessage::LogDropped { container, bytes }) => {
+                    *self.dropped.entry(container).or_default() += bytes;
+                }
+                Line::Message(message) => {
+                    in_step |= matches!(message, AgentMessage::Hello { .. });
+                    self.heard.push(message);
+                }
+                Line::Unreadable(why) => assert!(!in_step, "{why}"),
+            });
     }
 }
 
 fn disk(command: &mut Command, file: &str, serial: &str, readonly: bool) {
     let readonly = if readonly { "on" } else { "off" };
     command
-        .args(["-drive", &format!("id={serial},file={file},format=raw,if=none,readonly={readonly}")])
-        .args(["-device", &format!("virtio-blk-device,drive={serial},serial={serial}")]);
+        .args([
+            "-drive",
+            &format!("id={serial},file={file},format=raw,if=none,readonly={readonly}"),
+        ])
+        .args([
+            "-device",
+            &format!("virtio-blk-device,drive={serial},serial={serial}"),
+        ]);
 }
 
 fn connect(path: &Path) -> UnixStream {
@@ -322,14 +409,20 @@ fn connect(path: &Path) -> UnixStream {
 /// Where `cargo xtask guest` puts the guest.
 fn guest() -> PathBuf {
     let guest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/guest");
-    assert!(guest.join("guest.json").exists(), "there is no guest image: run `cargo xtask guest`");
+    assert!(
+        guest.join("guest.json").exists(),
+        "there is no guest image: run `cargo xtask guest`"
+    );
     guest
 }
 
 /// The host's clock rate: without it, the distribution's kernel does not boot under emulation.
 fn tsc_khz() -> u64 {
     let cpu = fs::read_to_string("/proc/cpuinfo").unwrap();
-    let mhz = cpu.lines().find(|line| line.starts_with("cpu MHz")).unwrap();
+    let mhz = cpu
+        .lines()
+        .find(|line| line.starts_with("cpu MHz"))
+        .unwrap();
     let (whole, fraction) = mhz.rsplit(' ').next().unwrap().split_once('.').unwrap();
     whole.parse::<u64>().unwrap() * 1000 + fraction[..3].parse::<u64>().unwrap()
 }
