@@ -247,6 +247,7 @@ impl Pod {
     /// end.
     pub(crate) fn tell_exits(&mut self, may_read: impl Fn(&Outbox) -> bool, outbox: &mut Outbox) {
         for index in 0..self.containers.len() {
+            let container = &self.containers[index];
             let number = container.number;
             let Some(exit) = container.untold_end() else {
                 continue;

@@ -79,7 +79,8 @@ fn containers_share_what_a_pod_shares_and_nothing_else() {
     let started = vm.since_launch();
     vm.wait_for(|message| *message == AgentMessage::Listening);
     let listening = vm.since_launch();
-    println!("launch to hello {hello:.0?}, started {started:.0?}, listening {listening:.0?}");
+    let [hello, started, listening] = [hello, started, listening].map(|time| time.as_millis());
+    println!("launch to hello {hello} ms, started {started} ms, listening {listening} ms");
 
     assert_eq!(vm.wait_for_exit(1), ContainerExit::Code(7));
     let expected = "a page\nshared\nmemory\n\
