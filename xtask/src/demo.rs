@@ -63,7 +63,9 @@ pub(crate) fn run(once: bool, yes: bool, port: u16) -> Result<()> {
         "$ codius upload --host {} -d {LEASE_SECS} --codius-file codius.json -y",
         host.api
     );
-    let uploaded = phases.time("upload", || upload(&programs.codius, &host, &codius_json))?;
+    let uploaded = phases.time("upload", || {
+        upload(&programs.codius, &host, &codius_json, LEASE_SECS)
+    })?;
     let page = phases.time("first answer", || fetch(&uploaded.url))?;
     ensure!(
         page.contains(&uploaded.hash),
@@ -130,7 +132,7 @@ impl std::fmt::Display for Phases {
 }
 
 /// An image that holds one static program.
-fn push_hello(
+pub(crate) fn push_hello(
     runtime: &tokio::runtime::Runtime,
     registry: &Registry,
     program: &Path,
@@ -228,6 +230,10 @@ impl Host {
         })
     }
 
+    pub(crate) fn process_id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Returns when the host has ended by itself.
     async fn watch(&mut self) {
         while matches!(self.process.try_wait(), Ok(None)) {
@@ -284,10 +290,17 @@ pub(crate) struct Uploaded {
     pub(crate) expiry: String,
     /// The host's own account of the start, in words.
     pub(crate) phases: String,
+    /// Each phase and when it began, as the API writes moments.
+    pub(crate) moments: Vec<(String, String)>,
 }
 
 /// Runs `codius upload`; its progress goes to our standard error, its result is read.
-pub(crate) fn upload(codius: &Path, host: &Host, codius_json: &Path) -> Result<Uploaded> {
+pub(crate) fn upload(
+    codius: &Path,
+    host: &Host,
+    codius_json: &Path,
+    lease_secs: u64,
+) -> Result<Uploaded> {
     let output = Command::new(codius)
         .args([
             "upload",
@@ -296,7 +309,7 @@ pub(crate) fn upload(codius: &Path, host: &Host, codius_json: &Path) -> Result<U
             "--host",
             &host.api,
             "-d",
-            &LEASE_SECS.to_string(),
+            &lease_secs.to_string(),
             "--codius-file",
         ])
         .arg(codius_json)
@@ -328,7 +341,14 @@ pub(crate) fn upload(codius: &Path, host: &Host, codius_json: &Path) -> Result<U
             phase["elapsed_ms"].as_f64()? / 1000.0
         ))
     });
+    let moments = phases.iter().filter_map(|phase| {
+        Some((
+            phase["phase"].as_str()?.to_owned(),
+            phase["at"].as_str()?.to_owned(),
+        ))
+    });
     Ok(Uploaded {
+        moments: moments.collect(),
         hash: text("manifestHash")?,
         url: text("url")?,
         expiry: text("expiry")?,
@@ -337,8 +357,14 @@ pub(crate) fn upload(codius: &Path, host: &Host, codius_json: &Path) -> Result<U
     })
 }
 
-/// Fetches a page as a browser does, for whom every name below `localhost` is this machine (RFC 6761).
+/// Fetches a page.
 pub(crate) fn fetch(url: &str) -> Result<String> {
+    read_page(url, request(url)?)
+}
+
+/// Asks for a page as a browser does, for whom every name below `localhost` is this machine (RFC 6761).
+/// The answer is still to be read.
+pub(crate) fn request(url: &str) -> Result<TcpStream> {
     let authority = url
         .strip_prefix("http://")
         .and_then(|rest| rest.split('/').next());
@@ -353,11 +379,13 @@ pub(crate) fn fetch(url: &str) -> Result<String> {
         stream,
         "GET / HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n"
     )?;
-    let mut answer = String::new();
-    stream.take(MAX_PAGE_BYTES).read_to_string(&mut answer)?;
-    ensure!(
-        answer.starts_with("HTTP/1.1 200"),
-        "{url} answered:\n{answer}"
-    );
-    Ok(answer)
+    Ok(stream)
+}
+
+/// Reads the whole answer, which has to be a page.
+pub(crate) fn read_page(url: &str, answer: impl Read) -> Result<String> {
+    let mut page = String::new();
+    answer.take(MAX_PAGE_BYTES).read_to_string(&mut page)?;
+    ensure!(page.starts_with("HTTP/1.1 200"), "{url} answered:\n{page}");
+    Ok(page)
 }

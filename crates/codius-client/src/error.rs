@@ -32,7 +32,9 @@ pub enum ClientError {
     #[error("the Interledger address is not valid")]
     InvalidWallet(#[from] BtpUrlError),
     /// There is no Interledger connection to pay by. Nothing was paid.
-    #[error("there is no Interledger connection at {url}; start `codiusd --local` or moneyd, or give --ilp")]
+    #[error(
+        "there is no Interledger connection at {url}; start `codiusd --local` or moneyd, or give --ilp"
+    )]
     NoWallet {
         url: String,
         #[source]

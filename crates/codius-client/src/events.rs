@@ -13,13 +13,18 @@ pub struct Events {
 
 impl std::fmt::Debug for Events {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        out.debug_struct("Events").field("unread", &self.unread.len()).finish_non_exhaustive()
+        out.debug_struct("Events")
+            .field("unread", &self.unread.len())
+            .finish_non_exhaustive()
     }
 }
 
 impl Events {
     pub(crate) fn new(response: reqwest::Response) -> Self {
-        Self { response, unread: Vec::new() }
+        Self {
+            response,
+            unread: Vec::new(),
+        }
     }
 
     /// The next event; `None` when there are no more, or they cannot be read any more. Safe to drop

@@ -49,8 +49,14 @@ pub struct PaidAnswer<T> {
 impl HostClient {
     /// A client of the host at `url`; only its origin is used, and `https` if it has no scheme.
     pub fn new(url: &str) -> Result<Self, ClientError> {
-        let invalid = || ClientError::InvalidHost { url: url.to_owned() };
-        let with_scheme = if url.contains("://") { url.to_owned() } else { format!("https://{url}") };
+        let invalid = || ClientError::InvalidHost {
+            url: url.to_owned(),
+        };
+        let with_scheme = if url.contains("://") {
+            url.to_owned()
+        } else {
+            format!("https://{url}")
+        };
         let parsed = Url::parse(&with_scheme).map_err(|_| invalid())?;
         if !matches!(parsed.scheme(), "http" | "https") || parsed.host_str().is_none() {
             return Err(invalid());
@@ -85,8 +91,11 @@ impl HostClient {
 
     /// What an upload would cost, and its hash. Free.
     pub async fn quote(&self, upload: &str, duration_secs: u64) -> Result<QuoteReply, ClientError> {
-        let request = self.upload_request(Method::OPTIONS, upload, duration_secs).timeout(ANSWER_TIMEOUT);
-        self.read(self.send(request).await?, Receipt::default()).await
+        let request = self
+            .upload_request(Method::OPTIONS, upload, duration_secs)
+            .timeout(ANSWER_TIMEOUT);
+        self.read(self.send(request).await?, Receipt::default())
+            .await
     }
 
     /// Uploads `{"manifest": …, "private"?: …}` for so many seconds, paying at most `limit` units.
@@ -97,7 +106,10 @@ impl HostClient {
         wallet: &Wallet,
         limit: u64,
     ) -> Result<PaidAnswer<PodReply>, ClientError> {
-        self.paid(wallet, limit, || self.upload_request(Method::POST, upload, duration_secs)).await
+        self.paid(wallet, limit, || {
+            self.upload_request(Method::POST, upload, duration_secs)
+        })
+        .await
     }
 
     /// Buys more time for a pod that runs.
@@ -109,7 +121,8 @@ impl HostClient {
         limit: u64,
     ) -> Result<PaidAnswer<PodReply>, ClientError> {
         let path = format!("/pods?manifestHash={hash}&duration={duration_secs}");
-        self.paid(wallet, limit, || self.request(Method::PUT, &path)).await
+        self.paid(wallet, limit, || self.request(Method::PUT, &path))
+            .await
     }
 
     /// What happens to the lease of a hash, from the beginning.
@@ -144,9 +157,15 @@ impl HostClient {
         let first = self.send(with_token()).await?;
         if first.status() != StatusCode::PAYMENT_REQUIRED {
             let receipt = Receipt::default();
-            return Ok(PaidAnswer { reply: self.read(first, receipt).await?, receipt });
+            return Ok(PaidAnswer {
+                reply: self.read(first, receipt).await?,
+                receipt,
+            });
         }
-        let demand = first.headers().get("pay").and_then(|pay| Demand::parse(pay.to_str().ok()?));
+        let demand = first
+            .headers()
+            .get("pay")
+            .and_then(|pay| Demand::parse(pay.to_str().ok()?));
         let Some(demand) = demand else {
             return Err(self.not_a_host("it asks for a payment that is not by STREAM"));
         };
@@ -155,7 +174,8 @@ impl HostClient {
         {
             return Err(ClientError::TooDear { price, limit });
         }
-        let payment = Payment::begin(wallet, &demand, demand.price.unwrap_or(limit).min(limit)).await?;
+        let payment =
+            Payment::begin(wallet, &demand, demand.price.unwrap_or(limit).min(limit)).await?;
         let second = with_token().send().await;
         let response = match second {
             Ok(response) => response,
@@ -170,7 +190,9 @@ impl HostClient {
         let receipt = payment.end().await;
         let body = match body {
             Ok(body) => body,
-            Err(BodyError::Cut(source)) => return Err(ClientError::Lost(Box::new(PaidThen { receipt, source }))),
+            Err(BodyError::Cut(source)) => {
+                return Err(ClientError::Lost(Box::new(PaidThen { receipt, source })));
+            }
             Err(BodyError::TooLong) => return Err(self.not_a_host("its answer is too long")),
         };
         let reply = self.parse(&Answer { status, body }, receipt)?;
@@ -185,19 +207,30 @@ impl HostClient {
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
         let url = format!("{}{path}", self.origin());
-        self.http.request(method, url).header(header::ACCEPT, ACCEPT)
+        self.http
+            .request(method, url)
+            .header(header::ACCEPT, ACCEPT)
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
-        let response = self.send(self.request(Method::GET, path).timeout(ANSWER_TIMEOUT)).await?;
+        let response = self
+            .send(self.request(Method::GET, path).timeout(ANSWER_TIMEOUT))
+            .await?;
         self.read(response, Receipt::default()).await
     }
 
     async fn send(&self, request: RequestBuilder) -> Result<Response, ClientError> {
-        request.send().await.map_err(|source| self.unreachable(source))
+        request
+            .send()
+            .await
+            .map_err(|source| self.unreachable(source))
     }
 
-    async fn read<T: DeserializeOwned>(&self, response: Response, receipt: Receipt) -> Result<T, ClientError> {
+    async fn read<T: DeserializeOwned>(
+        &self,
+        response: Response,
+        receipt: Receipt,
+    ) -> Result<T, ClientError> {
         let status = response.status();
         match self.body(response).await {
             Ok(body) => self.parse(&Answer { status, body }, receipt),
@@ -215,10 +248,14 @@ impl HostClient {
 
     fn parse<T: DeserializeOwned>(&self, answer: &Answer, paid: Receipt) -> Result<T, ClientError> {
         if answer.status.is_success() {
-            return serde_json::from_slice(&answer.body).map_err(|error| self.not_a_host(&error.to_string()));
+            return serde_json::from_slice(&answer.body)
+                .map_err(|error| self.not_a_host(&error.to_string()));
         }
         match serde_json::from_slice::<ErrorBody>(&answer.body) {
-            Ok(body) => Err(ClientError::Refused { body: Box::new(body), paid }),
+            Ok(body) => Err(ClientError::Refused {
+                body: Box::new(body),
+                paid,
+            }),
             Err(_) => Err(self.not_a_host(&format!("it answers {}", answer.status))),
         }
     }
@@ -236,11 +273,17 @@ impl HostClient {
     }
 
     fn unreachable(&self, source: reqwest::Error) -> ClientError {
-        ClientError::Unreachable { host: self.origin().to_owned(), source }
+        ClientError::Unreachable {
+            host: self.origin().to_owned(),
+            source,
+        }
     }
 
     fn not_a_host(&self, reason: &str) -> ClientError {
-        ClientError::NotAHost { host: self.origin().to_owned(), reason: reason.to_owned() }
+        ClientError::NotAHost {
+            host: self.origin().to_owned(),
+            reason: reason.to_owned(),
+        }
     }
 }
 
@@ -256,8 +299,16 @@ mod tests {
     #[test]
     fn only_the_origin_of_a_host_counts() {
         let _ = rustls::crypto::ring::default_provider().install_default();
-        assert_eq!(HostClient::new("host.example").unwrap().origin(), "https://host.example");
-        assert_eq!(HostClient::new("http://localhost:3000/x?y#z").unwrap().origin(), "http://localhost:3000");
+        assert_eq!(
+            HostClient::new("host.example").unwrap().origin(),
+            "https://host.example"
+        );
+        assert_eq!(
+            HostClient::new("http://localhost:3000/x?y#z")
+                .unwrap()
+                .origin(),
+            "http://localhost:3000"
+        );
         for text in ["", "ftp://host", "http://"] {
             assert!(HostClient::new(text).is_err(), "{text}");
         }

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use base64::{Engine, engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD}};
+use base64::{
+    Engine,
+    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
+};
 use ilp_link::stream::StreamConnection;
 use ilp_packet::Address;
 use ilp_stream::{SharedSecret, StreamErrorCode, StreamId};
@@ -57,9 +60,16 @@ impl Demand {
         }
         let address = words.next()?.parse().ok()?;
         let secret = words.next()?;
-        let secret = STANDARD.decode(secret).or_else(|_| URL_SAFE_NO_PAD.decode(secret.trim_end_matches('='))).ok()?;
+        let secret = STANDARD
+            .decode(secret)
+            .or_else(|_| URL_SAFE_NO_PAD.decode(secret.trim_end_matches('=')))
+            .ok()?;
         let price = words.next().and_then(|price| price.parse().ok());
-        Some(Self { address, secret: SharedSecret(secret.try_into().ok()?), price })
+        Some(Self {
+            address,
+            secret: SharedSecret(secret.try_into().ok()?),
+            price,
+        })
     }
 }
 
@@ -71,7 +81,11 @@ pub(crate) struct Payment {
 
 impl Payment {
     /// Opens the connection and waits until the host has seen it. At most `limit` units can leave.
-    pub(crate) async fn begin(wallet: &Wallet, demand: &Demand, limit: u64) -> Result<Self, ClientError> {
+    pub(crate) async fn begin(
+        wallet: &Wallet,
+        demand: &Demand,
+        limit: u64,
+    ) -> Result<Self, ClientError> {
         let connection = wallet.stream(demand.address.clone(), &demand.secret);
         let refused = |reason: String| ClientError::NoPayment { reason };
         let stream = connection.with(|machine, _| {
@@ -83,14 +97,26 @@ impl Payment {
         });
         let stream = stream.map_err(|error| refused(error.to_string()))?;
         let seen = connection.until(|_, observed| {
-            if observed.data.get(&stream).is_some_and(|data| data.contains(&READY)) {
+            if observed
+                .data
+                .get(&stream)
+                .is_some_and(|data| data.contains(&READY))
+            {
                 return Some(Ok(()));
             }
-            observed.closed.as_ref().map(|reason| Err(refused(reason.to_string())))
+            observed
+                .closed
+                .as_ref()
+                .map(|reason| Err(refused(reason.to_string())))
         });
         match timeout(CONNECT_TIMEOUT, seen).await {
             Ok(seen) => seen?,
-            Err(_) => return Err(refused(format!("no answer in {} s", CONNECT_TIMEOUT.as_secs()))),
+            Err(_) => {
+                return Err(refused(format!(
+                    "no answer in {} s",
+                    CONNECT_TIMEOUT.as_secs()
+                )));
+            }
         }
         Ok(Self { connection, stream })
     }
@@ -119,10 +145,19 @@ mod tests {
     fn a_demand_has_an_address_a_secret_and_perhaps_a_price() {
         let secret = STANDARD.encode([7; 32]);
         let plain = Demand::parse(&format!("interledger-stream test.host.abc {secret}")).unwrap();
-        assert_eq!((plain.address.as_str(), plain.price), ("test.host.abc", None));
-        let priced = Demand::parse(&format!("interledger-stream test.host.abc {secret} 2284")).unwrap();
+        assert_eq!(
+            (plain.address.as_str(), plain.price),
+            ("test.host.abc", None)
+        );
+        let priced =
+            Demand::parse(&format!("interledger-stream test.host.abc {secret} 2284")).unwrap();
         assert_eq!(priced.price, Some(2284));
-        for text in ["", "interledger-stream", "interledger-psk2 test.a b", "interledger-stream test.a AAAA"] {
+        for text in [
+            "",
+            "interledger-stream",
+            "interledger-psk2 test.a b",
+            "interledger-stream test.a AAAA",
+        ] {
             assert!(Demand::parse(text).is_none(), "{text}");
         }
     }

@@ -47,19 +47,36 @@ impl Wallet {
         let mut url: BtpUrl = url.parse()?;
         if url.credentials().token.is_empty() {
             let token = hex(&rand::random::<[u8; 16]>());
-            url = url.with_credentials(Credentials { username: String::new(), token });
+            url = url.with_credentials(Credentials {
+                username: String::new(),
+                token,
+            });
         }
         let incoming = Arc::new(Incoming::default());
         let clock = Arc::new(SystemClock);
         let client = BtpClient::connect(&url, Arc::clone(&incoming) as _, clock)
             .await
-            .map_err(|source| ClientError::NoWallet { url: url.to_string(), source })?;
+            .map_err(|source| ClientError::NoWallet {
+                url: url.to_string(),
+                source,
+            })?;
         let configuration = client
             .configuration()
             .await
-            .map_err(|source| ClientError::Wallet { url: url.to_string(), source })?;
-        let asset = AssetDetails { code: configuration.asset_code, scale: configuration.asset_scale };
-        Ok(Self(Arc::new(Inner { client, address: configuration.client_address, asset, incoming })))
+            .map_err(|source| ClientError::Wallet {
+                url: url.to_string(),
+                source,
+            })?;
+        let asset = AssetDetails {
+            code: configuration.asset_code,
+            scale: configuration.asset_scale,
+        };
+        Ok(Self(Arc::new(Inner {
+            client,
+            address: configuration.client_address,
+            asset,
+            incoming,
+        })))
     }
 
     /// What amounts of this connection are counted in.
@@ -69,9 +86,18 @@ impl Wallet {
 
     /// What has moved on the connection that was opened last.
     pub fn moved(&self) -> Receipt {
-        let connection = self.0.incoming.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let connection = self
+            .0
+            .incoming
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         connection.map_or_else(Receipt::default, |connection| {
-            connection.with(|machine, _| Receipt { paid: machine.total_sent(), refunded: machine.total_received() })
+            connection.with(|machine, _| Receipt {
+                paid: machine.total_sent(),
+                refunded: machine.total_received(),
+            })
         })
     }
 
@@ -83,17 +109,26 @@ impl Wallet {
             asset: Some(self.0.asset.clone()),
             ..Config::default()
         };
-        let machine = Connection::client(clock.now(), config, secret, server, Box::new(SystemEntropy));
+        let machine =
+            Connection::client(clock.now(), config, secret, server, Box::new(SystemEntropy));
         let sender = Sender(Arc::clone(&self.0));
         let connection = StreamConnection::spawn(machine, Arc::new(sender), clock);
-        *self.0.incoming.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(connection.clone());
+        *self
+            .0
+            .incoming
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(connection.clone());
         connection
     }
 }
 
 impl std::fmt::Debug for Wallet {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        out.debug_struct("Wallet").field("address", &self.0.address).field("asset", &self.0.asset).finish()
+        out.debug_struct("Wallet")
+            .field("address", &self.0.address)
+            .field("asset", &self.0.asset)
+            .finish()
     }
 }
 
@@ -110,8 +145,16 @@ impl PacketSender for Sender {
             Ok(reply) => reply,
             // Without a reply nobody knows; a packet that was fulfilled and whose answer was lost is
             // found in what the server says that it has received.
-            Err(LinkError::TimedOut) => Err(Reject::new(ErrorCode::TransferTimedOut, None, "no reply in time")),
-            Err(error) => Err(Reject::new(ErrorCode::PeerUnreachable, None, error.to_string())),
+            Err(LinkError::TimedOut) => Err(Reject::new(
+                ErrorCode::TransferTimedOut,
+                None,
+                "no reply in time",
+            )),
+            Err(error) => Err(Reject::new(
+                ErrorCode::PeerUnreachable,
+                None,
+                error.to_string(),
+            )),
         }
     }
 }
@@ -123,7 +166,11 @@ struct Incoming(Mutex<Option<StreamConnection>>);
 #[async_trait]
 impl RequestHandler for Incoming {
     async fn handle(&self, prepare: Prepare) -> Reply {
-        let connection = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let connection = self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         let Some(connection) = connection else {
             return Err(Reject::new(ErrorCode::UnexpectedPayment, None, ""));
         };

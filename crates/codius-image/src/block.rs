@@ -1,21 +1,23 @@
 //! The block image: a read-only squashfs made by `sqfstar` (Debian package squashfs-tools).
 //!
 //! The program reads our own clean tar from a pipe, never a layer's bytes. If we are root it runs as
-//! `nobody` all the same: it gets the new file as its standard output and opens it once more as
-//! `/proc/self/fd/1`, so it needs no access to the store's directory.
+//! nobody in particular all the same: it gets the new file as its standard output and opens it once
+//! more as `/proc/self/fd/1`, so it needs no access to the store's directory.
+//!
+//! Trap: version 4.5.1 of the program ignores `-root-uid` and `-root-gid` and gives the root
+//! directory to whoever runs it. So it is run under ids that no file of the image has, and these are
+//! replaced in the squashfs's table of ids afterwards.
 //!
 //! Nothing is compressed. Under emulation the guest's CPU is the scarce thing, and with hardware
 //! virtualisation the host's page cache is shared by all pods of an image either way; compression
-//! would also more than double the time to make the file.
+//! would also take longer than all the rest of making the file.
 
 use std::{
     env,
     fs::{File, Permissions},
     io,
-    os::{
-        fd::AsFd,
-        unix::fs::{FileExt, PermissionsExt},
-    },
+    ops::RangeInclusive,
+    os::unix::fs::{FileExt, PermissionsExt},
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
@@ -23,7 +25,7 @@ use std::{
 
 use rustix::{
     fs::{Gid, Uid, fchown},
-    process::geteuid,
+    process::{getegid, geteuid},
 };
 use tokio::{
     io::AsyncReadExt,
@@ -37,19 +39,60 @@ use crate::{archive, fault::Fault, tree::Tree};
 const PROGRAM: &str = "sqfstar";
 /// Sets resource limits and then becomes another program; part of Debian's essential util-linux.
 const LIMITER: &str = "prlimit";
+/// Where Debian has programs; nothing else of our environment is handed on.
+const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 /// Memory for the program's own buffers.
 const MEMORY: &str = "128M";
 /// Bytes of the program's messages that are kept.
 const MESSAGE_BYTES: u64 = 4096;
-/// Debian's `nobody` and `nogroup`.
-const NOBODY: u32 = 65534;
+/// Ids that belong to no fixed user: those systemd gives out for a while (DynamicUser).
+const SPARE_IDS: RangeInclusive<u32> = 61184..=65519;
 /// Asked for; the kernel's default maximum for everybody is 1 MiB.
 const PIPE_BYTES: usize = 1 << 20;
 /// What squashfs adds to the contents at the very most, besides `OVERHEAD` for each file.
 const BASE_BYTES: u64 = 16 << 20;
 const OVERHEAD: u64 = 1024;
-/// First four bytes of a squashfs superblock.
+/// A squashfs superblock (the kernel's documentation, filesystems/squashfs.rst, and `squashfs_fs.h`).
+const SUPERBLOCK_BYTES: usize = 96;
 const MAGIC: [u8; 4] = *b"hsqs";
+const ID_COUNT_AT: usize = 26;
+const BYTES_USED_AT: usize = 40;
+const ID_TABLE_AT: usize = 48;
+/// Ids in one block of their table.
+const IDS_PER_BLOCK: usize = 2048;
+/// Marks a metadata block that is not compressed, in its first two bytes.
+const NOT_COMPRESSED: u16 = 0x8000;
+
+/// Whom the program runs as, and whom the root directory is to belong to instead: owner and group.
+#[derive(Debug, Clone, Copy)]
+struct Owners {
+    runs_as: [u32; 2],
+    root: [u32; 2],
+}
+
+impl Owners {
+    fn of(tree: &Tree) -> Result<Self, Fault> {
+        let meta = &tree.root().meta;
+        let root = [meta.uid, meta.gid];
+        // Without root there is no choice; a file of the image that has our own ids then gets the
+        // root's as well. Only tests can run like this: a pod's network needs root.
+        if !geteuid().is_root() {
+            return Ok(Self {
+                runs_as: [geteuid().as_raw(), getegid().as_raw()],
+                root,
+            });
+        }
+        let used = tree.ids();
+        let mut spare = SPARE_IDS.filter(|id| !used.contains(id));
+        match (spare.next(), spare.next()) {
+            (Some(uid), Some(gid)) => Ok(Self {
+                runs_as: [uid, gid],
+                root,
+            }),
+            _ => Err(Fault::too_large("its files have too many owners")),
+        }
+    }
+}
 
 /// Where `sqfstar` is.
 pub(crate) fn find_program() -> Option<PathBuf> {
@@ -73,7 +116,8 @@ pub(crate) async fn build(
     let most = contents_bytes
         .saturating_add(BASE_BYTES)
         .saturating_add((tree.nodes() as u64).saturating_mul(OVERHEAD));
-    let mut child = spawn(&program, &tree, &output, most)?;
+    let owners = Owners::of(&tree)?;
+    let mut child = spawn(&program, &tree, owners, &output, most)?;
     let input = child
         .stdin
         .take()
@@ -110,17 +154,21 @@ pub(crate) async fn build(
     }
     if !status.success() {
         let messages = String::from_utf8_lossy(&messages);
-        return Err(Fault::Host(io::Error::other(format!(
-            "sqfstar ended with {status}: {}",
-            messages.trim()
-        ))));
+        let reason = format!("sqfstar ended with {status}: {}", messages.trim());
+        return Err(Fault::Host(io::Error::other(reason)));
     }
-    spawn_blocking(move || finish(&output))
+    spawn_blocking(move || finish(&output, owners))
         .await
         .map_err(|_| io::Error::other("checking the block image panicked"))?
 }
 
-fn spawn(program: &Path, tree: &Tree, output: &File, most: u64) -> Result<Child, Fault> {
+fn spawn(
+    program: &Path,
+    tree: &Tree,
+    owners: Owners,
+    output: &File,
+    most: u64,
+) -> Result<Child, Fault> {
     let root = &tree.root().meta;
     // The limits are set by the program's own process before it becomes sqfstar: setting them from
     // here would need a capability that root in a container often lacks.
@@ -128,7 +176,15 @@ fn spawn(program: &Path, tree: &Tree, output: &File, most: u64) -> Result<Child,
     command
         .args([&format!("--fsize={most}"), "--core=0", "--"])
         .arg(program)
-        .args(["-force", "-quiet", "-no-progress", "-reproducible", "-mkfs-time", "0"])
+        // Without -force it takes the empty file for one to append to.
+        .args([
+            "-quiet",
+            "-no-progress",
+            "-force",
+            "-reproducible",
+            "-mkfs-time",
+            "0",
+        ])
         .args([
             "-noI",
             "-noD",
@@ -139,51 +195,77 @@ fn spawn(program: &Path, tree: &Tree, output: &File, most: u64) -> Result<Child,
             MEMORY,
         ])
         .args(["-root-mode", &format!("{:o}", root.mode)])
-        .args(["-root-uid", &root.uid.to_string()])
-        .args(["-root-gid", &root.gid.to_string()])
         .args(["-root-time", &root.mtime.to_string()])
         .arg("/proc/self/fd/1")
         .env_clear()
-        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("PATH", PATH)
         .current_dir("/")
         .stdin(Stdio::piped())
         .stdout(output.try_clone()?)
         .stderr(Stdio::piped())
         .kill_on_drop(true);
     if geteuid().is_root() {
-        fchown(
-            output,
-            Some(Uid::from_raw(NOBODY)),
-            Some(Gid::from_raw(NOBODY)),
-        )
-        .map_err(io::Error::from)?;
-        command.uid(NOBODY).gid(NOBODY);
+        let [uid, gid] = owners.runs_as;
+        let (owner, group) = (Uid::from_raw(uid), Gid::from_raw(gid));
+        fchown(output, Some(owner), Some(group)).map_err(io::Error::from)?;
+        command.uid(uid).gid(gid);
     }
     command.spawn().map_err(|error| {
-        Fault::Host(io::Error::new(
-            error.kind(),
-            format!("prlimit (package util-linux) cannot be started: {error}"),
-        ))
+        let reason = format!("prlimit (package util-linux) cannot be started: {error}");
+        Fault::Host(io::Error::new(error.kind(), reason))
     })
 }
 
 /// Checks what the program made, takes it back and makes it durable.
-fn finish(output: &File) -> Result<u64, Fault> {
+fn finish(output: &File, owners: Owners) -> Result<u64, Fault> {
     let broken = |what: &str| Fault::Host(io::Error::other(format!("sqfstar made {what}")));
-    let mut superblock = [0; 96];
+    let mut superblock = [0; SUPERBLOCK_BYTES];
     output
         .read_exact_at(&mut superblock, 0)
         .map_err(|_| broken("no file system"))?;
     let length = output.metadata()?.len();
-    let mut used = [0; 8];
-    used.copy_from_slice(&superblock[40..48]);
-    if superblock[..4] != MAGIC || u64::from_le_bytes(used) > length {
+    if superblock[..4] != MAGIC || number(&superblock[BYTES_USED_AT..][..8]) > length {
         return Err(broken("a broken file system"));
     }
+    give_root(output, &superblock, owners)?;
     if geteuid().is_root() {
-        fchown(output.as_fd(), Some(Uid::ROOT), Some(Gid::ROOT)).map_err(io::Error::from)?;
+        fchown(output, Some(Uid::ROOT), Some(Gid::ROOT)).map_err(io::Error::from)?;
     }
     output.set_permissions(Permissions::from_mode(0o444))?;
     output.sync_all()?;
     Ok(length)
+}
+
+/// Replaces the ids that the program ran as, which only the root directory has, in the table of ids.
+fn give_root(output: &File, superblock: &[u8], owners: Owners) -> io::Result<()> {
+    let count = usize::try_from(number(&superblock[ID_COUNT_AT..][..2])).unwrap_or_default();
+    let table = number(&superblock[ID_TABLE_AT..][..8]);
+    for block in 0..count.div_ceil(IDS_PER_BLOCK) {
+        let mut pointer = [0; 8];
+        output.read_exact_at(&mut pointer, table + 8 * block as u64)?;
+        let at = number(&pointer);
+        let mut head = [0; 2];
+        output.read_exact_at(&mut head, at)?;
+        if u16::from_le_bytes(head) & NOT_COMPRESSED == 0 {
+            return Err(io::Error::other("sqfstar compressed the table of ids"));
+        }
+        let mut ids = vec![0; 4 * (count - block * IDS_PER_BLOCK).min(IDS_PER_BLOCK)];
+        output.read_exact_at(&mut ids, at + 2)?;
+        for id in ids.chunks_exact_mut(4) {
+            let position = owners.runs_as.iter().position(|it| it.to_le_bytes() == *id);
+            if let Some(position) = position {
+                id.copy_from_slice(&owners.root[position].to_le_bytes());
+            }
+        }
+        output.write_all_at(&ids, at + 2)?;
+    }
+    Ok(())
+}
+
+/// A little-endian number of up to eight bytes.
+fn number(bytes: &[u8]) -> u64 {
+    bytes
+        .iter()
+        .rev()
+        .fold(0, |value, byte| value << 8 | u64::from(*byte))
 }

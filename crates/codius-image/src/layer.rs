@@ -693,7 +693,7 @@ impl Header<'_> {
             })
             .map(u64::from)
             .sum();
-        if self.number(148..156)? == sum {
+        if self.number(148..156).is_ok_and(|said| said == sum) {
             Ok(())
         } else {
             Err(Fault::invalid(

@@ -12,7 +12,10 @@
 //! Parents that are symbolic links are followed inside the tree (a `lib/x` above a `lib → usr/lib`
 //! arrives in `usr/lib`), the last part of a path never.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashSet},
+};
 
 use crate::{
     fault::Fault,
@@ -102,6 +105,14 @@ impl Tree {
 
     pub(crate) fn node(&self, id: NodeId) -> &Node {
         &self.nodes[id]
+    }
+
+    /// The owners and groups of all files, those of removed ones included.
+    pub(crate) fn ids(&self) -> HashSet<u32> {
+        self.nodes
+            .iter()
+            .flat_map(|node| [node.meta.uid, node.meta.gid])
+            .collect()
     }
 
     /// How many nodes there are or were; ids are below it.

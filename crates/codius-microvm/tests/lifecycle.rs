@@ -9,6 +9,10 @@ use std::{fs, process::Command, time::Duration};
 use codius_guest_protocol::ContainerExit;
 use codius_microvm::{MicrovmDriver, OpenError};
 use codius_pod::{Driver, DriverError, Isolation, PodEvent};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    process::{Pid, PidfdFlags, pidfd_open},
+};
 use support::{Recorder, TestHost, fetch, stop_all};
 
 const SERVER: &str = "echo serving; exec httpd -f -p 8080 -h /www";
@@ -166,15 +170,10 @@ async fn pods_outlive_their_driver() {
 
     // And once more, with a machine that dies in between.
     drop(driver);
+    let ended = pidfd_open(Pid::from_raw(machines[0]).unwrap(), PidfdFlags::empty()).unwrap();
     kill_9(machines[0]);
-    // A dying process is taken for a living one until it has ended.
-    let stat = format!("/proc/{}/stat", machines[0]);
-    while !fs::read_to_string(&stat)
-        .unwrap_or_else(|_| ") Z ".into())
-        .contains(") Z ")
-    {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    // A dying process is taken for a living one until all of it has ended.
+    poll(&mut [PollFd::new(&ended, PollFlags::IN)], None).unwrap();
     let driver = host.open().await;
     host.assert_no_traces();
     assert!(matches!(

@@ -39,20 +39,31 @@ pub struct Reservation {
 
 impl Admission {
     pub fn new(capacity: Capacity) -> Self {
-        let used = Capacity { memory_mib: 0, pods: 0 };
-        Self { inner: Arc::new(Mutex::new(Inner { capacity, used })) }
+        let used = Capacity {
+            memory_mib: 0,
+            pods: 0,
+        };
+        Self {
+            inner: Arc::new(Mutex::new(Inner { capacity, used })),
+        }
     }
 
     pub fn reserve(&self, machine: Machine) -> Result<Reservation, Full> {
         let memory_mib = u64::from(machine.memory_mib);
         let mut inner = lock(&self.inner);
-        let free = inner.capacity.memory_mib.saturating_sub(inner.used.memory_mib);
+        let free = inner
+            .capacity
+            .memory_mib
+            .saturating_sub(inner.used.memory_mib);
         if memory_mib > free || inner.used.pods >= inner.capacity.pods {
             return Err(Full);
         }
         inner.used.memory_mib += memory_mib;
         inner.used.pods += 1;
-        Ok(Reservation { inner: Arc::clone(&self.inner), memory_mib })
+        Ok(Reservation {
+            inner: Arc::clone(&self.inner),
+            memory_mib,
+        })
     }
 
     /// Takes room for a pod that runs already, whether there is room or not.
@@ -61,7 +72,10 @@ impl Admission {
         let mut inner = lock(&self.inner);
         inner.used.memory_mib += memory_mib;
         inner.used.pods += 1;
-        Reservation { inner: Arc::clone(&self.inner), memory_mib }
+        Reservation {
+            inner: Arc::clone(&self.inner),
+            memory_mib,
+        }
     }
 
     pub fn has_room_for(&self, machine: Machine) -> bool {
@@ -74,7 +88,10 @@ impl Admission {
     /// MiB that can still be reserved.
     pub fn free_mib(&self) -> u64 {
         let inner = lock(&self.inner);
-        inner.capacity.memory_mib.saturating_sub(inner.used.memory_mib)
+        inner
+            .capacity
+            .memory_mib
+            .saturating_sub(inner.used.memory_mib)
     }
 }
 
@@ -96,7 +113,10 @@ mod tests {
 
     #[test]
     fn memory_is_never_promised_twice_and_comes_back() {
-        let admission = Admission::new(Capacity { memory_mib: 1200, pods: 10 });
+        let admission = Admission::new(Capacity {
+            memory_mib: 1200,
+            pods: 10,
+        });
         let first = admission.reserve(Machine::SMALL).unwrap();
         let _second = admission.reserve(Machine::SMALL).unwrap();
         assert_eq!(admission.reserve(Machine::SMALL).unwrap_err(), Full);
@@ -108,7 +128,10 @@ mod tests {
 
     #[test]
     fn the_number_of_pods_is_bounded_too() {
-        let admission = Admission::new(Capacity { memory_mib: 1 << 20, pods: 1 });
+        let admission = Admission::new(Capacity {
+            memory_mib: 1 << 20,
+            pods: 1,
+        });
         let _pod = admission.reserve(Machine::SMALL).unwrap();
         assert_eq!(admission.reserve(Machine::SMALL).unwrap_err(), Full);
         assert!(!admission.has_room_for(Machine::SMALL));

@@ -22,11 +22,19 @@ pub trait Driver: Send + Sync + 'static {
 
     /// Starts a pod and returns once its containers were told to start. What happens then comes
     /// through `events`. On an error nothing is left behind.
-    async fn start(&self, pod: PodStart, events: Arc<dyn PodEvents>) -> Result<RunningPod, DriverError>;
+    async fn start(
+        &self,
+        pod: PodStart,
+        events: Arc<dyn PodEvents>,
+    ) -> Result<RunningPod, DriverError>;
 
     /// Takes up a pod that an earlier process has started. `NotRunning` if it cannot be had any more
     /// (and then nothing of it is left).
-    async fn attach(&self, pod: &ManifestHash, events: Arc<dyn PodEvents>) -> Result<RunningPod, DriverError>;
+    async fn attach(
+        &self,
+        pod: &ManifestHash,
+        events: Arc<dyn PodEvents>,
+    ) -> Result<RunningPod, DriverError>;
 
     /// Ends a pod: containers get `grace` to end by themselves; then everything of it is removed.
     /// Also right for a pod that is not there.
@@ -66,7 +74,11 @@ pub struct Machine {
 
 impl Machine {
     /// `machine: small` of the v1 manifest.
-    pub const SMALL: Self = Self { vcpus: 1, memory_mib: 512, scratch_mib: 1024 };
+    pub const SMALL: Self = Self {
+        vcpus: 1,
+        memory_mib: 512,
+        scratch_mib: 1024,
+    };
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,11 +109,23 @@ pub enum PodEvent {
     /// The pod's port is open, but only on the pod's loopback address, where no visitor comes.
     ListeningOnLoopbackOnly,
     /// A piece of output, by the container's place in [`PodStart::containers`].
-    Log { container: usize, stream: LogStream, data: Vec<u8> },
-    LogDropped { container: usize, bytes: u64 },
-    Exited { container: usize, exit: ContainerExit },
+    Log {
+        container: usize,
+        stream: LogStream,
+        data: Vec<u8>,
+    },
+    LogDropped {
+        container: usize,
+        bytes: u64,
+    },
+    Exited {
+        container: usize,
+        exit: ContainerExit,
+    },
     /// The pod has ended and everything of it is gone, unasked. The text says why.
-    Lost { reason: String },
+    Lost {
+        reason: String,
+    },
 }
 
 /// What holds a guest back, weakest last.
@@ -149,5 +173,9 @@ pub enum DriverError {
     NotRunning,
     /// This host's own disk, network or tools. The operator looks at the text.
     #[error("the host could not {doing}")]
-    Host { doing: String, #[source] source: std::io::Error },
+    Host {
+        doing: String,
+        #[source]
+        source: std::io::Error,
+    },
 }

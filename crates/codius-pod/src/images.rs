@@ -93,5 +93,9 @@ pub enum ImageError {
     Unavailable { reference: String, reason: String },
     /// This host's own disk or tools. The operator looks at `source`.
     #[error("image {reference} could not be stored on this host")]
-    Host { reference: String, #[source] source: std::io::Error },
+    Host {
+        reference: String,
+        #[source]
+        source: std::io::Error,
+    },
 }

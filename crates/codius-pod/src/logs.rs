@@ -40,7 +40,9 @@ impl PodLogs {
         inner.bytes += record.data.len();
         inner.records.push_back(Arc::new(record));
         while inner.bytes > MAX_LOG_BYTES {
-            let Some(oldest) = inner.records.pop_front() else { break };
+            let Some(oldest) = inner.records.pop_front() else {
+                break;
+            };
             inner.bytes -= oldest.data.len();
             inner.first += 1;
         }
@@ -85,7 +87,11 @@ impl PodLogs {
     pub fn tail(&self, container: usize, max: usize) -> String {
         let inner = self.lock();
         let mut text = Vec::new();
-        for record in inner.records.iter().filter(|record| record.container == container) {
+        for record in inner
+            .records
+            .iter()
+            .filter(|record| record.container == container)
+        {
             text.extend_from_slice(&record.data);
             let over = text.len().saturating_sub(max);
             text.drain(..over);
@@ -103,7 +109,11 @@ mod tests {
     use super::*;
 
     fn record(data: &[u8]) -> LogRecord {
-        LogRecord { container: 0, stream: LogStream::Stdout, data: data.to_vec() }
+        LogRecord {
+            container: 0,
+            stream: LogStream::Stdout,
+            data: data.to_vec(),
+        }
     }
 
     #[tokio::test]
@@ -128,10 +138,19 @@ mod tests {
     fn only_the_newest_output_is_kept() {
         let logs = PodLogs::default();
         for number in 0..300_u32 {
-            logs.append(LogRecord { data: vec![u8::try_from(number % 251).unwrap(); 10_000], ..record(b"") });
+            logs.append(LogRecord {
+                data: vec![u8::try_from(number % 251).unwrap(); 10_000],
+                ..record(b"")
+            });
         }
         let (records, next) = logs.read(0);
-        assert!(records.iter().map(|record| record.data.len()).sum::<usize>() <= MAX_LOG_BYTES);
+        assert!(
+            records
+                .iter()
+                .map(|record| record.data.len())
+                .sum::<usize>()
+                <= MAX_LOG_BYTES
+        );
         assert_eq!(next, 300);
         assert_eq!(logs.read(299).0.len(), 1);
         assert_eq!(logs.tail(0, 5).len(), 5);

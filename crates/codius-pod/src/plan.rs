@@ -13,11 +13,21 @@ use crate::{ContainerStart, DriverError, Machine, PodStart, PreparedImage};
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Merges a pod spec with its images, which are in the order of its containers.
-pub fn plan(spec: &PodSpec, machine: Machine, images: Vec<PreparedImage>) -> Result<PodStart, DriverError> {
+pub fn plan(
+    spec: &PodSpec,
+    machine: Machine,
+    images: Vec<PreparedImage>,
+) -> Result<PodStart, DriverError> {
     let mut containers = Vec::with_capacity(images.len());
     for (container, image) in spec.containers.iter().zip(images) {
         let command = container.command.as_deref().unwrap_or(&image.config.cmd);
-        let args: Vec<String> = image.config.entrypoint.iter().chain(command).cloned().collect();
+        let args: Vec<String> = image
+            .config
+            .entrypoint
+            .iter()
+            .chain(command)
+            .cloned()
+            .collect();
         if args.first().is_none_or(String::is_empty) {
             return Err(DriverError::Unsupported {
                 reason: format!(
@@ -33,7 +43,10 @@ pub fn plan(spec: &PodSpec, machine: Machine, images: Vec<PreparedImage>) -> Res
         };
         if !workdir.starts_with('/') {
             return Err(DriverError::Unsupported {
-                reason: format!("workdir {workdir:?} of container {} is not absolute", container.id),
+                reason: format!(
+                    "workdir {workdir:?} of container {} is not absolute",
+                    container.id
+                ),
             });
         }
         containers.push(ContainerStart {
@@ -45,14 +58,22 @@ pub fn plan(spec: &PodSpec, machine: Machine, images: Vec<PreparedImage>) -> Res
             image,
         });
     }
-    Ok(PodStart { hash: spec.hash, machine, port: spec.port, containers })
+    Ok(PodStart {
+        hash: spec.hash,
+        machine,
+        port: spec.port,
+        containers,
+    })
 }
 
 /// The image's variables in their order, each replaced by the manifest's of the same name, then the
 /// manifest's others; and a `PATH` in any case.
 fn environment(image: &[String], manifest: &[(String, String)]) -> Vec<(String, String)> {
     let mut merged: Vec<(String, String)> = Vec::with_capacity(image.len() + manifest.len() + 1);
-    let of_image = image.iter().filter_map(|entry| entry.split_once('=')).map(|(n, v)| (n.to_owned(), v.to_owned()));
+    let of_image = image
+        .iter()
+        .filter_map(|entry| entry.split_once('='))
+        .map(|(n, v)| (n.to_owned(), v.to_owned()));
     for (name, value) in of_image.chain(manifest.iter().cloned()) {
         match merged.iter_mut().find(|(known, _)| *known == name) {
             Some((_, known)) => *known = value,
@@ -76,8 +97,15 @@ mod tests {
         let body = format!(
             r#"{{"manifest":{{"name":"n","version":"1","containers":[{{"id":"app","image":"i"{container}}}]}}}}"#
         );
-        let spec = Upload::parse(body.as_bytes()).unwrap().pod_spec("http://host").unwrap();
-        let image = PreparedImage { digest: "sha256:0".into(), block_image: "/i".into(), config };
+        let spec = Upload::parse(body.as_bytes())
+            .unwrap()
+            .pod_spec("http://host")
+            .unwrap();
+        let image = PreparedImage {
+            digest: "sha256:0".into(),
+            block_image: "/i".into(),
+            config,
+        };
         plan(&spec, Machine::SMALL, vec![image]).map(|mut pod| pod.containers.remove(0))
     }
 
@@ -95,7 +123,10 @@ mod tests {
     fn the_image_decides_where_the_manifest_is_silent() {
         let container = planned("", image()).unwrap();
         assert_eq!(container.args, ["/entry", "serve"]);
-        assert_eq!((container.workdir.as_str(), container.user.as_str()), ("/app", "www"));
+        assert_eq!(
+            (container.workdir.as_str(), container.user.as_str()),
+            ("/app", "www")
+        );
         assert_eq!(container.env[0], ("PATH".into(), "/bin".into()));
     }
 

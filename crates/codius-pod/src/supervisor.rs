@@ -18,8 +18,8 @@ use thiserror::Error;
 use tokio::{sync::watch, time::timeout};
 
 use crate::{
-    Driver, DriverError, Duplex, ImageError, Images, LogRecord, Machine, PodEvent, PodEvents, PodLogs,
-    PullProgress, ResolvedImage, RunningPod, plan,
+    Driver, DriverError, Duplex, ImageError, Images, LogRecord, Machine, PodEvent, PodEvents,
+    PodLogs, PullProgress, ResolvedImage, RunningPod, plan,
 };
 
 /// How long a pod without a port must run before it counts as started.
@@ -42,11 +42,16 @@ pub trait StartProgress: Send + Sync {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StartPhase {
     /// Compressed bytes of all images of the pod that are not here yet.
-    Pulling { bytes: u64, of: u64 },
+    Pulling {
+        bytes: u64,
+        of: u64,
+    },
     Building,
     Booting,
     Starting,
-    WaitingForPort { port: u16 },
+    WaitingForPort {
+        port: u16,
+    },
 }
 
 /// Why a pod did not start. Nothing of it is left, in every case.
@@ -58,7 +63,11 @@ pub enum StartError {
     Driver(#[from] DriverError),
     /// The program ended before the pod was ready. The uploader reads its output.
     #[error("container {container} {exit} before the program was ready{output}")]
-    Exited { container: String, exit: ExitText, output: OutputText },
+    Exited {
+        container: String,
+        exit: ExitText,
+        output: OutputText,
+    },
     /// All programs ended well, but the port was never open.
     #[error("all containers ended before port {port} was open{output}")]
     Finished { port: u16, output: OutputText },
@@ -67,7 +76,11 @@ pub enum StartError {
         "port {port} was not opened within {waited_secs} s; make the program listen on 0.0.0.0:{port}, or \
          correct `port` in the manifest{output}"
     )]
-    PortNotOpened { port: u16, waited_secs: u64, output: OutputText },
+    PortNotOpened {
+        port: u16,
+        waited_secs: u64,
+        output: OutputText,
+    },
     /// The program listens where nobody can reach it.
     #[error("the program listens on 127.0.0.1:{port} only; make it listen on 0.0.0.0:{port}")]
     LoopbackOnly { port: u16 },
@@ -82,12 +95,16 @@ impl StartError {
         match self {
             Self::Image(error) => matches!(error, ImageError::Host { .. }),
             Self::Driver(error) => {
-                matches!(error, DriverError::Boot { .. } | DriverError::Host { .. } | DriverError::NotRunning)
+                matches!(
+                    error,
+                    DriverError::Boot { .. } | DriverError::Host { .. } | DriverError::NotRunning
+                )
             }
             Self::Lost { .. } => true,
-            Self::Exited { .. } | Self::Finished { .. } | Self::PortNotOpened { .. } | Self::LoopbackOnly { .. } => {
-                false
-            }
+            Self::Exited { .. }
+            | Self::Finished { .. }
+            | Self::PortNotOpened { .. }
+            | Self::LoopbackOnly { .. } => false,
         }
     }
 }
@@ -101,7 +118,9 @@ impl std::fmt::Display for ExitText {
         match self.0 {
             ContainerExit::Code(code) => write!(out, "ended with exit code {code}"),
             ContainerExit::Signal(signal) => write!(out, "was ended by signal {signal}"),
-            ContainerExit::OutOfMemory => out.write_str("was ended because it used more memory than the pod has"),
+            ContainerExit::OutOfMemory => {
+                out.write_str("was ended because it used more memory than the pod has")
+            }
         }
     }
 }
@@ -130,7 +149,9 @@ pub struct Supervisor {
 
 impl std::fmt::Debug for Supervisor {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        out.debug_struct("Supervisor").field("port_timeout", &self.port_timeout).finish_non_exhaustive()
+        out.debug_struct("Supervisor")
+            .field("port_timeout", &self.port_timeout)
+            .finish_non_exhaustive()
     }
 }
 
@@ -149,7 +170,10 @@ impl Pod {
     pub async fn ended(&self) -> PodEnd {
         let mut status = self.status.clone();
         let ended = status.wait_for(|status| status.end().is_some()).await;
-        ended.ok().and_then(|status| status.end()).unwrap_or_else(|| PodEnd::Lost(LET_GO.to_owned()))
+        ended
+            .ok()
+            .and_then(|status| status.end())
+            .unwrap_or_else(|| PodEnd::Lost(LET_GO.to_owned()))
     }
 }
 
@@ -189,10 +213,13 @@ impl Status {
 
     /// The first container that ended badly.
     fn failure(&self) -> Option<(usize, ContainerExit)> {
-        self.exits.iter().enumerate().find_map(|(index, exit)| match exit {
-            Some(ContainerExit::Code(0)) | None => None,
-            Some(exit) => Some((index, *exit)),
-        })
+        self.exits
+            .iter()
+            .enumerate()
+            .find_map(|(index, exit)| match exit {
+                Some(ContainerExit::Code(0)) | None => None,
+                Some(exit) => Some((index, *exit)),
+            })
     }
 }
 
@@ -207,7 +234,15 @@ struct Watch {
 impl PodEvents for Watch {
     fn event(&self, event: PodEvent) {
         match event {
-            PodEvent::Log { container, stream, data } => self.logs.append(LogRecord { container, stream, data }),
+            PodEvent::Log {
+                container,
+                stream,
+                data,
+            } => self.logs.append(LogRecord {
+                container,
+                stream,
+                data,
+            }),
             PodEvent::LogDropped { container, bytes } => {
                 tracing::debug!(pod = %self.hash, container, bytes, "output dropped");
             }
@@ -248,12 +283,22 @@ impl Supervisor {
         interledger: Arc<dyn InterledgerPort>,
         port_timeout: Duration,
     ) -> Self {
-        Self { driver, images, interledger, port_timeout }
+        Self {
+            driver,
+            images,
+            interledger,
+            port_timeout,
+        }
     }
 
     /// Asks the registries what each image of a pod means now; in the order of the containers.
     pub async fn resolve(&self, spec: &PodSpec) -> Result<Vec<ResolvedImage>, ImageError> {
-        try_join_all(spec.containers.iter().map(|container| self.images.resolve(&container.image))).await
+        try_join_all(
+            spec.containers
+                .iter()
+                .map(|container| self.images.resolve(&container.image)),
+        )
+        .await
     }
 
     /// Starts a pod and returns it when it is ready.
@@ -272,7 +317,10 @@ impl Supervisor {
         let told = tokio::spawn(tell(pod.status.clone(), spec.port, Arc::clone(&progress)));
         let started = self.driver.start(start, watch).await;
         let outcome = match started {
-            Ok(RunningPod { address }) => self.ready(spec, &pod).await.map(|()| Pod { address, ..pod }),
+            Ok(RunningPod { address }) => self
+                .ready(spec, &pod)
+                .await
+                .map(|()| Pod { address, ..pod }),
             Err(error) => Err(error.into()),
         };
         told.abort();
@@ -304,14 +352,20 @@ impl Supervisor {
     ) -> Result<Vec<crate::PreparedImage>, ImageError> {
         let pulls = Pulls::new(images, Arc::clone(progress));
         let prepares = images.iter().enumerate().map(|(index, image)| {
-            let pull: Arc<dyn PullProgress> = Arc::new(Pull { index, pulls: Arc::clone(&pulls) });
+            let pull: Arc<dyn PullProgress> = Arc::new(Pull {
+                index,
+                pulls: Arc::clone(&pulls),
+            });
             self.images.prepare(image, pull)
         });
         try_join_all(prepares).await
     }
 
     fn watch(&self, spec: &PodSpec) -> (Arc<Watch>, Pod) {
-        let initial = Status { exits: vec![None; spec.containers.len()], ..Status::default() };
+        let initial = Status {
+            exits: vec![None; spec.containers.len()],
+            ..Status::default()
+        };
         let (sender, status) = watch::channel(initial);
         let logs = Arc::new(PodLogs::default());
         let watch = Watch {
@@ -320,21 +374,41 @@ impl Supervisor {
             logs: Arc::clone(&logs),
             interledger: Arc::clone(&self.interledger),
         };
-        (Arc::new(watch), Pod { hash: spec.hash, address: None, logs, status })
+        (
+            Arc::new(watch),
+            Pod {
+                hash: spec.hash,
+                address: None,
+                logs,
+                status,
+            },
+        )
     }
 
     /// Waits until a started pod is ready, or says why it never will be.
     async fn ready(&self, spec: &PodSpec, pod: &Pod) -> Result<(), StartError> {
         let output = |container: usize| OutputText(pod.logs.tail(container, TAIL_BYTES));
-        let decided = |status: &Status| status.listening || status.lost.is_some() || status.failure().is_some()
-            || status.end().is_some();
+        let decided = |status: &Status| {
+            status.listening
+                || status.lost.is_some()
+                || status.failure().is_some()
+                || status.end().is_some()
+        };
         let mut watching = pod.status.clone();
-        let patience = if spec.port.is_some() { self.port_timeout } else { SETTLE };
+        let patience = if spec.port.is_some() {
+            self.port_timeout
+        } else {
+            SETTLE
+        };
         let waited = timeout(patience, watching.wait_for(decided)).await;
         // Output that was written just before an exit arrives just after it.
         let status = match waited {
             Ok(Ok(status)) => status.clone(),
-            Ok(Err(_)) => return Err(StartError::Lost { reason: LET_GO.to_owned() }),
+            Ok(Err(_)) => {
+                return Err(StartError::Lost {
+                    reason: LET_GO.to_owned(),
+                });
+            }
             Err(_) => pod.status.borrow().clone(),
         };
         if let Some(reason) = status.lost {
@@ -345,21 +419,36 @@ impl Supervisor {
         }
         if let Some((index, exit)) = status.failure() {
             let container = spec.containers[index].id.clone();
-            return Err(StartError::Exited { container, exit: ExitText(exit), output: output(index) });
+            return Err(StartError::Exited {
+                container,
+                exit: ExitText(exit),
+                output: output(index),
+            });
         }
         let Some(port) = spec.port else { return Ok(()) };
         if status.end().is_some() {
-            return Err(StartError::Finished { port, output: output(0) });
+            return Err(StartError::Finished {
+                port,
+                output: output(0),
+            });
         }
         if status.loopback_only {
             return Err(StartError::LoopbackOnly { port });
         }
-        Err(StartError::PortNotOpened { port, waited_secs: patience.as_secs(), output: output(0) })
+        Err(StartError::PortNotOpened {
+            port,
+            waited_secs: patience.as_secs(),
+            output: output(0),
+        })
     }
 }
 
 /// Tells the phases of a start that only the guest knows.
-async fn tell(mut status: watch::Receiver<Status>, port: Option<u16>, progress: Arc<dyn StartProgress>) {
+async fn tell(
+    mut status: watch::Receiver<Status>,
+    port: Option<u16>,
+    progress: Arc<dyn StartProgress>,
+) {
     if status.wait_for(|status| status.booted).await.is_err() {
         return;
     }
@@ -383,23 +472,44 @@ struct Pull {
 
 impl Pulls {
     fn new(images: &[ResolvedImage], progress: Arc<dyn StartProgress>) -> Arc<Self> {
-        let first = |index: usize| images[..index].iter().all(|earlier| earlier.digest != images[index].digest);
+        let first = |index: usize| {
+            images[..index]
+                .iter()
+                .all(|earlier| earlier.digest != images[index].digest)
+        };
         let done = images
             .iter()
             .enumerate()
-            .map(|(index, image)| (0, if image.cached || !first(index) { 0 } else { image.compressed_bytes }))
+            .map(|(index, image)| {
+                (
+                    0,
+                    if image.cached || !first(index) {
+                        0
+                    } else {
+                        image.compressed_bytes
+                    },
+                )
+            })
             .collect();
-        Arc::new(Self { done: std::sync::Mutex::new(done), progress })
+        Arc::new(Self {
+            done: std::sync::Mutex::new(done),
+            progress,
+        })
     }
 }
 
 impl PullProgress for Pull {
     fn pulled(&self, bytes: u64, _of: u64) {
         let (bytes, of) = {
-            let mut done = self.pulls.done.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut done = self
+                .pulls
+                .done
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
             let (mine, of) = &mut done[self.index];
             *mine = bytes.min(*of);
-            done.iter().fold((0, 0), |(bytes, all), (b, o)| (bytes + b, all + o))
+            done.iter()
+                .fold((0, 0), |(bytes, all), (b, o)| (bytes + b, all + o))
         };
         if of > 0 {
             self.pulls.progress.phase(StartPhase::Pulling { bytes, of });

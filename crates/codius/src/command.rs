@@ -8,7 +8,11 @@ use codius_manifest::ManifestHash;
 use crate::{failure::Failure, manifest, pod, upload};
 
 #[derive(Debug, Parser)]
-#[command(name = "codius", version, about = "Runs programs on Codius hosts, paid by the second over Interledger")]
+#[command(
+    name = "codius",
+    version,
+    about = "Runs programs on Codius hosts, paid by the second over Interledger"
+)]
 #[command(after_help = "Exit codes:\n  \
     0    done\n  \
     1    failed\n  \

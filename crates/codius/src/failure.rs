@@ -21,7 +21,11 @@ pub(crate) const INTERRUPTED: u8 = 130;
 
 impl Failure {
     pub(crate) fn new(code: u8, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), notes: Vec::new() }
+        Self {
+            code,
+            message: message.into(),
+            notes: Vec::new(),
+        }
     }
 
     pub(crate) fn note(mut self, note: impl Into<String>) -> Self {
@@ -87,7 +91,9 @@ fn money(receipt: &Receipt, owed: u64) -> String {
     if kept == 0 && *paid > 0 {
         return format!("All of the {paid} units that were paid came back.");
     }
-    format!("Paid {paid} units, of which {refunded} came back and {owed} are owed to the next upload of this manifest.")
+    format!(
+        "Paid {paid} units, of which {refunded} came back and {owed} are owed to the next upload of this manifest."
+    )
 }
 
 /// An error and what caused it, in one line.

@@ -6,7 +6,9 @@ use std::{
     path::Path,
 };
 
-use codius_manifest::{MAX_BODY_BYTES, ManifestError, hash_posted, parse_document, validate_generated};
+use codius_manifest::{
+    MAX_BODY_BYTES, ManifestError, hash_posted, parse_document, validate_generated,
+};
 
 use crate::failure::{Failure, USAGE};
 
@@ -24,7 +26,9 @@ pub(crate) fn validate(file: &Path) -> Result<(), Failure> {
         return Ok(());
     }
     let failure = Failure::new(USAGE, format!("{} is not a valid manifest", file.display()));
-    Err(errors.iter().fold(failure, |failure, error| failure.note(format!("{error} ({})", error.next_step))))
+    Err(errors.iter().fold(failure, |failure, error| {
+        failure.note(format!("{error} ({})", error.next_step))
+    }))
 }
 
 /// Reads a file, or standard input for `-`, up to what a host accepts.
@@ -36,11 +40,15 @@ pub(crate) fn read(file: &Path) -> Result<Vec<u8>, Failure> {
     } else {
         File::open(file).and_then(|open| open.take(limit).read_to_end(&mut bytes))
     };
-    read.map_err(|error| Failure::new(USAGE, format!("{} cannot be read: {error}", file.display())))?;
+    read.map_err(|error| {
+        Failure::new(USAGE, format!("{} cannot be read: {error}", file.display()))
+    })?;
     Ok(bytes)
 }
 
 pub(crate) fn invalid(error: ManifestError) -> Failure {
     let failure = Failure::new(USAGE, error.to_string());
-    error.details().iter().fold(failure, |failure, detail| failure.note(format!("{detail} ({})", detail.next_step)))
+    error.details().iter().fold(failure, |failure, detail| {
+        failure.note(format!("{detail} ({})", detail.next_step))
+    })
 }

@@ -27,7 +27,11 @@ impl Display {
             bar.enable_steady_tick(TICK);
             bar
         });
-        Self { live, last: String::new(), phases: Vec::new() }
+        Self {
+            live,
+            last: String::new(),
+            phases: Vec::new(),
+        }
     }
 
     pub(crate) fn say(&mut self, text: &str) {
@@ -84,9 +88,17 @@ fn in_words(phase: &Phase, in_tenths: bool) -> String {
         Phase::Resolving => "Looking up the images".to_owned(),
         Phase::Pulling { of: 0, .. } => "Pulling the images".to_owned(),
         Phase::Pulling { bytes, of } if in_tenths => {
-            format!("Pulling the images, {}% of {}", bytes.saturating_mul(10) / of * 10, HumanBytes(*of))
+            format!(
+                "Pulling the images, {}% of {}",
+                bytes.saturating_mul(10) / of * 10,
+                HumanBytes(*of)
+            )
         }
-        Phase::Pulling { bytes, of } => format!("Pulling the images, {} of {}", HumanBytes(*bytes), HumanBytes(*of)),
+        Phase::Pulling { bytes, of } => format!(
+            "Pulling the images, {} of {}",
+            HumanBytes(*bytes),
+            HumanBytes(*of)
+        ),
         Phase::Building => "Making the block image".to_owned(),
         Phase::Booting => "Booting the pod".to_owned(),
         Phase::Starting => "Starting the containers".to_owned(),

@@ -42,7 +42,13 @@ pub(crate) async fn upload(arguments: UploadArguments) -> Result<(), Failure> {
         ("time", format!("{} s", payment.duration)),
         ("price", amount::format(quote.price.0, &asset)),
     ];
-    confirm(payment, "Upload this program?", &shown, "The manifest is public; private variables are not.").await?;
+    confirm(
+        payment,
+        "Upload this program?",
+        &shown,
+        "The manifest is public; private variables are not.",
+    )
+    .await?;
     let wallet = wallet(payment, &asset).await?;
     let buying = host.upload(&document, payment.duration, &wallet, limit);
     finish(payment, &host, hash, &asset, &wallet, buying).await
@@ -57,7 +63,9 @@ pub(crate) async fn extend(arguments: ExtendArguments) -> Result<(), Failure> {
     // A manifest with private variables cannot be quoted without them; then the limit has to be given.
     let price = match host.quote(&document, payment.duration).await {
         Ok(quote) => quote.price.0,
-        Err(error) if payment.max_price.is_none() => return Err(Failure::from(error).note("Give --max-price.")),
+        Err(error) if payment.max_price.is_none() => {
+            return Err(Failure::from(error).note("Give --max-price."));
+        }
         Err(_) => 0,
     };
     let limit = limit(payment, price, &asset)?;
@@ -66,7 +74,14 @@ pub(crate) async fn extend(arguments: ExtendArguments) -> Result<(), Failure> {
         ("host", host.origin().to_owned()),
         ("runs until", pod.expiry.to_string()),
         ("more time", format!("{} s", payment.duration)),
-        ("price", if price > 0 { amount::format(price, &asset) } else { format!("at most {}", amount::format(limit, &asset)) }),
+        (
+            "price",
+            if price > 0 {
+                amount::format(price, &asset)
+            } else {
+                format!("at most {}", amount::format(limit, &asset))
+            },
+        ),
     ];
     confirm(payment, "Buy this time?", &shown, "").await?;
     let wallet = wallet(payment, &asset).await?;
@@ -82,10 +97,20 @@ fn document(arguments: &UploadArguments) -> Result<String, Failure> {
         None => Some(PathBuf::from(VARS_FILE)).filter(|file| file.is_file()),
     };
     let vars = vars_file.as_deref().map(parse).transpose()?;
-    let mut nonce = || rand::random::<[u8; source::NONCE_BYTES]>().iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut nonce = || {
+        rand::random::<[u8; source::NONCE_BYTES]>()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
+    };
     let mut generated = source::generate(&codius, vars.as_ref(), &mut nonce).map_err(|errors| {
-        let failure = Failure::new(USAGE, format!("{} is not valid", arguments.codius_file.display()));
-        errors.iter().fold(failure, |failure, error| failure.note(format!("{error} ({})", error.next_step)))
+        let failure = Failure::new(
+            USAGE,
+            format!("{} is not valid", arguments.codius_file.display()),
+        );
+        errors.iter().fold(failure, |failure, error| {
+            failure.note(format!("{error} ({})", error.next_step))
+        })
     })?;
     if arguments.debug {
         generated.set_debug();
@@ -94,13 +119,19 @@ fn document(arguments: &UploadArguments) -> Result<String, Failure> {
 }
 
 fn parse(file: &Path) -> Result<Value, Failure> {
-    parse_document(&read(file)?).map_err(|error| invalid(error).note(format!("in {}", file.display())))
+    parse_document(&read(file)?)
+        .map_err(|error| invalid(error).note(format!("in {}", file.display())))
 }
 
 /// Name and version, for the question.
 fn program(document: &str) -> String {
     let document: Value = serde_json::from_str(document).unwrap_or_default();
-    let text = |member: &str| document["manifest"][member].as_str().unwrap_or_default().to_owned();
+    let text = |member: &str| {
+        document["manifest"][member]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
+    };
     format!("{} {}", text("name"), text("version"))
 }
 
@@ -108,20 +139,34 @@ async fn asset(host: &HostClient) -> Result<AssetInfo, Failure> {
     let info = host.info().await?;
     Ok(match info.host {
         Some(host) => host.asset,
-        None => AssetInfo { code: info.currency, scale: FIRST_GENERATION_SCALE },
+        None => AssetInfo {
+            code: info.currency,
+            scale: FIRST_GENERATION_SCALE,
+        },
     })
 }
 
 /// The most that may be paid. It is never more than was shown or said.
 fn limit(payment: &PaymentArguments, price: u64, asset: &AssetInfo) -> Result<u64, Failure> {
-    let Some(text) = &payment.max_price else { return Ok(price) };
+    let Some(text) = &payment.max_price else {
+        return Ok(price);
+    };
     let limit = amount::parse(text, asset).ok_or_else(|| {
-        Failure::new(USAGE, format!("--max-price {text} is not an amount of {} with {} decimals", asset.code, asset.scale))
+        Failure::new(
+            USAGE,
+            format!(
+                "--max-price {text} is not an amount of {} with {} decimals",
+                asset.code, asset.scale
+            ),
+        )
     })?;
     if price > limit {
         let (price, limit) = (amount::format(price, asset), amount::format(limit, asset));
-        return Err(Failure::new(NOT_PAID, format!("the price is {price}, over the limit of {limit}"))
-            .note("Nothing was paid. Next: buy less time, raise --max-price, or take another host."));
+        return Err(Failure::new(
+            NOT_PAID,
+            format!("the price is {price}, over the limit of {limit}"),
+        )
+        .note("Nothing was paid. Next: buy less time, raise --max-price, or take another host."));
     }
     Ok(limit)
 }
@@ -140,7 +185,10 @@ async fn confirm(
         return Ok(());
     }
     if !stdin().is_terminal() {
-        return Err(Failure::new(USAGE, "there is nobody to ask; give -y to go on without a question"));
+        return Err(Failure::new(
+            USAGE,
+            "there is nobody to ask; give -y to go on without a question",
+        ));
     }
     if !warning.is_empty() {
         eprintln!("  {warning}");
@@ -166,9 +214,15 @@ async fn wallet(payment: &PaymentArguments, asset: &AssetInfo) -> Result<Wallet,
     let wallet = Wallet::connect(&url).await?;
     let own = wallet.asset();
     if own.code != asset.code || own.scale != asset.scale {
-        let (mine, theirs) = (format!("{}/{}", own.code, own.scale), format!("{}/{}", asset.code, asset.scale));
-        return Err(Failure::new(NOT_PAID, format!("your connection counts in {mine} and the host in {theirs}"))
-            .note("Nothing was paid. Next: give --ilp with a connection in the host's asset."));
+        let (mine, theirs) = (
+            format!("{}/{}", own.code, own.scale),
+            format!("{}/{}", asset.code, asset.scale),
+        );
+        return Err(Failure::new(
+            NOT_PAID,
+            format!("your connection counts in {mine} and the host in {theirs}"),
+        )
+        .note("Nothing was paid. Next: give --ilp with a connection in the host's asset."));
     }
     Ok(wallet)
 }
@@ -198,7 +252,9 @@ async fn finish(
         }
     };
     let phases = display.end();
-    let Some(outcome) = outcome else { return Err(interrupted(host, &hash, asset, wallet)) };
+    let Some(outcome) = outcome else {
+        return Err(interrupted(host, &hash, asset, wallet));
+    };
     let PaidAnswer { reply, receipt } = outcome?;
     let paid = receipt.paid.saturating_sub(receipt.refunded);
     if payment.json {
@@ -246,7 +302,12 @@ async fn watch(host: &HostClient, hash: &ManifestHash, display: &mut Display) {
     }
 }
 
-fn interrupted(host: &HostClient, hash: &ManifestHash, asset: &AssetInfo, wallet: &Wallet) -> Failure {
+fn interrupted(
+    host: &HostClient,
+    hash: &ManifestHash,
+    asset: &AssetInfo,
+    wallet: &Wallet,
+) -> Failure {
     let moved = wallet.moved();
     let paid = moved.paid.saturating_sub(moved.refunded);
     if paid == 0 {

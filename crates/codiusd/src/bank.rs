@@ -15,15 +15,21 @@ pub(crate) struct Bank(pub(crate) Store);
 impl Ledger for Bank {
     async fn record(&self, movement: Movement) -> Result<(), LedgerError> {
         let account = |name: &str| {
-            name.parse::<Account>().map_err(|_| LedgerError::Refused(format!("no ledger account {name}")))
+            name.parse::<Account>()
+                .map_err(|_| LedgerError::Refused(format!("no ledger account {name}")))
         };
-        let (from, to) = (account(movement.debit.as_str())?, account(movement.credit.as_str())?);
+        let (from, to) = (
+            account(movement.debit.as_str())?,
+            account(movement.credit.as_str())?,
+        );
         // What a host gives back to a payer is a refund in its books, however it travels.
         let reason = match from {
             Account::Order(_) | Account::Owed(_) => Reason::Refund,
-            Account::Parent | Account::Local(_) | Account::Pod(_) | Account::Lease(_) | Account::Earned => {
-                Reason::Packet
-            }
+            Account::Parent
+            | Account::Local(_)
+            | Account::Pod(_)
+            | Account::Lease(_)
+            | Account::Earned => Reason::Packet,
         };
         let transaction = Transaction::transfer(wall_now(), reason, from, to, movement.amount)
             .map_err(|error| LedgerError::Refused(error.to_string()))?

@@ -6,7 +6,9 @@ use rustix::time::{ClockId, clock_gettime};
 
 /// Milliseconds since 1970 by the machine's wall clock, which may jump. For display and the wire.
 pub(crate) fn wall_now() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 

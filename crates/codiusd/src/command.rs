@@ -13,9 +13,15 @@ use crate::{
 };
 
 #[derive(Debug, Parser)]
-#[command(name = "codiusd", version, about = "Runs programs by the second, for whoever pays over Interledger")]
-#[command(after_help = "Exit codes: 0 ended as asked, 1 failed, 2 wrong usage or configuration.\n\
-                        Log level: RUST_LOG (default info), to standard error.")]
+#[command(
+    name = "codiusd",
+    version,
+    about = "Runs programs by the second, for whoever pays over Interledger"
+)]
+#[command(
+    after_help = "Exit codes: 0 ended as asked, 1 failed, 2 wrong usage or configuration.\n\
+                        Log level: RUST_LOG (default info), to standard error."
+)]
 struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
@@ -104,7 +110,10 @@ impl Settings {
         if self.guest_dir.is_some() {
             config.guest.dir = self.guest_dir;
         }
-        config.images.insecure_registries.extend(self.insecure_registry);
+        config
+            .images
+            .insecure_registries
+            .extend(self.insecure_registry);
         if let Some(on_shutdown) = self.on_shutdown {
             config.pods.on_shutdown = on_shutdown;
         }
@@ -144,11 +153,20 @@ pub fn main() -> ExitCode {
 
 fn serve(config: Config) -> Result<()> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
     // One implementation of cryptography for TLS, chosen here for all who use it.
-    if rustls::crypto::ring::default_provider().install_default().is_err() {
+    if rustls::crypto::ring::default_provider()
+        .install_default()
+        .is_err()
+    {
         bail!("TLS was set up twice");
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start threads")?;
     runtime.block_on(daemon::run(config))
 }

@@ -54,6 +54,8 @@ pub(crate) struct Interledger {
     pub(crate) asset_scale: u8,
     /// The most that one packet may move, in the asset's smallest unit.
     pub(crate) max_packet_amount: u64,
+    /// How long the price of an order may take to arrive, once the client has asked again.
+    pub(crate) payment_timeout_secs: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -142,7 +144,10 @@ impl Default for Config {
 
 impl Default for Price {
     fn default() -> Self {
-        Self { cost_per_month: "10".to_owned(), max_duration_secs: 31 * 24 * 3600 }
+        Self {
+            cost_per_month: "10".to_owned(),
+            max_duration_secs: 31 * 24 * 3600,
+        }
     }
 }
 
@@ -150,10 +155,14 @@ impl Default for Interledger {
     fn default() -> Self {
         Self {
             mode: InterledgerMode::Local,
-            listen: vec![SocketAddr::from(([127, 0, 0, 1], 7768)), "[::1]:7768".parse().expect("a literal address")],
+            listen: vec![
+                SocketAddr::from(([127, 0, 0, 1], 7768)),
+                "[::1]:7768".parse().expect("a literal address"),
+            ],
             asset_code: "XRP".to_owned(),
             asset_scale: 9,
             max_packet_amount: 1_000_000_000_000,
+            payment_timeout_secs: 60,
         }
     }
 }
@@ -173,7 +182,11 @@ impl Default for Pods {
 
 impl Default for Images {
     fn default() -> Self {
-        Self { insecure_registries: Vec::new(), max_compressed_mib: 1024, max_unpacked_mib: 4096 }
+        Self {
+            insecure_registries: Vec::new(),
+            max_compressed_mib: 1024,
+            max_unpacked_mib: 4096,
+        }
     }
 }
 
@@ -189,9 +202,13 @@ impl Default for Network {
 impl Config {
     /// Reads and checks a file.
     pub(crate) fn load(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let config: Self = toml::from_str(&text).with_context(|| format!("{} is not valid", path.display()))?;
-        config.check().with_context(|| format!("{} is not valid", path.display()))?;
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        let config: Self =
+            toml::from_str(&text).with_context(|| format!("{} is not valid", path.display()))?;
+        config
+            .check()
+            .with_context(|| format!("{} is not valid", path.display()))?;
         Ok(config)
     }
 
@@ -202,14 +219,36 @@ impl Config {
             (1..=MAX_DURATION_LIMIT_SECS).contains(&duration),
             "price.max_duration_secs is {duration}; it must be 1 to {MAX_DURATION_LIMIT_SECS}"
         );
-        ensure!(self.pods.max_pods > 0, "pods.max_pods is 0; a host runs at least one pod");
-        ensure!(self.pods.port_timeout_secs > 0, "pods.port_timeout_secs is 0; programs need time to start");
-        ensure!(self.interledger.asset_scale <= 18, "interledger.asset_scale is over 18");
-        ensure!(!self.interledger.asset_code.is_empty(), "interledger.asset_code is empty");
-        ensure!(self.interledger.max_packet_amount > 0, "interledger.max_packet_amount is 0");
+        ensure!(
+            self.pods.max_pods > 0,
+            "pods.max_pods is 0; a host runs at least one pod"
+        );
+        ensure!(
+            self.pods.port_timeout_secs > 0,
+            "pods.port_timeout_secs is 0; programs need time to start"
+        );
+        ensure!(
+            self.interledger.asset_scale <= 18,
+            "interledger.asset_scale is over 18"
+        );
+        ensure!(
+            !self.interledger.asset_code.is_empty(),
+            "interledger.asset_code is empty"
+        );
+        ensure!(
+            self.interledger.max_packet_amount > 0,
+            "interledger.max_packet_amount is 0"
+        );
+        ensure!(
+            self.interledger.payment_timeout_secs > 0,
+            "interledger.payment_timeout_secs is 0"
+        );
         self.pool()?;
         if let Some(uri) = &self.public_uri {
-            ensure!(matches!(uri.scheme(), "http" | "https"), "public_uri must begin with http:// or https://");
+            ensure!(
+                matches!(uri.scheme(), "http" | "https"),
+                "public_uri must begin with http:// or https://"
+            );
             ensure!(uri.host_str().is_some(), "public_uri has no host name");
             ensure!(
                 uri.path() == "/" && uri.query().is_none() && uri.fragment().is_none(),

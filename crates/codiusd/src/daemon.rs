@@ -67,12 +67,22 @@ pub(crate) async fn run(config: Config) -> Result<()> {
 
     let store = Store::open(&data_dir.join("codius.db"))?;
     let snapshot = store.load().await?;
-    let verified = store.verify().await.context("the ledger does not add up; restore a backup")?;
+    let verified = store
+        .verify()
+        .await
+        .context("the ledger does not add up; restore a backup")?;
     tracing::info!(?verified, "ledger adds up");
     let secret = host_secret(&store, &snapshot).await?;
 
-    let asset = Asset::new(&config.interledger.asset_code, config.interledger.asset_scale)?;
-    let cost: Cost = config.price.cost_per_month.parse().context("price.cost_per_month")?;
+    let asset = Asset::new(
+        &config.interledger.asset_code,
+        config.interledger.asset_scale,
+    )?;
+    let cost: Cost = config
+        .price
+        .cost_per_month
+        .parse()
+        .context("price.cost_per_month")?;
     let rate = Rate::per_month(cost, &asset).context("price.cost_per_month")?;
 
     // The listeners first: a port that is taken is found before anything is touched.
@@ -92,7 +102,12 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         Arc::new(SystemClock),
     );
     let btp = BtpServer::new(connector.clone());
-    let pod_money = PodMoney::new(store.clone(), connector.clone(), btp.clone(), config.interledger.max_packet_amount);
+    let pod_money = PodMoney::new(
+        store.clone(),
+        connector.clone(),
+        btp.clone(),
+        config.interledger.max_packet_amount,
+    );
     let till = Till::open(&connector, &secret, asset.clone())?;
 
     let images = Arc::new(open_images(&config, &data_dir)?);
@@ -107,7 +122,10 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     );
     let routes = Arc::new(Routes::default());
     let proxy = Proxy::new(Arc::clone(&routes) as _);
-    let capacity = Capacity { memory_mib: memory_mib(&config)?, pods: config.pods.max_pods };
+    let capacity = Capacity {
+        memory_mib: memory_mib(&config)?,
+        pods: config.pods.max_pods,
+    };
     let leases = Leases::new(Wiring {
         store: store.clone(),
         supervisor,
@@ -120,12 +138,20 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         boot: boot_id()?,
         stop_grace: Duration::from_millis(config.pods.stop_grace_ms),
     });
-    let orders = Orders::new(Arc::clone(&leases), till);
+    let orders = Orders::new(
+        Arc::clone(&leases),
+        till,
+        Duration::from_secs(config.interledger.payment_timeout_secs),
+    );
     leases.recover(snapshot.leases, driver.as_ref()).await?;
     orders.recover(snapshot.open_orders).await?;
 
-    let clients: Arc<LocalGate> =
-        Arc::new(LocalGate::new(&connector, LOCAL_SEGMENT, LOCAL_ACCOUNT.into(), LocalGate::DEFAULT_MAX_CLIENTS));
+    let clients: Arc<LocalGate> = Arc::new(LocalGate::new(
+        &connector,
+        LOCAL_SEGMENT,
+        LOCAL_ACCOUNT.into(),
+        LocalGate::DEFAULT_MAX_CLIENTS,
+    ));
     for listener in interledger {
         btp.listen(listener, Arc::clone(&clients) as _);
     }
@@ -142,7 +168,16 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let closing = CancellationToken::new();
     let serving = tokio::spawn({
         let (proxy, closing) = (proxy.clone(), closing.clone());
-        async move { proxy.serve(listener, Scheme::Http, TowerToHyperService::new(router), closing).await }
+        async move {
+            proxy
+                .serve(
+                    listener,
+                    Scheme::Http,
+                    TowerToHyperService::new(router),
+                    closing,
+                )
+                .await
+        }
     });
 
     let api = public_uri.as_str().trim_end_matches('/');
@@ -165,8 +200,14 @@ pub(crate) async fn run(config: Config) -> Result<()> {
             tracing::warn!(%error, "the firewall table stays");
         }
     };
-    if tokio::time::timeout(SHUTDOWN_TIMEOUT, ending).await.is_err() {
-        bail!("the shutdown took over {} s and was cut off; the next start tidies up", SHUTDOWN_TIMEOUT.as_secs());
+    if tokio::time::timeout(SHUTDOWN_TIMEOUT, ending)
+        .await
+        .is_err()
+    {
+        bail!(
+            "the shutdown took over {} s and was cut off; the next start tidies up",
+            SHUTDOWN_TIMEOUT.as_secs()
+        );
     }
     tracing::info!("ended");
     Ok(())
@@ -174,7 +215,10 @@ pub(crate) async fn run(config: Config) -> Result<()> {
 
 /// Waits for the first signal that asks for the end.
 async fn told_to_end() -> io::Result<&'static str> {
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let (mut interrupt, mut terminate) = (
+        signal(SignalKind::interrupt())?,
+        signal(SignalKind::terminate())?,
+    );
     Ok(tokio::select! {
         _ = interrupt.recv() => "SIGINT",
         _ = terminate.recv() => "SIGTERM",
@@ -182,11 +226,18 @@ async fn told_to_end() -> io::Result<&'static str> {
 }
 
 fn make_private_dir(path: &Path) -> Result<()> {
-    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    let made = fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path);
     made.with_context(|| format!("cannot make the data directory {}", path.display()))?;
     // Pods' processes run as other users and are given single files below it.
     let mode = fs::metadata(path)?.permissions().mode();
-    ensure!(mode & 0o022 == 0, "the data directory {} can be written by others (mode {mode:o})", path.display());
+    ensure!(
+        mode & 0o022 == 0,
+        "the data directory {} can be written by others (mode {mode:o})",
+        path.display()
+    );
     Ok(())
 }
 
@@ -196,8 +247,14 @@ fn guest_dir(config: &Config) -> Result<PathBuf> {
         return Ok(dir.clone());
     }
     let program = std::env::current_exe().unwrap_or_default();
-    let beside = program.ancestors().skip(1).take(2).map(|dir| dir.join("guest"));
-    let found = beside.chain([PathBuf::from("/usr/lib/codius/guest")]).find(|dir| dir.join("vmlinux").is_file());
+    let beside = program
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|dir| dir.join("guest"));
+    let found = beside
+        .chain([PathBuf::from("/usr/lib/codius/guest")])
+        .find(|dir| dir.join("vmlinux").is_file());
     found.context("there is no guest kernel; run `cargo xtask guest`, or set guest.dir")
 }
 
@@ -206,19 +263,27 @@ async fn host_secret(store: &Store, snapshot: &Snapshot) -> Result<[u8; 32]> {
         return Ok(*secret);
     }
     let secret: [u8; 32] = rand::random();
-    store.commit(Batch::new().secret(HOST_SECRET, secret)).await?;
+    store
+        .commit(Batch::new().secret(HOST_SECRET, secret))
+        .await?;
     Ok(secret)
 }
 
 fn listen(address: SocketAddr) -> Result<TcpListener> {
     let open = || {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        let socket = if address.is_ipv4() {
+            TcpSocket::new_v4()?
+        } else {
+            TcpSocket::new_v6()?
+        };
         // A restarted daemon gets its port back while old connections linger.
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
         socket.listen(BACKLOG)
     };
-    open().with_context(|| format!("cannot listen on {address}; is another program there? Choose another address"))
+    open().with_context(|| {
+        format!("cannot listen on {address}; is another program there? Choose another address")
+    })
 }
 
 /// Listens for local clients. A machine without IPv6 does without it.
@@ -233,13 +298,19 @@ fn listen_interledger(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>> {
             Err(error) => return Err(error),
         }
     }
-    ensure!(!listeners.is_empty(), "interledger.listen is empty; uploaders in local mode need a port to pay at");
+    ensure!(
+        !listeners.is_empty(),
+        "interledger.listen is empty; uploaders in local mode need a port to pay at"
+    );
     Ok(listeners)
 }
 
 fn no_such_address(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| {
-        matches!(error.kind(), io::ErrorKind::AddrNotAvailable | io::ErrorKind::Unsupported)
+        matches!(
+            error.kind(),
+            io::ErrorKind::AddrNotAvailable | io::ErrorKind::Unsupported
+        )
     })
 }
 
@@ -249,11 +320,22 @@ fn open_images(config: &Config, data_dir: &Path) -> Result<ImageStore> {
         uncompressed_bytes: config.images.max_unpacked_mib.saturating_mul(MIB),
         ..ImageLimits::default()
     };
-    let registries = RegistryConfig { insecure: config.images.insecure_registries.clone(), ..RegistryConfig::default() };
-    Ok(ImageStore::open(&data_dir.join("images"), limits, &registries)?)
+    let registries = RegistryConfig {
+        insecure: config.images.insecure_registries.clone(),
+        ..RegistryConfig::default()
+    };
+    Ok(ImageStore::open(
+        data_dir.join("images"),
+        limits,
+        &registries,
+    )?)
 }
 
-async fn open_driver(config: &Config, data_dir: &Path, guest_dir: PathBuf) -> Result<MicrovmDriver> {
+async fn open_driver(
+    config: &Config,
+    data_dir: &Path,
+    guest_dir: PathBuf,
+) -> Result<MicrovmDriver> {
     let driver = MicrovmDriver::open(MicrovmConfig {
         state_dir: data_dir.join("pods"),
         guest_dir,
@@ -275,12 +357,21 @@ fn memory_mib(config: &Config) -> Result<u64> {
     if config.pods.memory_mib > 0 {
         return Ok(config.pods.memory_mib);
     }
-    let text = fs::read_to_string("/proc/meminfo").context("cannot read this machine's memory; set pods.memory_mib")?;
-    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse().ok());
+    let text = fs::read_to_string("/proc/meminfo")
+        .context("cannot read this machine's memory; set pods.memory_mib")?;
+    let total = text.lines().find_map(|line| {
+        line.strip_prefix("MemTotal:")?
+            .trim()
+            .strip_suffix(" kB")?
+            .parse()
+            .ok()
+    });
     let total_kib: u64 = total.context("cannot read this machine's memory; set pods.memory_mib")?;
     Ok(total_kib / 1024 * DEFAULT_MEMORY_PERCENT / 100)
 }
 
 fn boot_id() -> Result<BootId> {
-    clock::boot_id().parse().context("/proc/sys/kernel/random/boot_id cannot be read")
+    clock::boot_id()
+        .parse()
+        .context("/proc/sys/kernel/random/boot_id cannot be read")
 }

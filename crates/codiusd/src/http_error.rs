@@ -18,7 +18,10 @@ pub(crate) struct HttpError {
 
 impl HttpError {
     pub(crate) fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { body: Box::new(ErrorBody::new(status.as_u16(), message)), header: None }
+        Self {
+            body: Box::new(ErrorBody::new(status.as_u16(), message)),
+            header: None,
+        }
     }
 
     pub(crate) fn cause(mut self, cause: Trouble) -> Self {
@@ -57,30 +60,46 @@ impl HttpError {
 
     /// A fault of this host: logged by the caller, and told without its insides.
     pub(crate) fn internal() -> Self {
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "An internal server error occurred")
-            .cause(Trouble::HostError)
-            .next("try again, or take another host")
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "An internal server error occurred",
+        )
+        .cause(Trouble::HostError)
+        .next("try again, or take another host")
     }
 }
 
 impl From<ManifestError> for HttpError {
     fn from(error: ManifestError) -> Self {
-        let status = StatusCode::from_u16(error.family().http_status()).unwrap_or(StatusCode::BAD_REQUEST);
+        let status =
+            StatusCode::from_u16(error.family().http_status()).unwrap_or(StatusCode::BAD_REQUEST);
         let details: Vec<String> = error.details().iter().map(ToString::to_string).collect();
         let next = error.details().first().map_or("", |first| first.next_step);
-        Self::new(status, error.to_string()).detail(details.join("; ")).cause(Trouble::ManifestInvalid).next(next)
+        Self::new(status, error.to_string())
+            .detail(details.join("; "))
+            .cause(Trouble::ManifestInvalid)
+            .next(next)
     }
 }
 
 impl From<ImageError> for HttpError {
     fn from(error: ImageError) -> Self {
         let (status, cause) = match &error {
-            ImageError::InvalidReference { .. } | ImageError::WrongPlatform { .. } | ImageError::Invalid { .. } => {
+            ImageError::InvalidReference { .. }
+            | ImageError::WrongPlatform { .. }
+            | ImageError::Invalid { .. } => {
                 (StatusCode::UNPROCESSABLE_ENTITY, Trouble::ImageInvalid)
             }
-            ImageError::NotFound { .. } => (StatusCode::UNPROCESSABLE_ENTITY, Trouble::ImageNotFound),
-            ImageError::TooLarge { .. } => (StatusCode::UNPROCESSABLE_ENTITY, Trouble::ImageTooLarge),
-            ImageError::Unavailable { .. } => (StatusCode::SERVICE_UNAVAILABLE, Trouble::RegistryUnavailable),
+            ImageError::NotFound { .. } => {
+                (StatusCode::UNPROCESSABLE_ENTITY, Trouble::ImageNotFound)
+            }
+            ImageError::TooLarge { .. } => {
+                (StatusCode::UNPROCESSABLE_ENTITY, Trouble::ImageTooLarge)
+            }
+            ImageError::Unavailable { .. } => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                Trouble::RegistryUnavailable,
+            ),
             ImageError::Host { .. } => {
                 tracing::error!(error = &error as &dyn std::error::Error, "image store");
                 return Self::internal();
@@ -96,8 +115,12 @@ impl From<StartError> for HttpError {
         let (status, cause) = match error {
             StartError::Image(error) => return error.into(),
             StartError::Driver(error) => match error {
-                DriverError::Unsupported { .. } => (StatusCode::UNPROCESSABLE_ENTITY, Trouble::ManifestInvalid),
-                DriverError::Container { .. } => (StatusCode::UNPROCESSABLE_ENTITY, Trouble::ProgramFailed),
+                DriverError::Unsupported { .. } => {
+                    (StatusCode::UNPROCESSABLE_ENTITY, Trouble::ManifestInvalid)
+                }
+                DriverError::Container { .. } => {
+                    (StatusCode::UNPROCESSABLE_ENTITY, Trouble::ProgramFailed)
+                }
                 DriverError::Boot { .. } | DriverError::NotRunning => {
                     (StatusCode::INTERNAL_SERVER_ERROR, Trouble::PodLost)
                 }
@@ -120,10 +143,14 @@ impl From<StartError> for HttpError {
 
 impl IntoResponse for HttpError {
     fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.body.status_code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let status = StatusCode::from_u16(self.body.status_code)
+            .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut reply = (status, Json(self.body)).into_response();
         let headers = reply.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"));
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/json; charset=utf-8"),
+        );
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
         if let Some((name, value)) = self.header {
             headers.insert(name, value);

@@ -23,21 +23,23 @@ use std::{
 
 use codius_api::{EndReason as ApiEndReason, LeaseEventKind, Phase, PodReply, UnixMillis};
 use codius_ledger::{
-    Account, BootId, EndReason, Lease, LeaseState, Millis, Order, Rate, Reason, Settlement, StoredResponse,
-    Transaction,
+    Account, BootId, EndReason, Lease, LeaseState, Millis, Order, Rate, Reason, Settlement,
+    StoredResponse, Transaction,
 };
 use codius_manifest::{ManifestHash, PodSpec, Upload};
-use codius_pod::{Admission, Machine, Pod, PodEnd, PodLogs, Reservation, ResolvedImage, StartError, Supervisor};
-use codius_store::{Batch, Store, StoreError, StoredLease, StoredUpload};
+use codius_pod::{
+    Admission, Machine, Pod, PodEnd, PodLogs, Reservation, ResolvedImage, StartError, Supervisor,
+};
 use codius_proxy::Proxy;
+use codius_store::{Batch, Store, StoreError, StoredLease, StoredUpload};
 use thiserror::Error;
 use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
 
 use crate::{
-    pod_money::PodMoney,
     clock::{steady_now, wall_now},
+    pod_money::PodMoney,
     progress::{Progress, ProgressBoard, Tell},
     routes::Routes,
 };
@@ -147,14 +149,23 @@ impl Leases {
     /// What is known of a running lease.
     pub(crate) fn shown(&self, hash: &ManifestHash) -> Option<Arc<Shown>> {
         let slot = self.slots().get(hash)?.upgrade()?;
-        let shown = slot.shown.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        shown
+        slot.shown
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// How many leases run.
     pub(crate) fn running(&self) -> usize {
         let live: Vec<_> = self.slots().values().filter_map(Weak::upgrade).collect();
-        live.iter().filter(|slot| slot.shown.lock().unwrap_or_else(PoisonError::into_inner).is_some()).count()
+        live.iter()
+            .filter(|slot| {
+                slot.shown
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .is_some()
+            })
+            .count()
     }
 
     /// Whether an upload of this hash would find it running, or on its way to it.
@@ -169,7 +180,10 @@ impl Leases {
     }
 
     /// Carries out a paid upload: extends the lease of its hash if there is one, starts it otherwise.
-    pub(crate) async fn place(self: &Arc<Self>, purchase: Purchase) -> Result<StoredResponse, PlaceError> {
+    pub(crate) async fn place(
+        self: &Arc<Self>,
+        purchase: Purchase,
+    ) -> Result<StoredResponse, PlaceError> {
         let slot = self.slot(purchase.order.hash);
         let mut state = slot.state.lock().await;
         if self.closing.is_cancelled() {
@@ -186,40 +200,81 @@ impl Leases {
             None => self.admission.reserve(Machine::SMALL)?,
         };
         let spec = self.spec(&purchase.upload).map_err(|error| {
-            StartError::Driver(codius_pod::DriverError::Unsupported { reason: error.to_string() })
+            StartError::Driver(codius_pod::DriverError::Unsupported {
+                reason: error.to_string(),
+            })
         })?;
 
         // What earlier payers of this program are owed runs it, too.
         let owed = self.balance(&Account::Owed(slot.hash)).await?;
         let mut lease = Lease::new(slot.hash, wall_now(), self.rate);
-        lease.extend(purchase.order.duration).expect("a new lease can be extended");
+        lease
+            .extend(purchase.order.duration)
+            .expect("a new lease can be extended");
         let balance = purchase.order.price.saturating_add(owed);
-        let mut batch = Batch::new().new_lease(lease, stored_upload(&purchase.upload, &purchase.images));
-        transfer(&mut batch, Reason::Payment, order_of(&purchase.order), Account::Lease(slot.hash), purchase.order.price);
-        transfer(&mut batch, Reason::Payment, Account::Owed(slot.hash), Account::Lease(slot.hash), owed);
+        let mut batch =
+            Batch::new().new_lease(lease, stored_upload(&purchase.upload, &purchase.images));
+        transfer(
+            &mut batch,
+            Reason::Payment,
+            order_of(&purchase.order),
+            Account::Lease(slot.hash),
+            purchase.order.price,
+        );
+        transfer(
+            &mut batch,
+            Reason::Payment,
+            Account::Owed(slot.hash),
+            Account::Lease(slot.hash),
+            owed,
+        );
         self.store.commit(batch).await?;
 
-        let started = self.start(&spec, &purchase.images, &purchase.progress).await;
+        let started = self
+            .start(&spec, &purchase.images, &purchase.progress)
+            .await;
         let pod = match started {
             Ok(pod) => pod,
             Err(error) => {
-                let ended = lease.end(steady(), balance, EndReason::StartFailed).expect("it has not ended before");
+                let ended = lease
+                    .end(steady(), balance, EndReason::StartFailed)
+                    .expect("it has not ended before");
                 debug_assert_eq!(ended.earned, 0, "a pod that never ran has cost nothing");
                 let mut batch = Batch::new().lease(lease);
-                transfer(&mut batch, Reason::Return, Account::Lease(slot.hash), order_of(&purchase.order), purchase.order.price);
-                transfer(&mut batch, Reason::Return, Account::Lease(slot.hash), Account::Owed(slot.hash), owed);
+                transfer(
+                    &mut batch,
+                    Reason::Return,
+                    Account::Lease(slot.hash),
+                    order_of(&purchase.order),
+                    purchase.order.price,
+                );
+                transfer(
+                    &mut batch,
+                    Reason::Return,
+                    Account::Lease(slot.hash),
+                    Account::Owed(slot.hash),
+                    owed,
+                );
                 self.store.commit(batch).await?;
                 return Err(error);
             }
         };
 
-        lease.begin(self.boot, steady()).expect("a lease that was starting can begin");
+        lease
+            .begin(self.boot, steady())
+            .expect("a lease that was starting can begin");
         let url = self.url(&slot.hash);
         let expires_at = expiry(&lease, balance);
-        let reply = PodReply { url: url.clone(), manifest_hash: slot.hash, expiry: expires_at };
+        let reply = PodReply {
+            url: url.clone(),
+            manifest_hash: slot.hash,
+            expiry: expires_at,
+        };
         let response = stored(&reply);
         let mut order = purchase.order.clone();
-        order.complete(response.clone()).expect("an order is carried out once");
+        order
+            .complete(response.clone())
+            .expect("an order is carried out once");
         let batch = Batch::new().order(order).lease(lease);
         if let Err(error) = self.store.commit(batch).await {
             // Without a record it must not run. The next start finds a lease that was starting.
@@ -242,7 +297,10 @@ impl Leases {
     }
 
     /// Carries out a paid extension.
-    pub(crate) async fn extend(self: &Arc<Self>, order: Order) -> Result<StoredResponse, PlaceError> {
+    pub(crate) async fn extend(
+        self: &Arc<Self>,
+        order: Order,
+    ) -> Result<StoredResponse, PlaceError> {
         let slot = self.slot(order.hash);
         let mut state = slot.state.lock().await;
         match state.as_mut() {
@@ -258,16 +316,30 @@ impl Leases {
         mut order: Order,
     ) -> Result<StoredResponse, PlaceError> {
         let mut lease = running.lease;
-        if lease.extend(order.duration).is_err() || lease.remaining_ms(steady(), running.balance) == 0 {
+        if lease.extend(order.duration).is_err()
+            || lease.remaining_ms(steady(), running.balance) == 0
+        {
             return Err(PlaceError::NotRunning);
         }
         let balance = running.balance.saturating_add(order.price);
         let expires_at = expiry(&lease, balance);
-        let reply = PodReply { url: self.url(&slot.hash), manifest_hash: slot.hash, expiry: expires_at };
+        let reply = PodReply {
+            url: self.url(&slot.hash),
+            manifest_hash: slot.hash,
+            expiry: expires_at,
+        };
         let response = stored(&reply);
         let mut batch = Batch::new().lease(lease);
-        transfer(&mut batch, Reason::Payment, order_of(&order), Account::Lease(slot.hash), order.price);
-        order.complete(response.clone()).expect("an order is carried out once");
+        transfer(
+            &mut batch,
+            Reason::Payment,
+            order_of(&order),
+            Account::Lease(slot.hash),
+            order.price,
+        );
+        order
+            .complete(response.clone())
+            .expect("an order is carried out once");
         batch.orders.push(order);
         self.store.commit(batch).await?;
         running.lease = lease;
@@ -303,7 +375,8 @@ impl Leases {
     fn watch(self: &Arc<Self>, slot: Arc<Slot>, pod: Arc<Pod>) {
         let leases = Arc::clone(self);
         let span = tracing::info_span!("lease", hash = %slot.hash);
-        self.tasks.spawn(async move { leases.run(&slot, &pod).await }.instrument(span));
+        self.tasks
+            .spawn(async move { leases.run(&slot, &pod).await }.instrument(span));
     }
 
     async fn run(&self, slot: &Slot, pod: &Arc<Pod>) {
@@ -339,26 +412,40 @@ impl Leases {
     /// Makes durable what a lease has used until now.
     async fn charge(&self, slot: &Slot) {
         let mut state = slot.state.lock().await;
-        let Some(running) = state.as_mut() else { return };
+        let Some(running) = state.as_mut() else {
+            return;
+        };
         let mut lease = running.lease;
         let charge = lease.charge(steady(), running.balance);
         let mut batch = Batch::new().lease(lease);
-        transfer(&mut batch, Reason::Charge, Account::Lease(slot.hash), Account::Earned, charge.amount);
+        transfer(
+            &mut batch,
+            Reason::Charge,
+            Account::Lease(slot.hash),
+            Account::Earned,
+            charge.amount,
+        );
         match self.store.commit(batch).await {
             Ok(()) => {
                 running.lease = lease;
                 running.balance -= charge.amount;
             }
             // Nothing is lost: the time is charged with the next attempt, or at the end.
-            Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "charge not recorded"),
+            Err(error) => tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "charge not recorded"
+            ),
         }
     }
 
     /// Ends a running lease; false if it has been extended in the meantime.
     async fn end(&self, slot: &Slot, end: End) -> bool {
         let mut state = slot.state.lock().await;
-        let Some(running) = state.as_ref() else { return true };
-        if matches!(end, End::Expired) && running.lease.remaining_ms(steady(), running.balance) > 0 {
+        let Some(running) = state.as_ref() else {
+            return true;
+        };
+        if matches!(end, End::Expired) && running.lease.remaining_ms(steady(), running.balance) > 0
+        {
             return false;
         }
         self.end_locked(slot, &mut state, end).await;
@@ -371,17 +458,24 @@ impl Leases {
         let (reason, shown_reason, why) = end.reasons();
         self.unpublish(slot);
         let mut lease = running.lease;
-        let settled = lease.end(steady(), running.balance, reason).expect("a running lease can end");
+        let settled = lease
+            .end(steady(), running.balance, reason)
+            .expect("a running lease can end");
         if let Err(error) = self.store.commit(settlement(lease, settled)).await {
             // What is not recorded is not paid, so it must not run. The next start settles the lease.
-            tracing::error!(error = &error as &dyn std::error::Error, "end of lease not recorded");
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "end of lease not recorded"
+            );
         }
         running.pod.logs.close();
         self.supervisor.stop(&slot.hash, self.stop_grace).await;
         self.pod_money.close(&slot.hash).await;
         tracing::info!(pod = %slot.hash, earned = settled.earned, owed = settled.refund, "{why}");
         if let Some(progress) = self.progress.get(&slot.hash) {
-            progress.push(LeaseEventKind::Ended { reason: shown_reason });
+            progress.push(LeaseEventKind::Ended {
+                reason: shown_reason,
+            });
         }
     }
 
@@ -485,7 +579,11 @@ impl Leases {
         let upload = Upload::parse(stored.upload_json.as_bytes()).ok()?;
         let spec = self.spec(&upload).ok()?;
         let images: Vec<PinnedImage> = serde_json::from_str(&stored.images_json).ok()?;
-        Some((spec, Arc::new(upload), images.into_iter().map(Into::into).collect()))
+        Some((
+            spec,
+            Arc::new(upload),
+            images.into_iter().map(Into::into).collect(),
+        ))
     }
 
     /// Lets a lease go on with a pod that runs.
@@ -499,16 +597,26 @@ impl Leases {
     ) -> Result<(), StoreError> {
         let mut state = slot.state.lock().await;
         if matches!(lease.state(), LeaseState::Paused) {
-            lease.resume(self.boot, steady()).expect("a paused lease can be resumed");
+            lease
+                .resume(self.boot, steady())
+                .expect("a paused lease can be resumed");
         }
         let balance = self.balance(&Account::Lease(slot.hash)).await?;
         self.store.commit(Batch::new().lease(lease)).await?;
         let expires_at = expiry(&lease, balance);
         let reservation = self.admission.reserve_running(Machine::SMALL);
-        let running =
-            Running { lease, balance, pod: Arc::new(pod), upload, _reservation: reservation };
+        let running = Running {
+            lease,
+            balance,
+            pod: Arc::new(pod),
+            upload,
+            _reservation: reservation,
+        };
         self.publish(slot, &running, expires_at);
-        progress.phase(Phase::Running { expires_at, url: self.url(&slot.hash) });
+        progress.phase(Phase::Running {
+            expires_at,
+            url: self.url(&slot.hash),
+        });
         self.watch(Arc::clone(slot), Arc::clone(&running.pod));
         *state = Some(running);
         Ok(())
@@ -536,7 +644,11 @@ impl Leases {
     /// `scheme://HASH.host[:port]/`.
     fn url(&self, hash: &ManifestHash) -> String {
         let host = self.public_uri.host_str().unwrap_or_default();
-        let port = self.public_uri.port().map(|port| format!(":{port}")).unwrap_or_default();
+        let port = self
+            .public_uri
+            .port()
+            .map(|port| format!(":{port}"))
+            .unwrap_or_default();
         format!("{}://{hash}.{host}{port}/", self.public_uri.scheme())
     }
 
@@ -578,10 +690,18 @@ enum End {
 impl End {
     fn reasons(self) -> (EndReason, ApiEndReason, String) {
         match self {
-            Self::Expired => (EndReason::Expired, ApiEndReason::Expired, "expired".to_owned()),
+            Self::Expired => (
+                EndReason::Expired,
+                ApiEndReason::Expired,
+                "expired".to_owned(),
+            ),
             Self::Pod(PodEnd::Exited(why)) => (EndReason::Exited, ApiEndReason::Exited, why),
             Self::Pod(PodEnd::Lost(why)) => (EndReason::Lost, ApiEndReason::Lost, why),
-            Self::HostStopped => (EndReason::HostStopped, ApiEndReason::HostStopped, "host stopped".to_owned()),
+            Self::HostStopped => (
+                EndReason::HostStopped,
+                ApiEndReason::HostStopped,
+                "host stopped".to_owned(),
+            ),
         }
     }
 }
@@ -595,9 +715,20 @@ struct PinnedImage {
 }
 
 impl From<PinnedImage> for ResolvedImage {
-    fn from(PinnedImage { reference, digest, compressed_bytes }: PinnedImage) -> Self {
+    fn from(
+        PinnedImage {
+            reference,
+            digest,
+            compressed_bytes,
+        }: PinnedImage,
+    ) -> Self {
         // Only the image store knows; it looks when the image is prepared.
-        Self { reference, digest, compressed_bytes, cached: false }
+        Self {
+            reference,
+            digest,
+            compressed_bytes,
+            cached: false,
+        }
     }
 }
 
@@ -620,8 +751,20 @@ fn stored_upload(upload: &Upload, images: &[ResolvedImage]) -> StoredUpload {
 fn settlement(lease: Lease, settled: Settlement) -> Batch {
     let hash = lease.hash();
     let mut batch = Batch::new().lease(lease);
-    transfer(&mut batch, Reason::Charge, Account::Lease(hash), Account::Earned, settled.earned);
-    transfer(&mut batch, Reason::Return, Account::Lease(hash), Account::Owed(hash), settled.refund);
+    transfer(
+        &mut batch,
+        Reason::Charge,
+        Account::Lease(hash),
+        Account::Earned,
+        settled.earned,
+    );
+    transfer(
+        &mut batch,
+        Reason::Return,
+        Account::Lease(hash),
+        Account::Owed(hash),
+        settled.refund,
+    );
     batch
 }
 
@@ -640,7 +783,10 @@ fn order_of(order: &Order) -> Account {
 }
 
 fn stored(reply: &PodReply) -> StoredResponse {
-    StoredResponse { status: 200, body: serde_json::to_string(reply).expect("strings are JSON") }
+    StoredResponse {
+        status: 200,
+        body: serde_json::to_string(reply).expect("strings are JSON"),
+    }
 }
 
 fn expiry(lease: &Lease, balance: u64) -> UnixMillis {

@@ -25,7 +25,8 @@ use std::{
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use codius_api::{LeaseEventKind, Trouble, Units};
 use codius_ledger::{
-    Account, Order, OrderId, OrderKind, OrderState, Reason, Repeat, RequestDigest, Seconds, StoredResponse,
+    Account, Order, OrderId, OrderKind, OrderState, Reason, Repeat, RequestDigest, Seconds,
+    StoredResponse,
 };
 use codius_manifest::{ManifestHash, Upload};
 use codius_pod::{Machine, Reservation, ResolvedImage};
@@ -45,8 +46,6 @@ use crate::{
 const PENDING_TTL: Duration = Duration::from_secs(120);
 /// The most orders that wait for their payment; asking is free, so it is bounded.
 const MAX_PENDING: usize = 4096;
-/// How long the price may take to arrive once the client has asked again, as in the original.
-const COLLECT_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a refund may take before the rest is recorded as owed.
 const REFUND_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -54,6 +53,8 @@ const REFUND_TIMEOUT: Duration = Duration::from_secs(15);
 pub(crate) struct Orders {
     leases: Arc<Leases>,
     till: Arc<Till>,
+    /// How long the price may take to arrive once the client has asked again.
+    payment_timeout: Duration,
     pending: Mutex<HashMap<OrderId, Pending>>,
     carried_out: Mutex<HashMap<OrderId, CarriedOut>>,
 }
@@ -98,23 +99,42 @@ struct CarriedOut {
 }
 
 impl Orders {
-    pub(crate) fn new(leases: Arc<Leases>, till: Arc<Till>) -> Arc<Self> {
-        Arc::new(Self { leases, till, pending: Mutex::default(), carried_out: Mutex::default() })
+    pub(crate) fn new(
+        leases: Arc<Leases>,
+        till: Arc<Till>,
+        payment_timeout: Duration,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            leases,
+            till,
+            payment_timeout,
+            pending: Mutex::default(),
+            carried_out: Mutex::default(),
+        })
     }
 
     /// What a request costs.
     pub(crate) fn price(&self, duration: Seconds) -> Result<u64, HttpError> {
         self.leases.rate.price(duration).map_err(|_| {
-            HttpError::new(StatusCode::BAD_REQUEST, "duration is too long to be priced").next("ask for less time")
+            HttpError::new(StatusCode::BAD_REQUEST, "duration is too long to be priced")
+                .next("ask for less time")
         })
     }
 
     /// Takes a paid request as far as it goes: to its answer, or to the demand for money.
-    pub(crate) async fn handle(self: &Arc<Self>, request: PaidRequest) -> Result<StoredResponse, HttpError> {
+    pub(crate) async fn handle(
+        self: &Arc<Self>,
+        request: PaidRequest,
+    ) -> Result<StoredResponse, HttpError> {
         if let Some(answer) = self.joined(&request)? {
             return wait(answer).await;
         }
-        let known = self.leases.store.order(request.id).await.map_err(|error| unreadable(&error))?;
+        let known = self
+            .leases
+            .store
+            .order(request.id)
+            .await
+            .map_err(|error| unreadable(&error))?;
         if let Some(order) = known {
             return match order.repeat(&request.digest).map_err(|_| other_request())? {
                 Repeat::Answered(response) => Ok(response.clone()),
@@ -138,8 +158,14 @@ impl Orders {
     }
 
     /// The answer that is on its way for this token, if there is one.
-    fn joined(&self, request: &PaidRequest) -> Result<Option<watch::Receiver<Option<StoredResponse>>>, HttpError> {
-        let carried_out = self.carried_out.lock().unwrap_or_else(PoisonError::into_inner);
+    fn joined(
+        &self,
+        request: &PaidRequest,
+    ) -> Result<Option<watch::Receiver<Option<StoredResponse>>>, HttpError> {
+        let carried_out = self
+            .carried_out
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         match carried_out.get(&request.id) {
             None => Ok(None),
             Some(order) if order.digest == request.digest => Ok(Some(order.answer.clone())),
@@ -178,12 +204,22 @@ impl Orders {
             keep
         });
         if pending.len() >= MAX_PENDING {
-            return Err(HttpError::new(StatusCode::SERVICE_UNAVAILABLE, "too many unpaid orders")
-                .cause(Trouble::HostFull)
-                .next("try again in a minute, or take another host"));
+            return Err(
+                HttpError::new(StatusCode::SERVICE_UNAVAILABLE, "too many unpaid orders")
+                    .cause(Trouble::HostFull)
+                    .next("try again in a minute, or take another host"),
+            );
         }
         self.till.expect(request.id, price);
-        pending.insert(request.id, Pending { request: request.clone(), price, images, since: Instant::now() });
+        pending.insert(
+            request.id,
+            Pending {
+                request: request.clone(),
+                price,
+                images,
+                since: Instant::now(),
+            },
+        );
         Ok(price)
     }
 
@@ -204,7 +240,8 @@ impl Orders {
     /// 402, with where to pay.
     fn demand(&self, id: &OrderId, price: u64) -> HttpError {
         let pay = format!("{} {price}", self.till.challenge(id));
-        let pay = HeaderValue::from_str(&pay).expect("an ILP address, base64 and digits are a header value");
+        let pay = HeaderValue::from_str(&pay)
+            .expect("an ILP address, base64 and digits are a header value");
         HttpError::new(StatusCode::PAYMENT_REQUIRED, "Payment Required")
             .next("pay over Interledger STREAM as the `Pay` header says, then send the same request again")
             .header(HeaderName::from_static("pay"), pay)
@@ -218,8 +255,14 @@ impl Orders {
     ) -> watch::Receiver<Option<StoredResponse>> {
         let (sender, answer) = watch::channel(None);
         let id = pending.request.id;
-        let entry = CarriedOut { digest: pending.request.digest, answer: answer.clone() };
-        self.carried_out.lock().unwrap_or_else(PoisonError::into_inner).insert(id, entry);
+        let entry = CarriedOut {
+            digest: pending.request.digest,
+            answer: answer.clone(),
+        };
+        self.carried_out
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(id, entry);
         let orders = Arc::clone(self);
         let span = tracing::info_span!("order", hash = %pending.request.what.hash());
         self.leases.tasks.spawn(
@@ -227,7 +270,11 @@ impl Orders {
                 let response = orders.fulfil(pending, payment.as_deref()).await;
                 // The answer is in the store by now, except where it could not be written.
                 sender.send_replace(Some(response));
-                orders.carried_out.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+                orders
+                    .carried_out
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .remove(&id);
                 if let Some(payment) = payment {
                     payment.close().await;
                 }
@@ -239,7 +286,12 @@ impl Orders {
     }
 
     async fn fulfil(&self, pending: Pending, payment: Option<&Payment>) -> StoredResponse {
-        let Pending { request, price, images, .. } = pending;
+        let Pending {
+            request,
+            price,
+            images,
+            ..
+        } = pending;
         let hash = request.what.hash();
         let order = Order {
             id: request.id,
@@ -257,22 +309,37 @@ impl Orders {
         };
         // Room first: money is not taken for what there is no room for.
         let reservation = match &request.what {
-            What::Upload(_) if !self.leases.is_live(&hash) => match self.leases.admission.reserve(Machine::SMALL) {
-                Ok(reservation) => Some(reservation),
-                Err(_) => return response_of(&full()),
-            },
+            What::Upload(_) if !self.leases.is_live(&hash) => {
+                match self.leases.admission.reserve(Machine::SMALL) {
+                    Ok(reservation) => Some(reservation),
+                    Err(_) => return response_of(&full()),
+                }
+            }
             What::Upload(_) | What::Extend(_) => None,
         };
-        if let Err(error) = self.leases.store.commit(Batch::new().order(order.clone())).await {
+        if let Err(error) = self
+            .leases
+            .store
+            .commit(Batch::new().order(order.clone()))
+            .await
+        {
             return response_of(&unreadable(&error));
         }
         if let Some(payment) = payment
-            && let Err(shortfall) = payment.collect(price, COLLECT_TIMEOUT).await
+            && let Err(shortfall) = payment.collect(price, self.payment_timeout).await
         {
-            return self.give_back(order, Some(payment), short(price, &shortfall)).await;
+            return self
+                .give_back(
+                    order,
+                    Some(payment),
+                    short(price, &shortfall, self.payment_timeout),
+                )
+                .await;
         }
         let progress = self.leases.progress.begin(hash);
-        let placed = self.place(&request, order.clone(), images, reservation, &progress).await;
+        let placed = self
+            .place(&request, order.clone(), images, reservation, &progress)
+            .await;
         match placed {
             Ok(response) => response,
             Err(error) => {
@@ -310,7 +377,12 @@ impl Orders {
     }
 
     /// Sends back what an order still holds, records the rest as owed, and answers.
-    async fn give_back(&self, mut order: Order, payment: Option<&Payment>, error: HttpError) -> StoredResponse {
+    async fn give_back(
+        &self,
+        mut order: Order,
+        payment: Option<&Payment>,
+        error: HttpError,
+    ) -> StoredResponse {
         let account = Account::Order(order.id);
         let held = match self.balance(&account).await {
             Ok(held) => held,
@@ -329,11 +401,22 @@ impl Orders {
         let refunded = held - owed;
         let response = response_of(&error.money(refunded, owed));
         tracing::warn!(status = response.status, refunded, owed, "order failed");
-        order.fail(response.clone()).expect("an order is answered once");
+        order
+            .fail(response.clone())
+            .expect("an order is answered once");
         let mut batch = Batch::new().order(order.clone());
-        transfer(&mut batch, Reason::Return, account, Account::Owed(order.hash), owed);
+        transfer(
+            &mut batch,
+            Reason::Return,
+            account,
+            Account::Owed(order.hash),
+            owed,
+        );
         if let Err(error) = self.leases.store.commit(batch).await {
-            tracing::error!(error = &error as &dyn std::error::Error, "refund not recorded");
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "refund not recorded"
+            );
         }
         response
     }
@@ -341,9 +424,12 @@ impl Orders {
     /// Answers the orders that an earlier process left open: their money is owed to their program.
     pub(crate) async fn recover(&self, open: Vec<Order>) -> Result<(), StoreError> {
         for order in open {
-            let error = HttpError::new(StatusCode::INTERNAL_SERVER_ERROR, "the host was stopped before the pod ran")
-                .cause(Trouble::HostStopped)
-                .next("upload the same manifest again: what is owed is used for it");
+            let error = HttpError::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "the host was stopped before the pod ran",
+            )
+            .cause(Trouble::HostStopped)
+            .next("upload the same manifest again: what is owed is used for it");
             self.give_back(order, None, error).await;
         }
         Ok(())
@@ -358,7 +444,9 @@ impl Orders {
     }
 }
 
-async fn wait(mut answer: watch::Receiver<Option<StoredResponse>>) -> Result<StoredResponse, HttpError> {
+async fn wait(
+    mut answer: watch::Receiver<Option<StoredResponse>>,
+) -> Result<StoredResponse, HttpError> {
     match answer.wait_for(Option::is_some).await {
         Ok(answer) => answer.clone().ok_or_else(HttpError::internal),
         Err(_) => Err(HttpError::internal()),
@@ -367,7 +455,10 @@ async fn wait(mut answer: watch::Receiver<Option<StoredResponse>>) -> Result<Sto
 
 fn response_of(error: &HttpError) -> StoredResponse {
     let body = serde_json::to_string(error.body()).expect("an error body is JSON");
-    StoredResponse { status: error.status(), body }
+    StoredResponse {
+        status: error.status(),
+        body,
+    }
 }
 
 /// The event that tells a failed start to those who watch it.
@@ -395,48 +486,66 @@ fn refusal(error: PlaceError, hash: &ManifestHash) -> HttpError {
     }
 }
 
-fn short(price: u64, shortfall: &Shortfall) -> HttpError {
+fn short(price: u64, shortfall: &Shortfall, patience: Duration) -> HttpError {
     let (text, cause) = match shortfall {
         Shortfall::TooSmall { received, offered } => (
-            format!("the price is {price}, and the payer sends at most {offered}; {received} arrived"),
+            format!(
+                "the price is {price}, and the payer sends at most {offered}; {received} arrived"
+            ),
             Trouble::PaymentTooSmall,
         ),
         Shortfall::Interrupted { received } => (
             format!("the payment stopped at {received} of {price}: the payer's connection ended"),
             Trouble::PaymentInterrupted,
         ),
-        Shortfall::TimedOut { received } => {
-            (format!("{received} of {price} arrived in {} s", COLLECT_TIMEOUT.as_secs()), Trouble::PaymentTooSmall)
-        }
+        Shortfall::TimedOut { received } => (
+            format!("{received} of {price} arrived in {} s", patience.as_secs()),
+            Trouble::PaymentTooSmall,
+        ),
     };
-    HttpError::new(StatusCode::PAYMENT_REQUIRED, "Failed to get payment before timeout")
-        .detail(text)
-        .cause(cause)
-        .next("pay the full price with a new Pay-Token")
+    HttpError::new(
+        StatusCode::PAYMENT_REQUIRED,
+        "Failed to get payment before timeout",
+    )
+    .detail(text)
+    .cause(cause)
+    .next("pay the full price with a new Pay-Token")
 }
 
 pub(crate) fn no_pod(hash: &ManifestHash) -> HttpError {
-    HttpError::new(StatusCode::NOT_FOUND, format!("no pod found with id. id={hash}"))
-        .next("upload its manifest to run it again")
+    HttpError::new(
+        StatusCode::NOT_FOUND,
+        format!("no pod found with id. id={hash}"),
+    )
+    .next("upload its manifest to run it again")
 }
 
 fn other_request() -> HttpError {
-    HttpError::new(StatusCode::BAD_REQUEST, "this `Pay-Token` belongs to another request.")
-        .cause(Trouble::TokenUsed)
-        .next("choose 16 new random bytes for each request")
+    HttpError::new(
+        StatusCode::BAD_REQUEST,
+        "this `Pay-Token` belongs to another request.",
+    )
+    .cause(Trouble::TokenUsed)
+    .next("choose 16 new random bytes for each request")
 }
 
 fn full() -> HttpError {
-    HttpError::new(StatusCode::SERVICE_UNAVAILABLE, "Memory usage exceeded. Send pod request later.")
-        .detail("this host has no room for another pod")
-        .cause(Trouble::HostFull)
-        .next("take another host, or come back later")
+    HttpError::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "Memory usage exceeded. Send pod request later.",
+    )
+    .detail("this host has no room for another pod")
+    .cause(Trouble::HostFull)
+    .next("take another host, or come back later")
 }
 
 fn closing() -> HttpError {
-    HttpError::new(StatusCode::SERVICE_UNAVAILABLE, "this host is being shut down")
-        .cause(Trouble::HostStopped)
-        .next("take another host, or come back later")
+    HttpError::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "this host is being shut down",
+    )
+    .cause(Trouble::HostStopped)
+    .next("take another host, or come back later")
 }
 
 fn unreadable(error: &StoreError) -> HttpError {

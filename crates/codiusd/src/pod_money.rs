@@ -23,17 +23,35 @@ pub(crate) struct PodMoney {
     server: BtpServer,
     max_packet_amount: u64,
     /// Opened at the first connection of a program. The lock makes sure that it is opened once.
-    gates: Mutex<HashMap<ManifestHash, Arc<tokio::sync::Mutex<Option<Arc<PodGate>>>>>>,
+    gates: Mutex<HashMap<ManifestHash, Arc<Entrance>>>,
 }
 
+/// The gate of one pod, once it is open.
+type Entrance = tokio::sync::Mutex<Option<Arc<PodGate>>>;
+
 impl PodMoney {
-    pub(crate) fn new(store: Store, connector: Connector, server: BtpServer, max_packet_amount: u64) -> Arc<Self> {
-        Arc::new(Self { store, connector, server, max_packet_amount, gates: Mutex::default() })
+    pub(crate) fn new(
+        store: Store,
+        connector: Connector,
+        server: BtpServer,
+        max_packet_amount: u64,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            store,
+            connector,
+            server,
+            max_packet_amount,
+            gates: Mutex::default(),
+        })
     }
 
     /// The pod has ended: its connections are closed and its balance rests in the ledger.
     pub(crate) async fn close(&self, hash: &ManifestHash) {
-        let entry = self.gates.lock().unwrap_or_else(PoisonError::into_inner).remove(hash);
+        let entry = self
+            .gates
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(hash);
         let Some(entry) = entry else { return };
         if let Some(gate) = entry.lock().await.take() {
             gate.close();
@@ -56,10 +74,19 @@ impl PodMoney {
         let ledger_account = Account::Pod(*hash);
         let balance = self.store.balance(&ledger_account).await?;
         let id = account_id(hash);
-        let mut config = AccountConfig::child(id.clone(), format!("{SEGMENT}.{hash}"), ledger_account.to_string());
+        let mut config = AccountConfig::child(
+            id.clone(),
+            format!("{SEGMENT}.{hash}"),
+            ledger_account.to_string(),
+        );
         config.max_packet_amount = self.max_packet_amount;
-        self.connector.open_account(config.with_balance(balance.into()))?;
-        let gate = Arc::new(PodGate::new(&self.connector, id, PodGate::DEFAULT_MAX_CLIENTS)?);
+        self.connector
+            .open_account(config.with_balance(balance.into()))?;
+        let gate = Arc::new(PodGate::new(
+            &self.connector,
+            id,
+            PodGate::DEFAULT_MAX_CLIENTS,
+        )?);
         *entry = Some(Arc::clone(&gate));
         Ok(gate)
     }
@@ -74,7 +101,9 @@ impl InterledgerPort for PodPort {
         tokio::spawn(async move {
             match money.gate(&pod).await {
                 Ok(gate) => money.server.accept(connection, gate),
-                Err(error) => tracing::warn!(pod = %pod, %error, "Interledger port could not be opened"),
+                Err(error) => {
+                    tracing::warn!(pod = %pod, %error, "Interledger port could not be opened")
+                }
             }
         });
     }

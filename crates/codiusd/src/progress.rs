@@ -33,7 +33,10 @@ impl ProgressBoard {
             return Arc::clone(progress);
         }
         if by_hash.len() >= MAX_KEPT {
-            let oldest = by_hash.iter().min_by_key(|(_, progress)| progress.began).map(|(hash, _)| *hash);
+            let oldest = by_hash
+                .iter()
+                .min_by_key(|(_, progress)| progress.began)
+                .map(|(hash, _)| *hash);
             oldest.map(|oldest| by_hash.remove(&oldest));
         }
         let progress = Arc::new(Progress::new());
@@ -42,7 +45,11 @@ impl ProgressBoard {
     }
 
     pub(crate) fn get(&self, hash: &ManifestHash) -> Option<Arc<Progress>> {
-        self.by_hash.lock().unwrap_or_else(PoisonError::into_inner).get(hash).cloned()
+        self.by_hash
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(hash)
+            .cloned()
     }
 }
 
@@ -56,7 +63,11 @@ pub(crate) struct Progress {
 
 impl Progress {
     fn new() -> Self {
-        Self { began: Instant::now(), events: Mutex::default(), grown: Notify::new() }
+        Self {
+            began: Instant::now(),
+            events: Mutex::default(),
+            grown: Notify::new(),
+        }
     }
 
     pub(crate) fn phase(&self, phase: Phase) {
@@ -66,12 +77,17 @@ impl Progress {
     /// Adds an event. Nothing is added after the last one.
     pub(crate) fn push(&self, kind: LeaseEventKind) {
         let elapsed_ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let event = LeaseEvent { kind, at: UnixMillis::new(wall_now()), elapsed_ms };
+        let event = LeaseEvent {
+            kind,
+            at: UnixMillis::new(wall_now()),
+            elapsed_ms,
+        };
         let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
         if events.last().is_some_and(|last| last.kind.is_last()) {
             return;
         }
-        let same_pull = |event: &LeaseEvent| matches!(event.kind, LeaseEventKind::Phase(Phase::Pulling { .. }));
+        let same_pull =
+            |event: &LeaseEvent| matches!(event.kind, LeaseEventKind::Phase(Phase::Pulling { .. }));
         match events.last_mut() {
             // A pull tells of itself often, and only its latest word matters to those who come late.
             Some(last) if same_pull(last) && same_pull(&event) => last.kind = event.kind,
@@ -88,7 +104,11 @@ impl Progress {
     }
 
     pub(crate) fn follow(self: Arc<Self>) -> Follower {
-        Follower { progress: self, next: 0, told: None }
+        Follower {
+            progress: self,
+            next: 0,
+            told: None,
+        }
     }
 }
 
@@ -110,7 +130,10 @@ impl Follower {
             tokio::pin!(grown);
             grown.as_mut().enable();
             {
-                let events = progress.events.lock().unwrap_or_else(PoisonError::into_inner);
+                let events = progress
+                    .events
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
                 if let Some(last) = self.next.checked_sub(1).and_then(|index| events.get(index))
                     && self.told.as_ref().is_some_and(|told| *told != last.kind)
                 {
@@ -160,11 +183,22 @@ mod tests {
         progress.phase(Phase::Pulling { bytes: 1, of: 9 });
         progress.phase(Phase::Pulling { bytes: 5, of: 9 });
         let mut follower = Arc::clone(&progress).follow();
-        assert_eq!(follower.next().await.unwrap().kind, LeaseEventKind::Phase(Phase::Resolving));
-        assert_eq!(follower.next().await.unwrap().kind, LeaseEventKind::Phase(Phase::Pulling { bytes: 5, of: 9 }));
+        assert_eq!(
+            follower.next().await.unwrap().kind,
+            LeaseEventKind::Phase(Phase::Resolving)
+        );
+        assert_eq!(
+            follower.next().await.unwrap().kind,
+            LeaseEventKind::Phase(Phase::Pulling { bytes: 5, of: 9 })
+        );
         progress.phase(Phase::Pulling { bytes: 9, of: 9 });
-        assert_eq!(follower.next().await.unwrap().kind, LeaseEventKind::Phase(Phase::Pulling { bytes: 9, of: 9 }));
-        progress.push(LeaseEventKind::Ended { reason: EndReason::Expired });
+        assert_eq!(
+            follower.next().await.unwrap().kind,
+            LeaseEventKind::Phase(Phase::Pulling { bytes: 9, of: 9 })
+        );
+        progress.push(LeaseEventKind::Ended {
+            reason: EndReason::Expired,
+        });
         progress.phase(Phase::Booting);
         assert!(follower.next().await.unwrap().kind.is_last());
         assert!(follower.next().await.is_none());
@@ -176,7 +210,9 @@ mod tests {
         let hash = ManifestHash::from_bytes([7; 32]);
         let first = board.begin(hash);
         assert!(Arc::ptr_eq(&first, &board.begin(hash)));
-        first.push(LeaseEventKind::Ended { reason: EndReason::Expired });
+        first.push(LeaseEventKind::Ended {
+            reason: EndReason::Expired,
+        });
         assert!(!Arc::ptr_eq(&first, &board.begin(hash)));
     }
 }

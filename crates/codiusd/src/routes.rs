@@ -17,18 +17,29 @@ pub(crate) struct Routes {
 
 impl Routes {
     pub(crate) fn insert(&self, hash: &ManifestHash, address: SocketAddr) {
-        self.by_label.write().unwrap_or_else(PoisonError::into_inner).insert(hash.to_string(), address);
+        self.by_label
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(hash.to_string(), address);
     }
 
     /// Takes a pod off; its address, so that open connections can be ended.
     pub(crate) fn remove(&self, hash: &ManifestHash) -> Option<SocketAddr> {
-        self.by_label.write().unwrap_or_else(PoisonError::into_inner).remove(&hash.to_string())
+        self.by_label
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&hash.to_string())
     }
 }
 
 impl PodRoutes for Routes {
     fn route(&self, label: &str) -> Route {
-        match self.by_label.read().unwrap_or_else(PoisonError::into_inner).get(label) {
+        match self
+            .by_label
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(label)
+        {
             Some(address) => Route::Pod(*address),
             None => Route::NotFound,
         }

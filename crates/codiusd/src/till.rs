@@ -77,15 +77,26 @@ pub(crate) struct Payment {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Shortfall {
     /// The payer sends less in all.
-    TooSmall { received: u64, offered: u64 },
+    TooSmall {
+        received: u64,
+        offered: u64,
+    },
     /// The connection ended.
-    Interrupted { received: u64 },
-    TimedOut { received: u64 },
+    Interrupted {
+        received: u64,
+    },
+    TimedOut {
+        received: u64,
+    },
 }
 
 impl Till {
     /// Registers the server with the connector.
-    pub(crate) fn open(connector: &Connector, secret: &[u8; 32], asset: Asset) -> Result<Arc<Self>> {
+    pub(crate) fn open(
+        connector: &Connector,
+        secret: &[u8; 32],
+        asset: Asset,
+    ) -> Result<Arc<Self>> {
         let till = Arc::new(Self {
             secret: ServerSecret::new(secret),
             address: connector.address().with_suffix(SEGMENT)?,
@@ -99,9 +110,18 @@ impl Till {
 
     /// `interledger-stream ADDRESS SECRET`, as the `Pay` header has it.
     pub(crate) fn challenge(&self, id: &OrderId) -> String {
-        let Credentials { token, shared_secret } =
-            self.secret.generate(id.as_bytes()).expect("an order id is as long as a tag may be");
-        format!("interledger-stream {}.{token} {}", self.address, STANDARD.encode(shared_secret.0))
+        let Credentials {
+            token,
+            shared_secret,
+        } = self
+            .secret
+            .generate(id.as_bytes())
+            .expect("an order id is as long as a tag may be");
+        format!(
+            "interledger-stream {}.{token} {}",
+            self.address,
+            STANDARD.encode(shared_secret.0)
+        )
     }
 
     /// Lets an order be paid.
@@ -124,12 +144,20 @@ impl Till {
     /// The connection by which an order can be paid, once the client has opened its stream.
     pub(crate) fn payment(&self, id: &OrderId) -> Option<Arc<Payment>> {
         let expected = self.lock().get(id).cloned()?;
-        let payment = expected.link.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        let payment = expected
+            .link
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()?;
         payment.stream().is_some().then(|| Arc::new(payment))
     }
 
     /// The connection that a packet is for. A forged token costs one HMAC and leaves nothing behind.
-    fn connection(&self, from: Option<&AccountId>, prepare: &Prepare) -> Option<(Arc<Expected>, Payment)> {
+    fn connection(
+        &self,
+        from: Option<&AccountId>,
+        prepare: &Prepare,
+    ) -> Option<(Arc<Expected>, Payment)> {
         let token = prepare.destination.segment_after(&self.address)?;
         let opened = self.secret.open(token)?;
         let id = OrderId::from_bytes(opened.tag.try_into().ok()?);
@@ -139,7 +167,10 @@ impl Till {
             let clock = self.connector.clock();
             let config = Config {
                 local_address: self.address.with_suffix(token).ok(),
-                asset: Some(AssetDetails { code: self.asset.code().to_owned(), scale: self.asset.scale() }),
+                asset: Some(AssetDetails {
+                    code: self.asset.code().to_owned(),
+                    scale: self.asset.scale(),
+                }),
                 ..Config::default()
             };
             let entropy = Box::new(SystemEntropy);
@@ -151,7 +182,11 @@ impl Till {
             };
             let connection = StreamConnection::spawn(machine, Arc::new(sender), clock);
             tokio::spawn(greet(connection.clone()));
-            Payment { connection, shut: Arc::clone(&expected.shut), payer: from.cloned() }
+            Payment {
+                connection,
+                shut: Arc::clone(&expected.shut),
+                payer: from.cloned(),
+            }
         });
         let payment = payment.clone();
         drop(link);
@@ -180,16 +215,23 @@ async fn greet(connection: StreamConnection) {
 impl Receiver for Till {
     async fn receive(&self, from: Option<&AccountId>, prepare: Prepare, commit: Commit) -> Reply {
         let Some((expected, payment)) = self.connection(from, &prepare) else {
-            return Err(Reject::new(ErrorCode::UnexpectedPayment, Some(self.connector.address()), ""));
+            return Err(Reject::new(
+                ErrorCode::UnexpectedPayment,
+                Some(self.connector.address()),
+                "",
+            ));
         };
         let record = || async move {
             if commit.amount() > 0 && expected.shut.load(Ordering::Acquire) {
                 return Err(ErrorCode::FinalApplicationError);
             }
-            commit.credit(expected.account.clone()).await.map_err(|error| match error {
-                CommitError::Expired => ErrorCode::TransferTimedOut,
-                CommitError::Refused(_) | CommitError::Failed(_) => ErrorCode::InternalError,
-            })
+            commit
+                .credit(expected.account.clone())
+                .await
+                .map_err(|error| match error {
+                    CommitError::Expired => ErrorCode::TransferTimedOut,
+                    CommitError::Refused(_) | CommitError::Failed(_) => ErrorCode::InternalError,
+                })
         };
         payment.connection.incoming(&prepare, record).await
     }
@@ -205,34 +247,51 @@ struct Refunds {
 #[async_trait]
 impl PacketSender for Refunds {
     async fn send(&self, prepare: Prepare) -> Reply {
-        self.connector.originate(&self.account, &self.limit, prepare).await
+        self.connector
+            .originate(&self.account, &self.limit, prepare)
+            .await
     }
 }
 
 impl Payment {
     /// Takes the price, all of it or what comes in time.
     pub(crate) async fn collect(&self, price: u64, patience: Duration) -> Result<(), Shortfall> {
-        let Some(stream) = self.stream() else { return Err(Shortfall::Interrupted { received: 0 }) };
+        let Some(stream) = self.stream() else {
+            return Err(Shortfall::Interrupted { received: 0 });
+        };
         // A client says what it would send as soon as it is told that nothing is taken.
-        let offered = self.connection.with(|_, observed| observed.blocked.get(&stream).copied());
+        let offered = self
+            .connection
+            .with(|_, observed| observed.blocked.get(&stream).copied());
         if let Some((offered, received)) = offered
             && offered < price
         {
             return Err(Shortfall::TooSmall { received, offered });
         }
-        if self.connection.with(|machine, _| machine.set_receive_max(stream, price)).is_err() {
-            return Err(Shortfall::Interrupted { received: self.received(stream) });
+        if self
+            .connection
+            .with(|machine, _| machine.set_receive_max(stream, price))
+            .is_err()
+        {
+            return Err(Shortfall::Interrupted {
+                received: self.received(stream),
+            });
         }
         let complete = self.connection.until(|machine, observed| {
             let received = machine.stream_received(stream).unwrap_or_default();
             if received >= price {
                 return Some(Ok(()));
             }
-            observed.closed.is_some().then_some(Err(Shortfall::Interrupted { received }))
+            observed
+                .closed
+                .is_some()
+                .then_some(Err(Shortfall::Interrupted { received }))
         });
         match timeout(patience, complete).await {
             Ok(result) => result,
-            Err(_) => Err(Shortfall::TimedOut { received: self.received(stream) }),
+            Err(_) => Err(Shortfall::TimedOut {
+                received: self.received(stream),
+            }),
         }
     }
 
@@ -240,10 +299,18 @@ impl Payment {
     pub(crate) async fn refund(&self, amount: u64, patience: Duration) {
         self.shut.store(true, Ordering::Release);
         let Some(stream) = self.stream() else { return };
-        let takes = self.connection.with(|machine, _| machine.remote_receive_max(stream)).unwrap_or_default();
+        let takes = self
+            .connection
+            .with(|machine, _| machine.remote_receive_max(stream))
+            .unwrap_or_default();
         // The original's client takes nothing, and never will on this connection.
         let amount = amount.min(takes);
-        if amount == 0 || self.connection.with(|machine, _| machine.set_send_max(stream, amount)).is_err() {
+        if amount == 0
+            || self
+                .connection
+                .with(|machine, _| machine.set_send_max(stream, amount))
+                .is_err()
+        {
             return;
         }
         let sent = self.connection.until(|machine, observed| {
@@ -254,9 +321,9 @@ impl Payment {
             tracing::warn!("a refund did not arrive in time");
         }
         // What is still on its way must be answered before the books are read.
-        let answered = self
-            .connection
-            .until(|machine, _| (machine.stream_held(stream).unwrap_or_default() == 0).then_some(()));
+        let answered = self.connection.until(|machine, _| {
+            (machine.stream_held(stream).unwrap_or_default() == 0).then_some(())
+        });
         self.connection.with(|machine, _| {
             let sent = machine.stream_sent(stream).unwrap_or_default();
             let held = machine.stream_held(stream).unwrap_or_default();
@@ -280,10 +347,13 @@ impl Payment {
 
     /// The stream that the client has opened.
     fn stream(&self) -> Option<StreamId> {
-        self.connection.with(|_, observed| observed.opened.first().copied())
+        self.connection
+            .with(|_, observed| observed.opened.first().copied())
     }
 
     fn received(&self, stream: StreamId) -> u64 {
-        self.connection.with(|machine, _| machine.stream_received(stream)).unwrap_or_default()
+        self.connection
+            .with(|machine, _| machine.stream_received(stream))
+            .unwrap_or_default()
     }
 }

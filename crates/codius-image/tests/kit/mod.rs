@@ -1,5 +1,7 @@
 //! A store in a directory of its own, and a look into the block images it makes.
 
+#![allow(dead_code, reason = "each test program uses a part of the kit")]
+
 use std::{path::Path, process::Command, sync::Arc};
 
 use anyhow::{Context, Result, ensure};
@@ -9,17 +11,17 @@ use codius_testkit::{ImageBuilder, Registry};
 use tempfile::TempDir;
 
 /// A store that may ask the given hosts over plain HTTP.
-pub struct Host {
-    pub store: ImageStore,
-    pub directory: TempDir,
+pub(crate) struct Host {
+    pub(crate) store: ImageStore,
+    pub(crate) directory: TempDir,
 }
 
 impl Host {
-    pub fn new(insecure: &[String]) -> Result<Self> {
+    pub(crate) fn new(insecure: &[String]) -> Result<Self> {
         Self::with_limits(insecure, ImageLimits::default())
     }
 
-    pub fn with_limits(insecure: &[String], limits: ImageLimits) -> Result<Self> {
+    pub(crate) fn with_limits(insecure: &[String], limits: ImageLimits) -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let config = RegistryConfig {
             insecure: insecure.to_vec(),
@@ -29,18 +31,21 @@ impl Host {
         Ok(Self { store, directory })
     }
 
-    pub async fn pull(&self, reference: &str) -> Result<PreparedImage, codius_pod::ImageError> {
+    pub(crate) async fn pull(
+        &self,
+        reference: &str,
+    ) -> Result<PreparedImage, codius_pod::ImageError> {
         let resolved = self.store.resolve(reference).await?;
         self.store.prepare(&resolved, Arc::new(NoProgress)).await
     }
 
     /// Everything in the store's directory but its lock.
-    pub fn files(&self) -> Result<Vec<String>> {
+    pub(crate) fn files(&self) -> Result<Vec<String>> {
         files_below(self.directory.path())
     }
 }
 
-pub fn files_below(directory: &Path) -> Result<Vec<String>> {
+pub(crate) fn files_below(directory: &Path) -> Result<Vec<String>> {
     let mut files = Vec::new();
     for part in ["images", "tmp"] {
         for file in std::fs::read_dir(directory.join(part))? {
@@ -52,7 +57,7 @@ pub fn files_below(directory: &Path) -> Result<Vec<String>> {
 }
 
 /// Pushes an image to a registry of its own and pulls it.
-pub async fn pulled(image: ImageBuilder) -> Result<(PreparedImage, Host)> {
+pub(crate) async fn pulled(image: ImageBuilder) -> Result<(PreparedImage, Host)> {
     let registry = Registry::start()?;
     let pushed = image.push(&registry, "test:1").await?;
     let host = Host::new(&[registry.host()])?;
@@ -61,7 +66,10 @@ pub async fn pulled(image: ImageBuilder) -> Result<(PreparedImage, Host)> {
 }
 
 /// Why an image is refused, as the uploader reads it.
-pub async fn refusal(image: ImageBuilder, limits: ImageLimits) -> Result<codius_pod::ImageError> {
+pub(crate) async fn refusal(
+    image: ImageBuilder,
+    limits: ImageLimits,
+) -> Result<codius_pod::ImageError> {
     let registry = Registry::start()?;
     let pushed = image.push(&registry, "test:1").await?;
     let host = Host::with_limits(&[registry.host()], limits)?;
@@ -74,7 +82,7 @@ pub async fn refusal(image: ImageBuilder, limits: ImageLimits) -> Result<codius_
 
 /// The block image's files, each as `MODE UID/GID PATH` and what `unsquashfs` adds for links,
 /// without sizes and times. The root comes first.
-pub fn listing(image: &PreparedImage) -> Result<Vec<String>> {
+pub(crate) fn listing(image: &PreparedImage) -> Result<Vec<String>> {
     let text = unsquashfs(&["-llnumeric"], image, &[])?;
     let lines = text.lines().filter_map(|line| {
         let mut words = line.split_whitespace();
@@ -88,7 +96,7 @@ pub fn listing(image: &PreparedImage) -> Result<Vec<String>> {
 }
 
 /// The paths of the block image, without the root.
-pub fn paths(image: &PreparedImage) -> Result<Vec<String>> {
+pub(crate) fn paths(image: &PreparedImage) -> Result<Vec<String>> {
     let text = unsquashfs(&["-l"], image, &[])?;
     Ok(text
         .lines()
@@ -98,11 +106,15 @@ pub fn paths(image: &PreparedImage) -> Result<Vec<String>> {
 }
 
 /// The contents of one file of the block image.
-pub fn contents(image: &PreparedImage, path: &str) -> Result<String> {
+pub(crate) fn contents(image: &PreparedImage, path: &str) -> Result<String> {
     unsquashfs(&["-cat"], image, &[path])
 }
 
-pub fn unsquashfs(options: &[&str], image: &PreparedImage, files: &[&str]) -> Result<String> {
+pub(crate) fn unsquashfs(
+    options: &[&str],
+    image: &PreparedImage,
+    files: &[&str],
+) -> Result<String> {
     let output = Command::new("unsquashfs")
         .args(options)
         .arg(&image.block_image)

@@ -19,20 +19,36 @@ const MAX_PEERS: u64 = 1000;
 
 pub(super) async fn version() -> Response {
     let version = env!("CARGO_PKG_VERSION").to_owned();
-    json(StatusCode::OK, &Version { name: "Codiusd (Rust)".to_owned(), version })
+    json(
+        StatusCode::OK,
+        &Version {
+            name: "Codiusd (Rust)".to_owned(),
+            version,
+        },
+    )
 }
 
 pub(super) async fn memory(State(api): Shared) -> Response {
-    json(StatusCode::OK, &Memory { free_mem: api.leases.admission.free_mib() * MIB })
+    json(
+        StatusCode::OK,
+        &Memory {
+            free_mem: api.leases.admission.free_mib() * MIB,
+        },
+    )
 }
 
 /// No peers are known yet; the answer has its shape, and its input its checks.
 pub(super) async fn peers(uri: Uri) -> Result<Response, HttpError> {
     let limit = query::value(uri.query(), "limit");
-    let valid = limit.is_none_or(|text| text.parse().is_ok_and(|limit| (1..=MAX_PEERS).contains(&limit)));
+    let valid = limit.is_none_or(|text| {
+        text.parse()
+            .is_ok_and(|limit| (1..=MAX_PEERS).contains(&limit))
+    });
     if !valid {
-        return Err(HttpError::new(StatusCode::BAD_REQUEST, "Invalid request query input")
-            .next(format!("give `limit` as 1 to {MAX_PEERS}")));
+        return Err(
+            HttpError::new(StatusCode::BAD_REQUEST, "Invalid request query input")
+                .next(format!("give `limit` as 1 to {MAX_PEERS}")),
+        );
     }
     Ok(json(StatusCode::OK, &PeersReply { peers: Vec::new() }))
 }
@@ -68,7 +84,10 @@ fn describe(api: &Api) -> Info {
         host: Some(HostInfo {
             isolation: api.isolation.to_string(),
             isolation_reason: api.isolation_reason.clone(),
-            asset: AssetInfo { code: api.asset.code().to_owned(), scale: api.asset.scale() },
+            asset: AssetInfo {
+                code: api.asset.code().to_owned(),
+                scale: api.asset.scale(),
+            },
             price_per_second: leases.rate.to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }),
@@ -79,7 +98,10 @@ fn describe(api: &Api) -> Info {
 pub(super) fn page(api: &Api) -> impl IntoResponse {
     let info = describe(api);
     let row = |name: &str, id: &str, value: String| {
-        format!("<tr><th scope=\"row\">{name}</th><td id=\"{id}\">{}</td></tr>\n", escape(&value))
+        format!(
+            "<tr><th scope=\"row\">{name}</th><td id=\"{id}\">{}</td></tr>\n",
+            escape(&value)
+        )
     };
     let rows = [
         row("Address", "uri", info.uri),
@@ -87,24 +109,53 @@ pub(super) fn page(api: &Api) -> impl IntoResponse {
         row("Machine up", "serverUptime", span(info.server_uptime)),
         row("Host up", "serviceUptime", span(info.service_uptime)),
         row("Load per core", "avgLoad", format!("{:.2}", info.avg_load)),
-        row("Price of a pod", "costPerMonth", format!("{} {} a month", info.cost_per_month, info.currency)),
+        row(
+            "Price of a pod",
+            "costPerMonth",
+            format!("{} {} a month", info.cost_per_month, info.currency),
+        ),
         row("Currency", "currency", info.currency),
-        row("Memory for pods", "memory", format!("{} MiB free", info.server_free_memory / MIB)),
-        row("Room for a pod", "fullMem", if info.full_mem { "no" } else { "yes" }.to_owned()),
-        row("Pods running", "runningContracts", info.running_contracts.unwrap_or_default().to_string()),
-        row("Isolation", "isolation", format!("{}: {}", api.isolation, api.isolation_reason)),
+        row(
+            "Memory for pods",
+            "memory",
+            format!("{} MiB free", info.server_free_memory / MIB),
+        ),
+        row(
+            "Room for a pod",
+            "fullMem",
+            if info.full_mem { "no" } else { "yes" }.to_owned(),
+        ),
+        row(
+            "Pods running",
+            "runningContracts",
+            info.running_contracts.unwrap_or_default().to_string(),
+        ),
+        row(
+            "Isolation",
+            "isolation",
+            format!("{}: {}", api.isolation, api.isolation_reason),
+        ),
     ];
-    let html = format!(include_str!("page.html"), rows = rows.concat(), version = env!("CARGO_PKG_VERSION"));
+    let html = format!(
+        include_str!("page.html"),
+        rows = rows.concat(),
+        version = env!("CARGO_PKG_VERSION")
+    );
     let headers = [
         (header::CONTENT_TYPE, "text/html; charset=utf-8"),
         (header::CACHE_CONTROL, "no-cache"),
-        (header::CONTENT_SECURITY_POLICY, "default-src 'none'; style-src 'unsafe-inline'"),
+        (
+            header::CONTENT_SECURITY_POLICY,
+            "default-src 'none'; style-src 'unsafe-inline'",
+        ),
     ];
     (headers, html)
 }
 
 fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
 }
 
 /// Seconds as people say them.
@@ -119,10 +170,19 @@ fn span(secs: u64) -> String {
 
 /// The first number in a file of /proc.
 fn first_number(path: &str) -> Option<f64> {
-    fs::read_to_string(path).ok()?.split_whitespace().next()?.parse().ok()
+    fs::read_to_string(path)
+        .ok()?
+        .split_whitespace()
+        .next()?
+        .parse()
+        .ok()
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "rounding down is meant; `as` saturates")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "rounding down is meant; `as` saturates"
+)]
 fn whole(number: f64) -> u64 {
     number as u64
 }

@@ -22,7 +22,11 @@ use crate::http_error::HttpError;
 /// The longest line; longer ones are cut into several.
 const MAX_LINE_BYTES: usize = 16 * 1024;
 
-pub(super) async fn raw(State(api): Shared, Path(text): Path<String>, uri: Uri) -> Result<Response, HttpError> {
+pub(super) async fn raw(
+    State(api): Shared,
+    Path(text): Path<String>,
+    uri: Uri,
+) -> Result<Response, HttpError> {
     let hash: Option<ManifestHash> = text.parse().ok();
     let Some(shown) = hash.and_then(|hash| api.leases.shown(&hash)) else {
         let message = format!("no pod found with this id. id={}", query::short(&text));
@@ -30,10 +34,20 @@ pub(super) async fn raw(State(api): Shared, Path(text): Path<String>, uri: Uri) 
     };
     let manifest = shown.upload.manifest();
     if !manifest.debug() {
-        let message = format!("pod manifest does not allow debugging. id={}", query::short(&text));
-        return Err(HttpError::new(StatusCode::FORBIDDEN, message).next("upload it with `debug`: true in the manifest"));
+        let message = format!(
+            "pod manifest does not allow debugging. id={}",
+            query::short(&text)
+        );
+        return Err(HttpError::new(StatusCode::FORBIDDEN, message)
+            .next("upload it with `debug`: true in the manifest"));
     }
-    let lines = Lines::new(manifest.containers().iter().map(|container| container.id.clone()).collect());
+    let lines = Lines::new(
+        manifest
+            .containers()
+            .iter()
+            .map(|container| container.id.clone())
+            .collect(),
+    );
     let follow = query::value(uri.query(), "follow").is_some_and(|value| value == "true");
     let body = if follow {
         Body::from_stream(followed(Arc::clone(&shown.logs), lines))
@@ -41,11 +55,17 @@ pub(super) async fn raw(State(api): Shared, Path(text): Path<String>, uri: Uri) 
         let mut lines = lines;
         let (records, _) = shown.logs.read(0);
         let mut text = Vec::new();
-        records.iter().for_each(|record| lines.push(record, &mut text));
+        records
+            .iter()
+            .for_each(|record| lines.push(record, &mut text));
         lines.finish(&mut text);
         Body::from(text)
     };
-    Ok(([(header::CONTENT_TYPE, "application/vnd.codius.raw-stream")], body).into_response())
+    Ok((
+        [(header::CONTENT_TYPE, "application/vnd.codius.raw-stream")],
+        body,
+    )
+        .into_response())
 }
 
 /// Lines as they come, until the pod ends.
@@ -60,7 +80,9 @@ fn followed(
             lines.finish(&mut text);
             return Some((Ok(text.into()), None));
         };
-        records.iter().for_each(|record| lines.push(record, &mut text));
+        records
+            .iter()
+            .for_each(|record| lines.push(record, &mut text));
         Some((Ok(text.into()), Some((logs, lines, next))))
     })
 }
@@ -73,12 +95,20 @@ struct Lines {
 
 impl Lines {
     fn new(names: Vec<String>) -> Self {
-        Self { names, partial: HashMap::new() }
+        Self {
+            names,
+            partial: HashMap::new(),
+        }
     }
 
     fn push(&mut self, record: &LogRecord, out: &mut Vec<u8>) {
-        let Some(name) = self.names.get(record.container) else { return };
-        let partial = self.partial.entry((record.container, record.stream)).or_default();
+        let Some(name) = self.names.get(record.container) else {
+            return;
+        };
+        let partial = self
+            .partial
+            .entry((record.container, record.stream))
+            .or_default();
         for piece in record.data.split_inclusive(|&byte| byte == b'\n') {
             partial.extend_from_slice(piece);
             if piece.ends_with(b"\n") || partial.len() >= MAX_LINE_BYTES {
@@ -124,9 +154,19 @@ mod tests {
             (0, LogStream::Stdout, "lo\nwor"),
             (9, LogStream::Stdout, "nobody\n"),
         ] {
-            lines.push(&LogRecord { container, stream, data: data.into() }, &mut out);
+            lines.push(
+                &LogRecord {
+                    container,
+                    stream,
+                    data: data.into(),
+                },
+                &mut out,
+            );
         }
         lines.finish(&mut out);
-        assert_eq!(String::from_utf8(out).unwrap(), "_db stderr oops\n_app stdout hello\n_app stdout wor\n");
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "_db stderr oops\n_app stdout hello\n_app stdout wor\n"
+        );
     }
 }

@@ -42,7 +42,13 @@ type Shared = State<Arc<Api>>;
 
 pub(crate) fn router(api: Api) -> Router {
     Router::new()
-        .route("/pods", on(MethodFilter::OPTIONS, pods::quote).post(pods::upload).put(pods::extend).get(pods::show))
+        .route(
+            "/pods",
+            on(MethodFilter::OPTIONS, pods::quote)
+                .post(pods::upload)
+                .put(pods::extend)
+                .get(pods::show),
+        )
         .route("/pods/{hash}/logs", get(logs::raw))
         .route("/info", get(info::info))
         .route("/memory", get(info::memory))
@@ -56,7 +62,9 @@ pub(crate) fn router(api: Api) -> Router {
 
 /// As in the original: a page for people who look, an error for everything else.
 async fn unknown(State(api): Shared, request: Request) -> Response {
-    if matches!(*request.method(), Method::GET | Method::HEAD) && !request.uri().path().starts_with("/api/") {
+    if matches!(*request.method(), Method::GET | Method::HEAD)
+        && !request.uri().path().starts_with("/api/")
+    {
         return info::page(&api).into_response();
     }
     HttpError::new(StatusCode::NOT_FOUND, "Not Found").into_response()
@@ -76,7 +84,10 @@ fn json<T: Serialize>(status: StatusCode, body: &T) -> Response {
 fn json_text(status: StatusCode, text: String) -> Response {
     let mut reply = (status, Body::from(text)).into_response();
     let headers = reply.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"));
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json; charset=utf-8"),
+    );
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     reply
 }

@@ -8,7 +8,10 @@ use axum::{
     http::{HeaderMap, Method, StatusCode, Uri, header},
     response::Response,
 };
-use base64::{Engine, alphabet, engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig}};
+use base64::{
+    Engine, alphabet,
+    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
+};
 use codius_api::{PodStatusReply, QuoteReply, Units};
 use codius_ledger::{OrderId, RequestDigest};
 use codius_manifest::Upload;
@@ -33,7 +36,13 @@ pub(super) async fn quote(
     api.leases.spec(&upload)?;
     let duration = query::duration(uri.query(), api.max_duration)?;
     let price = api.orders.price(duration)?;
-    Ok(json(StatusCode::OK, &QuoteReply { manifest_hash: upload.hash(), price: Units(price) }))
+    Ok(json(
+        StatusCode::OK,
+        &QuoteReply {
+            manifest_hash: upload.hash(),
+            price: Units(price),
+        },
+    ))
 }
 
 /// `POST /pods`: runs a manifest for the time that is paid for, or longer if it runs already.
@@ -49,7 +58,12 @@ pub(super) async fn upload(
     let upload = Upload::parse(&body)?;
     let duration = query::duration(uri.query(), api.max_duration)?;
     let digest = digest(&method, &uri, &body);
-    let request = PaidRequest { id, digest, duration, what: What::Upload(Arc::new(upload)) };
+    let request = PaidRequest {
+        id,
+        digest,
+        duration,
+        what: What::Upload(Arc::new(upload)),
+    };
     Ok(answer(api.orders.handle(request).await?))
 }
 
@@ -64,16 +78,27 @@ pub(super) async fn extend(
     let hash = query::manifest_hash(uri.query())?;
     let duration = query::duration(uri.query(), api.max_duration)?;
     let digest = digest(&method, &uri, b"");
-    Ok(answer(api.orders.handle(PaidRequest { id, digest, duration, what: What::Extend(hash) }).await?))
+    Ok(answer(
+        api.orders
+            .handle(PaidRequest {
+                id,
+                digest,
+                duration,
+                what: What::Extend(hash),
+            })
+            .await?,
+    ))
 }
 
 /// `GET /pods`: where a pod is, until when, and its manifest (the public part).
 pub(super) async fn show(State(api): Shared, uri: Uri) -> Result<Response, HttpError> {
     let hash = query::manifest_hash(uri.query())?;
-    let shown = api
-        .leases
-        .shown(&hash)
-        .ok_or_else(|| HttpError::new(StatusCode::NOT_FOUND, format!("No manifest with hash of \"{hash}\"")))?;
+    let shown = api.leases.shown(&hash).ok_or_else(|| {
+        HttpError::new(
+            StatusCode::NOT_FOUND,
+            format!("No manifest with hash of \"{hash}\""),
+        )
+    })?;
     let reply = PodStatusReply {
         url: shown.url.clone(),
         manifest_hash: hash,
@@ -85,7 +110,12 @@ pub(super) async fn show(State(api): Shared, uri: Uri) -> Result<Response, HttpE
 
 /// What a token is bound to.
 fn digest(method: &Method, uri: &Uri, body: &[u8]) -> RequestDigest {
-    RequestDigest::of(method.as_str(), uri.path(), uri.query().unwrap_or_default(), body)
+    RequestDigest::of(
+        method.as_str(),
+        uri.path(),
+        uri.query().unwrap_or_default(),
+        body,
+    )
 }
 
 /// The order that a `Pay-Token` names: 16 bytes in base64 or base64url, padded or not.
@@ -96,12 +126,20 @@ fn pay_token(headers: &HeaderMap) -> Result<OrderId, HttpError> {
     const STANDARD: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, ANY_PADDING);
     const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, ANY_PADDING);
     let Some(text) = headers.get("pay-token") else {
-        return Err(HttpError::new(StatusCode::BAD_REQUEST, "must supply `Pay-Token` header.")
-            .next("send 16 random bytes in base64 as `Pay-Token`"));
+        return Err(
+            HttpError::new(StatusCode::BAD_REQUEST, "must supply `Pay-Token` header.")
+                .next("send 16 random bytes in base64 as `Pay-Token`"),
+        );
     };
-    let bytes = STANDARD.decode(text).or_else(|_| URL_SAFE.decode(text)).unwrap_or_default();
+    let bytes = STANDARD
+        .decode(text)
+        .or_else(|_| URL_SAFE.decode(text))
+        .unwrap_or_default();
     if bytes.len() != TOKEN_BYTES {
-        return Err(HttpError::new(StatusCode::BAD_REQUEST, "`Pay-Token` must be 16 bytes base64."));
+        return Err(HttpError::new(
+            StatusCode::BAD_REQUEST,
+            "`Pay-Token` must be 16 bytes base64.",
+        ));
     }
     Ok(OrderId::of_token(&bytes))
 }
@@ -109,19 +147,36 @@ fn pay_token(headers: &HeaderMap) -> Result<OrderId, HttpError> {
 /// A body that says it is JSON, or says nothing of it.
 fn json_body(headers: &HeaderMap, body: Result<Bytes, BytesRejection>) -> Result<Bytes, HttpError> {
     if let Some(kind) = headers.get(header::CONTENT_TYPE) {
-        let essence = kind.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim();
+        let essence = kind
+            .to_str()
+            .unwrap_or_default()
+            .split(';')
+            .next()
+            .unwrap_or_default()
+            .trim();
         let essence = essence.to_ascii_lowercase();
-        if essence != "application/json" && !(essence.starts_with("application/") && essence.ends_with("+json")) {
-            return Err(HttpError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "Unsupported Media Type")
-                .next("send the manifest with Content-Type: application/json"));
+        if essence != "application/json"
+            && !(essence.starts_with("application/") && essence.ends_with("+json"))
+        {
+            return Err(HttpError::new(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "Unsupported Media Type",
+            )
+            .next("send the manifest with Content-Type: application/json"));
         }
     }
     body.map_err(|rejection| {
         if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
-            let text = format!("Payload content length greater than maximum allowed: {}", super::MAX_BODY_BYTES);
+            let text = format!(
+                "Payload content length greater than maximum allowed: {}",
+                super::MAX_BODY_BYTES
+            );
             HttpError::new(StatusCode::PAYLOAD_TOO_LARGE, text)
         } else {
-            HttpError::new(StatusCode::BAD_REQUEST, "Invalid request payload JSON format")
+            HttpError::new(
+                StatusCode::BAD_REQUEST,
+                "Invalid request payload JSON format",
+            )
         }
     })
 }
@@ -137,9 +192,16 @@ mod tests {
     #[test]
     fn a_token_is_16_bytes_in_any_base64() {
         let standard = pay_token(&with_token("++//AAECAwQFBgcICQoLDA==")).unwrap();
-        assert_eq!(pay_token(&with_token("--__AAECAwQFBgcICQoLDA")).unwrap(), standard);
+        assert_eq!(
+            pay_token(&with_token("--__AAECAwQFBgcICQoLDA")).unwrap(),
+            standard
+        );
         for text in ["", "AAAA", "!!!!", "AAECAwQFBgcICQoLDA0ODxAREhM="] {
-            assert_eq!(pay_token(&with_token(text)).unwrap_err().status(), 400, "{text}");
+            assert_eq!(
+                pay_token(&with_token(text)).unwrap_err().status(),
+                400,
+                "{text}"
+            );
         }
         let missing = pay_token(&HeaderMap::new()).unwrap_err();
         assert_eq!(missing.body().message, "must supply `Pay-Token` header.");
@@ -152,6 +214,9 @@ mod tests {
         assert!(json_body(&HeaderMap::new(), body()).is_ok());
         assert!(json_body(&of("application/json; charset=utf-8"), body()).is_ok());
         assert!(json_body(&of("application/codius-v1+json"), body()).is_ok());
-        assert_eq!(json_body(&of("text/plain"), body()).unwrap_err().status(), 415);
+        assert_eq!(
+            json_body(&of("text/plain"), body()).unwrap_err().status(),
+            415
+        );
     }
 }

@@ -16,21 +16,36 @@ pub(crate) fn value(query: Option<&str>, name: &str) -> Option<String> {
 
 /// `duration` in seconds; an hour if it is not there.
 pub(crate) fn duration(query: Option<&str>, max: Seconds) -> Result<Seconds, HttpError> {
-    let Some(text) = value(query, "duration") else { return Ok(DEFAULT_DURATION) };
+    let Some(text) = value(query, "duration") else {
+        return Ok(DEFAULT_DURATION);
+    };
     parse_duration(&text, max).map_err(|error| {
         HttpError::new(StatusCode::BAD_REQUEST, "Invalid request query input")
             .detail(error.to_string())
-            .next(format!("give `duration` as whole seconds from 1 to {}", max.0))
+            .next(format!(
+                "give `duration` as whole seconds from 1 to {}",
+                max.0
+            ))
     })
 }
 
 /// `manifestHash`, with the texts of the original.
 pub(crate) fn manifest_hash(query: Option<&str>) -> Result<ManifestHash, HttpError> {
-    let text = value(query, "manifestHash").filter(|text| !text.is_empty()).ok_or_else(|| {
-        HttpError::new(StatusCode::UNPROCESSABLE_ENTITY, "manifestHash must be specified")
-    })?;
+    let text = value(query, "manifestHash")
+        .filter(|text| !text.is_empty())
+        .ok_or_else(|| {
+            HttpError::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "manifestHash must be specified",
+            )
+        })?;
     // What cannot be a hash is the hash of no pod.
-    text.parse().map_err(|_| HttpError::new(StatusCode::NOT_FOUND, format!("no pod found with id. id={}", short(&text))))
+    text.parse().map_err(|_| {
+        HttpError::new(
+            StatusCode::NOT_FOUND,
+            format!("no pod found with id. id={}", short(&text)),
+        )
+    })
 }
 
 /// Text of a stranger in an error, within bounds.
@@ -59,6 +74,9 @@ mod tests {
         let query = format!("manifestHash={}", hash.to_string().to_uppercase());
         assert_eq!(manifest_hash(Some(&query)).unwrap(), hash);
         assert_eq!(manifest_hash(None).unwrap_err().status(), 422);
-        assert_eq!(manifest_hash(Some("manifestHash=x")).unwrap_err().status(), 404);
+        assert_eq!(
+            manifest_hash(Some("manifestHash=x")).unwrap_err().status(),
+            404
+        );
     }
 }

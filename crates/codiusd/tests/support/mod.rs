@@ -1,0 +1,330 @@
+//! A whole host for tests: the real `codiusd`, a real registry, real pods under emulation.
+
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use codius_client::{HostClient, Wallet};
+use codius_manifest::{ManifestHash, Upload};
+use codius_testkit::{Entry, ImageBuilder, Layer, Registry, install_crypto};
+use serde_json::{Value, json};
+
+const READY_TIMEOUT: Duration = Duration::from_secs(60);
+const STOP_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Settings that differ between tests, as TOML.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    pub(crate) memory_mib: u64,
+    pub(crate) port_timeout_secs: u64,
+    pub(crate) max_unpacked_mib: u64,
+    pub(crate) on_shutdown: &'static str,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            memory_mib: 2048,
+            port_timeout_secs: 40,
+            max_unpacked_mib: 1024,
+            on_shutdown: "stop",
+        }
+    }
+}
+
+/// A directory, a registry and a host.
+pub(crate) struct World {
+    pub(crate) registry: Registry,
+    pub(crate) settings: Settings,
+    place: tempfile::TempDir,
+    process: Option<Child>,
+    pub(crate) api: String,
+    pub(crate) interledger: String,
+}
+
+impl World {
+    pub(crate) fn start(settings: Settings) -> Result<Self> {
+        install_crypto();
+        ensure!(
+            rustix::process::geteuid().is_root(),
+            "tests with pods need root"
+        );
+        let mut world = Self {
+            registry: Registry::start()?,
+            settings,
+            place: tempfile::Builder::new().prefix("codius-e2e-").tempdir()?,
+            process: None,
+            api: String::new(),
+            interledger: String::new(),
+        };
+        world.run()?;
+        Ok(world)
+    }
+
+    /// Starts `codiusd` (again) on the same data.
+    pub(crate) fn run(&mut self) -> Result<()> {
+        let config = self.place.path().join("codiusd.toml");
+        fs::write(&config, self.config())?;
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.log_path())?;
+        let mut process = Command::new(env!("CARGO_BIN_EXE_codiusd"))
+            .arg("--config")
+            .arg(&config)
+            .env("RUST_LOG", "info,codiusd=debug")
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()?;
+        let output = process
+            .stdout
+            .take()
+            .context("codiusd has no standard output")?;
+        self.process = Some(process);
+        let (sender, ready) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let mut line = String::new();
+            let read = BufReader::new(output).read_line(&mut line);
+            let _ = sender.send(read.map(|_| line));
+        });
+        let line = ready
+            .recv_timeout(READY_TIMEOUT)
+            .context("codiusd was not ready in time")??;
+        let field = |name: &str| {
+            let value = line
+                .split(' ')
+                .find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+            value.map(str::to_owned)
+        };
+        let (Some(api), Some(interledger)) = (field("api"), field("interledger")) else {
+            bail!("codiusd did not start:\n{}", self.log());
+        };
+        self.api = api;
+        self.interledger = interledger;
+        Ok(())
+    }
+
+    fn config(&self) -> String {
+        // A range of addresses that no other test of this machine has at the same time.
+        let id = std::process::id();
+        let Settings {
+            memory_mib,
+            port_timeout_secs,
+            max_unpacked_mib,
+            on_shutdown,
+        } = &self.settings;
+        format!(
+            "data_dir = {data:?}\nlisten = \"127.0.0.1:0\"\n\
+             [interledger]\nlisten = [\"127.0.0.1:0\"]\npayment_timeout_secs = 5\n\
+             [pods]\naccelerator = \"tcg\"\nmemory_mib = {memory_mib}\nport_timeout_secs = {port_timeout_secs}\n\
+             on_shutdown = \"{on_shutdown}\"\n\
+             [images]\ninsecure_registries = [{registry:?}]\nmax_unpacked_mib = {max_unpacked_mib}\n\
+             [network]\npool = \"10.{}.{}.0/24\"\n",
+            64 + (id >> 8) % 64,
+            id % 256,
+            data = self.data_dir(),
+            registry = self.registry.host(),
+        )
+    }
+
+    pub(crate) fn data_dir(&self) -> PathBuf {
+        self.place.path().join("data")
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.place.path().join("codiusd.log")
+    }
+
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    pub(crate) fn client(&self) -> HostClient {
+        HostClient::new(&self.api).expect("the host's own address is valid")
+    }
+
+    pub(crate) async fn wallet(&self) -> Result<Wallet> {
+        Ok(Wallet::connect(&self.interledger).await?)
+    }
+
+    /// As `kill -9` does.
+    pub(crate) fn kill(&mut self) -> Result<()> {
+        let mut process = self.process.take().context("codiusd does not run")?;
+        process.kill()?;
+        process.wait()?;
+        Ok(())
+    }
+
+    /// As an operator does.
+    pub(crate) fn stop(&mut self) -> Result<()> {
+        let mut process = self.process.take().context("codiusd does not run")?;
+        Command::new("kill")
+            .args(["-TERM", &process.id().to_string()])
+            .status()?;
+        let deadline = Instant::now() + STOP_TIMEOUT;
+        loop {
+            match process.try_wait()? {
+                Some(status) if status.success() => return Ok(()),
+                Some(status) => bail!("codiusd ended with {status}:\n{}", self.log()),
+                None if Instant::now() > deadline => {
+                    process.kill()?;
+                    bail!("codiusd did not stop:\n{}", self.log());
+                }
+                None => std::thread::sleep(Duration::from_millis(20)),
+            }
+        }
+    }
+
+    /// What of pods exists on this machine: processes, network namespaces, interfaces, files.
+    pub(crate) fn remains(&self) -> Vec<String> {
+        let mut remains = Vec::new();
+        let data = self.data_dir();
+        let data = data.to_string_lossy();
+        for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let command = fs::read(process.path().join("cmdline")).unwrap_or_default();
+            let command = String::from_utf8_lossy(&command).replace('\0', " ");
+            if command.starts_with("qemu") && command.contains(&*data) {
+                remains.push(format!("process {command}"));
+            }
+        }
+        let instance = codius_microvm::Instance::of_data_dir(
+            &fs::canonicalize(self.data_dir()).unwrap_or_else(|_| self.data_dir()),
+        );
+        let prefix = format!("cd{instance}-");
+        for directory in ["/run/netns", "/sys/class/net"] {
+            for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+                if entry.file_name().to_string_lossy().starts_with(&prefix) {
+                    remains.push(entry.path().display().to_string());
+                }
+            }
+        }
+        for place in ["pods/pods", "pods/records"] {
+            for entry in fs::read_dir(self.data_dir().join(place))
+                .into_iter()
+                .flatten()
+                .flatten()
+            {
+                remains.push(entry.path().display().to_string());
+            }
+        }
+        remains
+    }
+
+    /// Waits until nothing of any pod exists.
+    pub(crate) async fn nothing_remains(&self) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(15);
+        loop {
+            let remains = self.remains();
+            if remains.is_empty() {
+                return Ok(());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "still there: {remains:#?}\n{}",
+                self.log()
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Balances by account, read from the database; the host must not run.
+    pub(crate) async fn balances(&self) -> Result<Vec<(String, i64)>> {
+        ensure!(
+            self.process.is_none(),
+            "the database belongs to the host while it runs"
+        );
+        let store = codius_store::Store::open(&self.data_dir().join("codius.db"))?;
+        store.verify().await?;
+        let balances = store.balances().await?;
+        let named = balances
+            .into_iter()
+            .map(|(account, balance)| (account.to_string(), balance))
+            .collect();
+        store.close().await;
+        Ok(named)
+    }
+
+    /// Pushes an image that holds static busybox.
+    pub(crate) async fn busybox(&self) -> Result<String> {
+        let image = codius_testkit::busybox(ImageBuilder::new())?.cmd(&["/bin/sh"]);
+        Ok(image
+            .push(&self.registry, "test/busybox:1")
+            .await?
+            .by_digest)
+    }
+
+    /// Pushes an image that holds the example program.
+    pub(crate) async fn hello(&self) -> Result<String> {
+        let program = Path::new(env!("CARGO_BIN_EXE_codiusd"))
+            .ancestors()
+            .nth(2)
+            .context("no target directory")?;
+        let program =
+            program.join("guest-build/x86_64-unknown-linux-gnu/guest/codius-example-hello");
+        let bytes = fs::read(&program).with_context(|| {
+            format!(
+                "{} is missing; run the tests with `cargo xtask test`",
+                program.display()
+            )
+        })?;
+        let layer = Layer::new().entry(Entry::file("hello", 0o755, bytes));
+        let image = ImageBuilder::new()
+            .layer(layer)
+            .entrypoint(&["/hello"])
+            .user("65534:65534");
+        Ok(image.push(&self.registry, "test/hello:1").await?.by_digest)
+    }
+
+    /// A visitor's `GET /`, with the Host header of a pod.
+    pub(crate) async fn visit(&self, label: &str, path: &str) -> Result<(u16, String)> {
+        let port = self.api.rsplit(':').next().context("no port")?;
+        let client = reqwest::Client::builder()
+            .timeout(Duration::from_secs(20))
+            .build()?;
+        let request = client
+            .get(format!("http://127.0.0.1:{port}{path}"))
+            .header("Host", format!("{label}.localhost:{port}"));
+        let response = request.send().await?;
+        Ok((response.status().as_u16(), response.text().await?))
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        // A test that fails leaves no pods behind either: the host is asked to end, then its log is shown.
+        if self.process.is_some() {
+            self.settings.on_shutdown = "stop";
+            let _ = self.stop();
+        }
+        if std::thread::panicking() {
+            eprintln!("--- log of codiusd\n{}", self.log());
+        }
+    }
+}
+
+/// A manifest of containers, as posted.
+pub(crate) fn document(name: &str, port: Option<u16>, containers: Value) -> String {
+    let mut manifest = json!({ "name": name, "version": "1", "machine": "small", "debug": true, "containers": containers });
+    if let Some(port) = port {
+        manifest["port"] = json!(port.to_string());
+    }
+    json!({ "manifest": manifest, "private": {} }).to_string()
+}
+
+pub(crate) fn hash_of(document: &str) -> ManifestHash {
+    Upload::parse(document.as_bytes())
+        .expect("a valid manifest")
+        .hash()
+}
+
+/// One container that runs a shell script.
+pub(crate) fn shell(id: &str, image: &str, script: &str) -> Value {
+    json!({ "id": id, "image": image, "command": ["/bin/sh", "-c", script] })
+}

@@ -1,0 +1,368 @@
+//! How long a program takes to answer once it is paid for, its image being there already.
+//!
+//! Ours is a whole pod: a real host, a real upload of a manifest with two containers, and a visitor at
+//! the proxy. It is timed from the moment at which the host says `booting`, the first phase after the
+//! payment, to the first byte that the visitor gets. The client's way back from the host is part of
+//! that, because the visitor only comes when `codius upload` has returned.
+//!
+//! The peer is the same machine with nothing in it: the pod's own QEMU options (taken from a running
+//! pod, so that they cannot drift apart) without disks, network and balloon, timed from the start of
+//! QEMU to the agent's first word. Both are run in turn, and each pair gives one ratio.
+
+use std::{
+    fs,
+    io::{ErrorKind, Read, Write},
+    os::unix::net::UnixStream,
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use codius_api::UnixMillis;
+use codius_guest_protocol::{
+    AgentMessage, HostMessage, Line, LineReader, MAX_GUEST_LINE_BYTES, PORT_NAME, encode,
+};
+use codius_testkit::Registry;
+use serde_json::json;
+
+use super::median;
+use crate::{
+    build, demo,
+    demo::{Host, Uploaded},
+    guest, packages,
+};
+
+/// The most that a start may take, in bare boots.
+const AIM: f64 = 1.7;
+/// What each run buys: little, so that few earlier pods run beside the one that is timed.
+const LEASE_SECS: u64 = 30;
+/// A pod that is cut off by this is broken, not slow.
+const BOOT_TIMEOUT: Duration = Duration::from_secs(60);
+/// Between two tries to reach QEMU's socket: small against what is measured.
+const POLL: Duration = Duration::from_millis(1);
+/// The options that make a pod's machine, whatever is in it.
+const MACHINE_OPTIONS: &[&str] = &[
+    "-machine", "-accel", "-cpu", "-smp", "-m", "-object", "-append",
+];
+const NONCE: &str = "bench";
+
+/// Prints the two figures.
+pub(super) fn run(runs: u32, yes: bool) -> Result<()> {
+    packages::require_root("this benchmark")?;
+    packages::ensure(&[packages::HOST], yes)?;
+    let programs = build::programs(build::Profile::Release)?;
+    let guest_dir = guest::default_dir();
+    let guest = guest::build(&guest_dir, &guest::Options::default())?;
+    let hello = guest::build_static(&guest_dir, "codius-example-hello")?;
+
+    let place = tempfile::Builder::new().prefix("codius-bench-").tempdir()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()?;
+    // Ctrl-C ends the client or the bare machine of the moment, which fails the run; without this it
+    // would end us as well, and leave the host behind.
+    let interrupted = runtime.spawn(async { tokio::signal::ctrl_c().await });
+
+    let registry = Registry::start()?;
+    let image = demo::push_hello(&runtime, &registry, &hello)?;
+    let mut host = Host::start(&programs.codiusd, place.path(), &guest_dir, 0, &registry)?;
+    let codius_json = place.path().join("codius.json");
+    let upload = |host: &Host, name: &str| {
+        fs::write(&codius_json, codius_file(name, &image))?;
+        let uploaded = demo::upload(&programs.codius, host, &codius_json, LEASE_SECS)?;
+        let first_byte = first_byte(&uploaded)?;
+        Times::of(&uploaded, first_byte)
+    };
+
+    // The first one pulls the image; it is also the one whose machine is copied.
+    let bare_dir = tempfile::tempdir_in(place.path())?;
+    upload(&host, "warm-up")?;
+    let options = machine_options(host.process_id())?;
+    let bare_boot = || bare_boot(&guest, &options, bare_dir.path());
+    bare_boot()?;
+
+    let (mut pods, mut bare) = (Vec::new(), Vec::new());
+    for run in 0..runs {
+        ensure!(!interrupted.is_finished(), "interrupted");
+        let name = format!("run-{run}");
+        // Whoever goes first in a pair changes, so that drift of the machine hits both alike.
+        if run % 2 == 0 {
+            bare.push(bare_boot()?);
+            pods.push(upload(&host, &name)?);
+        } else {
+            pods.push(upload(&host, &name)?);
+            bare.push(bare_boot()?);
+        }
+        eprintln!(
+            "{name}: {:?}, bare boot {:.0} ms",
+            pods[pods.len() - 1],
+            bare[bare.len() - 1]
+        );
+    }
+    let isolation = host.isolation.clone();
+    host.stop()?;
+
+    let figure = |name: &str, times: Vec<f64>, aim: Option<f64>| {
+        let ratios: Vec<f64> = times
+            .iter()
+            .zip(&bare)
+            .map(|(ours, bare)| ours / bare)
+            .collect();
+        let ratio = median(&ratios);
+        println!(
+            "{}",
+            json!({
+                "name": name,
+                "unit": "ms",
+                "median": median(&times).round(),
+                "peer": "bare boot",
+                "peer_median": median(&bare).round(),
+                "ratio": (ratio * 1000.0).round() / 1000.0,
+                "aim": aim.map(|aim| format!("<= {aim}")),
+                "met": aim.map(|aim| ratio <= aim),
+                "runs": runs,
+                "isolation": isolation,
+            })
+        );
+    };
+    let column = |time: fn(&Times) -> f64| pods.iter().map(time).collect::<Vec<_>>();
+    figure(
+        "start/cold-cached",
+        column(|times| times.first_byte),
+        Some(AIM),
+    );
+    // Says how much of it is not the host's; nothing is aimed at.
+    figure("start/running", column(|times| times.running), None);
+    Ok(())
+}
+
+/// A program in two containers: two roots to mount and two processes to start.
+fn codius_file(name: &str, image: &str) -> String {
+    let container =
+        |id: &str, port: &str| json!({ "id": id, "image": image, "environment": { "PORT": port } });
+    let file = json!({
+        "manifest": {
+            "name": name,
+            "version": "1.0.0",
+            "machine": "small",
+            "port": "8080",
+            "containers": [container("web", "8080"), container("beside", "8081")],
+        }
+    });
+    format!("{file:#}\n")
+}
+
+/// One start of a pod, in milliseconds since it was `booting`.
+#[derive(Debug)]
+struct Times {
+    /// The host says that the program answers.
+    running: f64,
+    /// The visitor has the first byte.
+    first_byte: f64,
+}
+
+impl Times {
+    fn of(uploaded: &Uploaded, first_byte: SystemTime) -> Result<Self> {
+        let at = |name: &str| -> Result<f64> {
+            let phase = uploaded.moments.iter().find(|(phase, _)| phase == name);
+            let (_, at) =
+                phase.with_context(|| format!("codius upload --json tells no phase {name}"))?;
+            Ok(millis(
+                UNIX_EPOCH + Duration::from_millis(at.parse::<UnixMillis>()?.get()),
+            ))
+        };
+        let booting = at("booting")?;
+        let times = Self {
+            running: at("running")? - booting,
+            first_byte: millis(first_byte) - booting,
+        };
+        // The host's clock is ours; if it was set meanwhile, the figure is nonsense.
+        ensure!(
+            times.running > 0.0 && times.first_byte >= times.running,
+            "the phases are not in order: {times:?}"
+        );
+        Ok(times)
+    }
+}
+
+fn millis(at: SystemTime) -> f64 {
+    at.duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs_f64()
+        * 1000.0
+}
+
+/// When the first byte of the page was here. The page has to be the program's.
+fn first_byte(uploaded: &Uploaded) -> Result<SystemTime> {
+    let mut answer = demo::request(&uploaded.url)?;
+    let mut first = [0];
+    answer.read_exact(&mut first)?;
+    let at = SystemTime::now();
+    let page = demo::read_page(&uploaded.url, first.as_slice().chain(answer))?;
+    ensure!(
+        page.contains(&uploaded.hash),
+        "the page does not name its own manifest hash:\n{page}"
+    );
+    Ok(at)
+}
+
+/// How the host starts QEMU, of one pod of it that runs, as far as it makes the machine.
+fn machine_options(host: u32) -> Result<Vec<String>> {
+    for entry in fs::read_dir("/proc")? {
+        let process = entry?.path();
+        // Processes end while we look: whatever cannot be read is not the one.
+        let Ok(status) = fs::read_to_string(process.join("status")) else {
+            continue;
+        };
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+        if parent.map(str::trim) != Some(&host.to_string()) {
+            continue;
+        }
+        let line = fs::read_to_string(process.join("cmdline")).unwrap_or_default();
+        let line: Vec<&str> = line.split('\0').collect();
+        if line[0].contains("qemu-system") {
+            return options_of(&line);
+        }
+    }
+    bail!("the host runs no QEMU");
+}
+
+fn options_of(line: &[&str]) -> Result<Vec<String>> {
+    let mut options = Vec::new();
+    for &name in MACHINE_OPTIONS {
+        let at = line.iter().position(|word| *word == name);
+        let value = at.and_then(|at| line.get(at + 1));
+        let value = value.with_context(|| format!("the pod's QEMU has no {name}: {line:?}"))?;
+        options.extend([name.to_owned(), (*value).to_owned()]);
+    }
+    Ok(options)
+}
+
+/// Nothing but kernel, agent and the line to it; in milliseconds.
+fn bare_boot(guest: &guest::Guest, options: &[String], dir: &Path) -> Result<f64> {
+    let socket = dir.join("agent.sock");
+    let mut command = Command::new("qemu-system-x86_64");
+    command
+        .args(["-nodefaults", "-no-user-config", "-display", "none"])
+        .arg("-no-reboot")
+        .args(options)
+        .arg("-kernel")
+        .arg(&guest.kernel)
+        .arg("-initrd")
+        .arg(&guest.initramfs)
+        .arg("-serial")
+        .arg(format!("file:{}", dir.join("console.log").display()))
+        .arg("-chardev")
+        .arg(format!(
+            "socket,id=agent,path={},server=on,wait=off",
+            socket.display()
+        ))
+        .args(["-device", "virtio-serial-device", "-device"])
+        .arg(format!("virtserialport,chardev=agent,name={PORT_NAME}"))
+        .stdin(Stdio::null());
+    let begin = Instant::now();
+    let mut machine = Machine(command.spawn().context("QEMU could not be started")?);
+    hear_hello(&mut machine, &socket, begin)?;
+    let taken = begin.elapsed().as_secs_f64() * 1000.0;
+    drop(machine);
+    fs::remove_file(&socket)?;
+    Ok(taken)
+}
+
+/// A QEMU that does not outlive the measurement.
+struct Machine(Child);
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // It may have ended by itself, which has been told by then.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn hear_hello(machine: &mut Machine, socket: &Path, begin: Instant) -> Result<()> {
+    let mut stream = loop {
+        match UnixStream::connect(socket) {
+            Ok(stream) => break stream,
+            Err(error)
+                if !matches!(
+                    error.kind(),
+                    ErrorKind::NotFound | ErrorKind::ConnectionRefused
+                ) =>
+            {
+                return Err(error).context("QEMU cannot be reached");
+            }
+            Err(_) => {}
+        }
+        if let Some(status) = machine.0.try_wait()? {
+            bail!("QEMU ended at once ({status})");
+        }
+        ensure!(begin.elapsed() < BOOT_TIMEOUT, "QEMU does not listen");
+        std::thread::sleep(POLL);
+    };
+    stream.set_read_timeout(Some(BOOT_TIMEOUT))?;
+    stream.write_all(&encode(&HostMessage::Attach {
+        nonce: NONCE.into(),
+    }))?;
+    let mut reader = LineReader::new(MAX_GUEST_LINE_BYTES);
+    let mut buffer = [0; 4096];
+    let mut heard = false;
+    while !heard {
+        let count = stream.read(&mut buffer).context("the guest says nothing")?;
+        ensure!(count > 0, "the bare machine ended before its agent spoke");
+        reader.push(&buffer[..count], |line: Line<AgentMessage>| {
+            heard |= matches!(line, Line::Message(AgentMessage::Hello { nonce, .. }) if nonce == NONCE);
+        });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn uploaded(moments: &[(&str, &str)]) -> Uploaded {
+        let moments = moments
+            .iter()
+            .map(|(phase, at)| ((*phase).to_owned(), (*at).to_owned()));
+        Uploaded {
+            hash: String::new(),
+            url: String::new(),
+            paid: String::new(),
+            expiry: String::new(),
+            phases: String::new(),
+            moments: moments.collect(),
+        }
+    }
+
+    #[test]
+    fn a_start_is_timed_from_booting() {
+        let told = uploaded(&[
+            ("resolving", "2026-01-01T00:00:00.000Z"),
+            ("booting", "2026-01-01T00:00:01.000Z"),
+            ("running", "2026-01-01T00:00:02.500Z"),
+        ]);
+        let answered = "2026-01-01T00:00:02.750Z".parse::<UnixMillis>().unwrap();
+        let answered = UNIX_EPOCH + Duration::from_millis(answered.get());
+        let times = Times::of(&told, answered).unwrap();
+        assert!((times.running - 1500.0).abs() < 0.5, "{times:?}");
+        assert!((times.first_byte - 1750.0).abs() < 0.5, "{times:?}");
+        // A clock that was set back.
+        assert!(Times::of(&told, UNIX_EPOCH).is_err());
+        assert!(Times::of(&uploaded(&[]), answered).is_err());
+    }
+
+    #[test]
+    fn a_bare_machine_has_neither_disks_nor_network() {
+        let line = "qemu-system-x86_64 -name n -machine microvm,rtc=on -accel tcg -cpu max -smp 1 -m 576 \
+            -object memory -append quiet -drive id=img0 -netdev tap,id=net -sandbox on";
+        let line: Vec<&str> = line.split(' ').collect();
+        assert_eq!(
+            options_of(&line).unwrap().join(" "),
+            "-machine microvm,rtc=on -accel tcg -cpu max -smp 1 -m 576 -object memory -append quiet"
+        );
+        assert!(options_of(&line[..7]).is_err());
+    }
+}
