@@ -15,7 +15,8 @@ use tar::{EntryType, Header};
 
 use crate::{
     fault::Fault,
-    layer::{Meta, shown},
+    layer::Meta,
+    place::{PATH_BYTES, shown},
     tree::{NodeId, NodeKind, Tree},
 };
 
@@ -23,8 +24,6 @@ use crate::{
 const FLUSH_FROM: usize = 512 << 10;
 /// Larger files go from the spool into the pipe without passing through the buffer.
 const SPLICE_FROM: u64 = 128 << 10;
-/// Bytes of a path on the way out; symbolic links can make it longer than any layer had it.
-const PATH_BYTES: usize = 4095;
 /// Largest size that fits ustar's eleven octal digits.
 const USTAR_SIZE: u64 = 0o777_7777_7777;
 /// Largest owner that fits ustar's seven octal digits.
@@ -87,6 +86,7 @@ impl Archive<'_> {
                 path.push(b'/');
             }
             path.extend_from_slice(name);
+            // Symbolic links can have made it longer than any layer had it.
             if path.len() > PATH_BYTES {
                 return Err(Fault::invalid(format!(
                     "a path in it is too long: {}",

@@ -22,32 +22,20 @@ use tokio::sync::mpsc;
 use crate::{
     digest::{Digest, Hasher},
     fault::Fault,
+    header::{BLOCK, Extensions, Header, Xattr, clamped, id, padding, until_nul},
     limits::ImageLimits,
+    place::{PATH_BYTES, Place, clean, shown},
 };
 
-const BLOCK: usize = 512;
 /// Buffer between decompression and the spool file.
 const BUFFER: usize = 256 << 10;
 /// Bytes of one extended header. Attribute values are at most 64 KiB in Linux.
 const EXTENSION_BYTES: u64 = 1 << 20;
-/// Bytes of a whole path (Linux PATH_MAX, without its NUL).
-const PATH_BYTES: usize = 4095;
-/// Bytes of one name (Linux NAME_MAX).
-const NAME_BYTES: usize = 255;
 /// What an entry costs in memory besides its names; an estimate on the safe side.
 const ENTRY_OVERHEAD: u64 = 128;
 /// Window of a zstd frame, as a power of two: 32 MiB, four times what every decoder should accept
 /// (RFC 8878 3.1.1.1.2) and enough for all but zstd's two highest levels.
 const ZSTD_WINDOW_LOG: u32 = 25;
-/// Extended attributes of one file.
-const MAX_XATTRS: usize = 64;
-
-/// Prefix of a whiteout (OCI image-spec, layer.md).
-const WHITEOUT: &[u8] = b".wh.";
-/// Prefix of AUFS's own files, all of which mean nothing but the next.
-const WHITEOUT_META: &[u8] = b".wh..wh.";
-/// Hides everything lower layers have in its directory.
-const OPAQUE: &[u8] = b".wh..wh..opq";
 
 /// A layer that has been read.
 #[derive(Debug)]
@@ -98,13 +86,6 @@ pub(crate) struct Meta {
     /// Seconds since 1970.
     pub(crate) mtime: u32,
     pub(crate) xattrs: Vec<Xattr>,
-}
-
-/// An extended attribute by its full name.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Xattr {
-    pub(crate) name: Box<[u8]>,
-    pub(crate) value: Box<[u8]>,
 }
 
 /// What all layers of one image use together.
@@ -365,18 +346,6 @@ struct Spool {
     length: u64,
 }
 
-/// What extended headers say of the entry that follows them.
-#[derive(Default)]
-struct Extensions {
-    path: Option<Vec<u8>>,
-    link: Option<Vec<u8>>,
-    size: Option<u64>,
-    uid: Option<u64>,
-    gid: Option<u64>,
-    mtime: Option<u32>,
-    xattrs: Vec<Xattr>,
-}
-
 fn read_archive(source: &mut Source<'_>, spool: &mut Spool) -> Result<Vec<Entry>, Fault> {
     let mut entries = Vec::new();
     let mut extensions = Extensions::default();
@@ -417,7 +386,7 @@ fn read_entry(
     let name = extensions.path.unwrap_or_else(|| header.path());
     let link = extensions.link.unwrap_or_else(|| header.link());
     let says_directory = name.ends_with(b"/");
-    let place = place(&name)?;
+    let place = Place::of(&name)?;
     // Links, directories and devices have no contents, whatever their size field says.
     let size = match header.kind() {
         b'1'..=b'6' => 0,
@@ -447,7 +416,7 @@ fn read_entry(
                     offset: spool.length,
                     size,
                 },
-                b'1' => EntryKind::HardLink(link_target(&link)?),
+                b'1' => EntryKind::HardLink(clean(&link)?),
                 b'2' if link.is_empty() || link.len() > PATH_BYTES || link.contains(&0) => {
                     return Err(Fault::invalid(format!(
                         "it has a symbolic link {} without a usable target",
@@ -512,258 +481,93 @@ impl Entry {
     }
 }
 
-impl Extensions {
-    /// Reads `LENGTH KEY=VALUE\n` records; LENGTH counts the whole record.
-    fn read_pax(&mut self, mut records: &[u8]) -> Result<(), Fault> {
-        let broken = || Fault::invalid("a layer has an extended header that cannot be read");
-        while !records.is_empty() {
-            let space = records
-                .iter()
-                .position(|byte| *byte == b' ')
-                .ok_or_else(broken)?;
-            let length = decimal(&records[..space]).ok_or_else(broken)?;
-            let length = usize::try_from(length).map_err(|_| broken())?;
-            if length <= space + 1 || length > records.len() {
-                return Err(broken());
-            }
-            let record;
-            (record, records) = records.split_at(length);
-            let pair = record[space + 1..].strip_suffix(b"\n").ok_or_else(broken)?;
-            let equals = pair
-                .iter()
-                .position(|byte| *byte == b'=')
-                .ok_or_else(broken)?;
-            let (key, value) = (&pair[..equals], &pair[equals + 1..]);
-            self.set(key, value).ok_or_else(broken)?;
-            if self.xattrs.len() > MAX_XATTRS {
-                return Err(Fault::too_large(format!(
-                    "it has a file with more than {MAX_XATTRS} extended attributes"
-                )));
-            }
-            if key.starts_with(b"GNU.sparse.") {
-                return Err(Fault::invalid("a layer has sparse files"));
-            }
-        }
-        Ok(())
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn read_bytes(bytes: Vec<u8>) -> Result<Layer, Fault> {
+        let budget = Budget::new(Arc::new(ImageLimits::default()));
+        let length = bytes.len() as u64;
+        read(
+            io::Cursor::new(bytes),
+            length,
+            tempfile::tempfile()?,
+            &budget,
+        )
     }
 
-    fn set(&mut self, key: &[u8], value: &[u8]) -> Option<()> {
-        match key {
-            b"path" => self.path = Some(value.to_vec()),
-            b"linkpath" => self.link = Some(value.to_vec()),
-            b"size" => self.size = Some(decimal(value)?),
-            b"uid" => self.uid = Some(decimal(value)?),
-            b"gid" => self.gid = Some(decimal(value)?),
-            b"mtime" => {
-                let whole = value.split(|byte| *byte == b'.').next()?;
-                let before_1970 = whole.starts_with(b"-");
-                self.mtime = Some(if before_1970 {
-                    0
-                } else {
-                    clamped(decimal(whole)?)
-                });
-            }
-            _ => {
-                if let Some(name) = key.strip_prefix(b"SCHILY.xattr.")
-                    && is_kept(name)
-                {
-                    self.xattrs.retain(|xattr| *xattr.name != *name);
-                    self.xattrs.push(Xattr {
-                        name: name.into(),
-                        value: value.into(),
-                    });
-                }
-            }
-        }
-        Some(())
-    }
-}
-
-/// Of the extended attributes, file capabilities and the user's own mean something in a pod.
-/// `trusted.` would reach into the overlay file system, the other `security.` ones belong to
-/// modules that are not loaded, and squashfs cannot store `system.`.
-fn is_kept(name: &[u8]) -> bool {
-    let length_is_good = name.len() <= NAME_BYTES && !name.contains(&0);
-    length_is_good && (name == b"security.capability" || name.starts_with(b"user."))
-}
-
-/// Where an entry belongs.
-enum Place {
-    Ordinary(Box<[u8]>),
-    Whiteout(Box<[u8]>),
-    Opaque(Box<[u8]>),
-    /// A file of AUFS's own.
-    Nothing,
-}
-
-fn place(name: &[u8]) -> Result<Place, Fault> {
-    let path = clean(name)?;
-    let parts: Vec<&[u8]> = path.split(|byte| *byte == b'/').collect();
-    let (Some(last), Some(parents)) = (parts.last(), parts.split_last().map(|(_, rest)| rest))
-    else {
-        return Ok(Place::Ordinary(path));
-    };
-    let parent = || -> Box<[u8]> { parents.join(&b'/').into() };
-    if parents.iter().any(|part| part.starts_with(WHITEOUT_META)) {
-        return Ok(Place::Nothing);
-    }
-    if parents.iter().any(|part| part.starts_with(WHITEOUT)) {
-        return Err(Fault::invalid(format!(
-            "it has a file below a whiteout: {}",
-            shown(name)
-        )));
-    }
-    if *last == OPAQUE {
-        return Ok(Place::Opaque(parent()));
-    }
-    if last.starts_with(WHITEOUT_META) {
-        return Ok(Place::Nothing);
-    }
-    let Some(hidden) = last.strip_prefix(WHITEOUT) else {
-        return Ok(Place::Ordinary(path));
-    };
-    if matches!(hidden, b"" | b"." | b"..") {
-        return Err(Fault::invalid(format!(
-            "it has a whiteout of nothing: {}",
-            shown(name)
-        )));
-    }
-    let mut target = parents.to_vec();
-    target.push(hidden);
-    Ok(Place::Whiteout(target.join(&b'/').into()))
-}
-
-/// A hard link names a path of the image, so it is held to the same rules as one.
-fn link_target(link: &[u8]) -> Result<Box<[u8]>, Fault> {
-    clean(link)
-}
-
-/// A path without empty and `.` parts. A leading slash means the image's root; `..` is refused,
-/// because no honest tool writes it and readers disagree about it.
-fn clean(name: &[u8]) -> Result<Box<[u8]>, Fault> {
-    let refuse = |why: &str| {
-        Err(Fault::invalid(format!(
-            "it has a file {why}: {}",
-            shown(name)
-        )))
-    };
-    if name.len() > PATH_BYTES {
-        return refuse("with too long a path");
-    }
-    if name.contains(&0) {
-        return refuse("with a zero byte in its path");
-    }
-    let mut path = Vec::with_capacity(name.len());
-    for part in name.split(|byte| *byte == b'/') {
-        match part {
-            b"" | b"." => continue,
-            b".." => return refuse("with .. in its path"),
-            _ if part.len() > NAME_BYTES => return refuse("with too long a name"),
-            _ => {}
-        }
-        if !path.is_empty() {
-            path.push(b'/');
-        }
-        path.extend_from_slice(part);
-    }
-    Ok(path.into())
-}
-
-/// The 512 bytes before an entry's contents.
-struct Header<'a>(&'a [u8; BLOCK]);
-
-impl Header<'_> {
-    fn kind(&self) -> u8 {
-        self.0[156]
+    fn archive() -> Vec<u8> {
+        codius_testkit::Layer::new()
+            .dir("d", 0o755)
+            .file("d/f", 0o644, "contents")
+            .file(&"n".repeat(150), 0o644, "x".repeat(600))
+            .symlink("s", "d")
+            .hard_link("h", "d/f")
+            .whiteout("w")
+            .tar()
+            .expect("an archive")
     }
 
-    fn size(&self) -> Result<u64, Fault> {
-        self.number(124..136)
+    #[test]
+    fn an_archive_is_read_into_entries_and_contents() {
+        let layer = read_bytes(archive()).expect("a good archive");
+        let kinds: Vec<_> = layer.entries.iter().map(|entry| &entry.kind).collect();
+        assert_eq!(
+            kinds,
+            [
+                &EntryKind::Directory,
+                &EntryKind::File { offset: 0, size: 8 },
+                &EntryKind::File {
+                    offset: 8,
+                    size: 600
+                },
+                &EntryKind::Symlink((*b"d").into()),
+                &EntryKind::HardLink((*b"d/f").into()),
+                &EntryKind::Whiteout,
+            ]
+        );
+        assert_eq!(layer.diff_id, Digest::of(&archive()));
+        assert_eq!(
+            layer.spool.metadata().map(|file| file.len()).ok(),
+            Some(608)
+        );
     }
 
-    /// The sum of all bytes, those of the checksum itself taken as spaces.
-    fn check(&self) -> Result<(), Fault> {
-        let sum: u64 = (0..BLOCK)
-            .map(|at| {
-                if (148..156).contains(&at) {
-                    b' '
-                } else {
-                    self.0[at]
-                }
-            })
-            .map(u64::from)
-            .sum();
-        if self.number(148..156).is_ok_and(|said| said == sum) {
-            Ok(())
-        } else {
-            Err(Fault::invalid(
-                "a layer is not a tar archive, or a broken one",
-            ))
+    #[test]
+    fn an_archive_may_end_without_its_marker_but_not_inside_an_entry() {
+        let whole = archive();
+        let marker = whole.len() - 1024;
+        assert_eq!(
+            read_bytes(whole[..marker].to_vec())
+                .map(|layer| layer.entries.len())
+                .ok(),
+            Some(6)
+        );
+        for cut in [1, 511, 513, 1025, marker - 1] {
+            assert!(read_bytes(whole[..cut].to_vec()).is_err(), "{cut}");
         }
     }
 
-    /// An octal number, or a binary one if its first bit is set (GNU). Empty means 0, a negative
-    /// number too: only times can be negative.
-    fn number(&self, field: std::ops::Range<usize>) -> Result<u64, Fault> {
-        let broken = || Fault::invalid("a layer has a number that cannot be read");
-        let field = &self.0[field];
-        match field[0] {
-            0x80 => field[1..].iter().try_fold(0u64, |value, byte| {
-                (value >> 56 == 0)
-                    .then_some(value << 8 | u64::from(*byte))
-                    .ok_or_else(broken)
-            }),
-            0xff => Ok(0),
-            _ => {
-                let digits = until_nul(field).trim_ascii();
-                digits.iter().try_fold(0u64, |value, digit| match digit {
-                    b'0'..=b'7' if value >> 61 == 0 => Ok(value << 3 | u64::from(digit - b'0')),
-                    _ => Err(broken()),
-                })
+    proptest! {
+        /// A changed byte makes another layer or an error; never a panic, never a layer with the
+        /// digest of the right one.
+        #[test]
+        fn changed_archives_are_read_or_refused(at in 0usize..8192, value: u8) {
+            let mut bytes = archive();
+            let at = at % bytes.len();
+            prop_assume!(bytes[at] != value);
+            bytes[at] = value;
+            if let Ok(layer) = read_bytes(bytes) {
+                prop_assert_ne!(layer.diff_id, Digest::of(&archive()));
             }
         }
-    }
 
-    fn path(&self) -> Vec<u8> {
-        let name = until_nul(&self.0[..100]);
-        let prefix = until_nul(&self.0[345..500]);
-        // Only POSIX ustar has a prefix there; GNU keeps times in the same place.
-        if &self.0[257..263] != b"ustar\0" || prefix.is_empty() {
-            return name.to_vec();
+        #[test]
+        fn any_bytes_are_read_or_refused(magic in 0usize..3, bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
+            let magic: &[u8] = [&[][..], &[0x1f, 0x8b, 8, 0], &[0x28, 0xb5, 0x2f, 0xfd]][magic];
+            let _ = read_bytes([magic, &bytes].concat());
         }
-        [prefix, name].join(&b'/')
     }
-
-    fn link(&self) -> Vec<u8> {
-        until_nul(&self.0[157..257]).to_vec()
-    }
-}
-
-fn until_nul(bytes: &[u8]) -> &[u8] {
-    bytes.split(|byte| *byte == 0).next().unwrap_or_default()
-}
-
-fn decimal(digits: &[u8]) -> Option<u64> {
-    if !digits.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    std::str::from_utf8(digits).ok()?.parse().ok()
-}
-
-fn padding(size: u64) -> u64 {
-    size.wrapping_neg() % BLOCK as u64
-}
-
-fn id(number: u64) -> Result<u32, Fault> {
-    u32::try_from(number).map_err(|_| Fault::invalid("it has a file of an impossible owner"))
-}
-
-fn clamped(seconds: u64) -> u32 {
-    u32::try_from(seconds).unwrap_or(u32::MAX)
-}
-
-/// A path for a message: short and printable.
-pub(crate) fn shown(path: &[u8]) -> String {
-    let text: String = String::from_utf8_lossy(path).chars().take(120).collect();
-    format!("{text:?}")
 }

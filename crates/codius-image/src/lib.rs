@@ -7,6 +7,7 @@
 //! registry    HTTP: tokens, redirects, deadlines, digests checked while streaming
 //! manifest    index → linux/amd64 manifest → config and layer descriptors
 //! layer       one layer's tar, decompressed as it arrives: contents → spool file, names → entries
+//!  header, place             what a tar entry says, and which path it means
 //! tree        the layers' entries applied in memory: whiteouts, links, replaced directories
 //! archive     the tree as one clean tar, contents copied from the spool files
 //! block       `sqfstar`, unprivileged, reading that tar from a pipe → one squashfs file
@@ -23,12 +24,15 @@
 
 mod address;
 mod archive;
+mod audience;
 mod block;
 mod digest;
 mod fault;
+mod header;
 mod layer;
 mod limits;
 mod manifest;
+mod place;
 mod reference;
 mod registry;
 mod store;

@@ -265,3 +265,180 @@ fn is_lower_hex(byte: u8) -> bool {
 fn shown(text: &str) -> String {
     text.chars().take(80).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const F64: &str = "ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff";
+
+    fn full(text: &str) -> String {
+        text.parse::<Reference>()
+            .unwrap_or_else(|error| panic!("{text}: {error}"))
+            .to_string()
+    }
+
+    /// `TestParseRepositoryInfo` of normalize_test.go; a missing tag is shown as `latest` here.
+    #[test]
+    fn familiar_names_are_completed() {
+        for (familiar, complete) in [
+            ("localhost/fooo", "localhost/fooo"),
+            ("localhost/fooo/bar", "localhost/fooo/bar"),
+            ("LOCALDOMAIN/fooo", "LOCALDOMAIN/fooo"),
+            ("fooo/bar", "docker.io/fooo/bar"),
+            ("index.docker.io/fooo/bar", "docker.io/fooo/bar"),
+            ("ubuntu", "docker.io/library/ubuntu"),
+            ("library/ubuntu", "docker.io/library/ubuntu"),
+            ("nonlibrary/ubuntu", "docker.io/nonlibrary/ubuntu"),
+            (
+                "127.0.0.1:8000/private/moonbase",
+                "127.0.0.1:8000/private/moonbase",
+            ),
+            ("127.0.0.1:8000/privatebase", "127.0.0.1:8000/privatebase"),
+            ("example.com/privatebase", "example.com/privatebase"),
+            (
+                "example.com:8000/private/moonbase",
+                "example.com:8000/private/moonbase",
+            ),
+            ("ubuntu-12.04-base", "docker.io/library/ubuntu-12.04-base"),
+            ("docker.io/foo", "docker.io/library/foo"),
+            (
+                "index.docker.io/ubuntu-12.04-base",
+                "docker.io/library/ubuntu-12.04-base",
+            ),
+            ("library/foo/bar", "docker.io/library/foo/bar"),
+            ("Foo/bar", "Foo/bar"),
+            ("FOO/bar", "FOO/bar"),
+            ("192.168.0.1", "docker.io/library/192.168.0.1"),
+        ] {
+            assert_eq!(full(familiar), format!("{complete}:latest"));
+        }
+    }
+
+    /// `TestReferenceParse` of reference_test.go, for references with a registry.
+    #[test]
+    fn all_parts_are_found() {
+        let digest = format!("@sha256:{F64}");
+        for text in [
+            "test.com/repo:tag".to_owned(),
+            "test:5000/repo:tag".to_owned(),
+            format!("test:5000/repo{digest}"),
+            format!("test:5000/repo:tag{digest}"),
+            "sub-dom1.foo.com/bar/baz/quux:some-long-tag".to_owned(),
+            "b.gcr.io/test.example.com/my-app:test.example.com".to_owned(),
+            format!("xn--7o8h.com/myimage:xn--7o8h.com{digest}"),
+            "192.168.1.1:5000/repo:5050".to_owned(),
+            "[2001:db8:1:2:3:4:5:6]/repo:tag".to_owned(),
+            format!("[2001:db8::1]:5000/repo:tag{digest}"),
+            "[::1]:5000/repo:1".to_owned(),
+            format!("example.com/{}:tag", "a".repeat(255)),
+            format!("example.com/x:{}", "T".repeat(128)),
+        ] {
+            assert_eq!(full(&text), text);
+        }
+        let reference: Reference = format!("test:5000/a/b:tag{digest}")
+            .parse()
+            .expect("a reference");
+        assert_eq!(reference.domain(), "test:5000");
+        assert_eq!(reference.repository(), "a/b");
+        assert_eq!(reference.tag(), Some("tag"));
+        assert_eq!(
+            reference.identifier(),
+            format!("sha256:{F64}"),
+            "the digest counts"
+        );
+        assert_eq!(
+            "x".parse::<Reference>().map(|it| it.identifier()),
+            Ok("latest".into())
+        );
+        assert_eq!(
+            "x".parse::<Reference>().map(|it| it.api_host().to_owned()),
+            Ok("registry-1.docker.io".into())
+        );
+        assert_eq!(
+            "192.168.0.1:80".parse::<Reference>().map(|it| it.tag),
+            Ok(Some("80".into()))
+        );
+        for valid in [
+            "docker---rules/docker",
+            "doc/docker",
+            "d/docker",
+            "dock__er/docker",
+            "docker.io/1a3f5e7d9c1b3a5f7e9d1c3b5a7f9e1d3c5b7a9f1e3d5d7c9b1a3f5e7d9c1b3a",
+        ] {
+            full(valid);
+        }
+    }
+
+    /// The invalid names of normalize_test.go and reference_test.go.
+    #[test]
+    fn what_docker_refuses_is_refused() {
+        let long = "this_is_not_a_valid_namespace_because_its_lenth_is_greater_than_255_".repeat(4);
+        for text in [
+            "",
+            ":justtag",
+            "@sha256:ffff",
+            "repo@sha256:ffffffffffffffffffffffffffffffffff",
+            "https://github.com/docker/docker",
+            "docker/Docker",
+            "-docker",
+            "-docker/docker",
+            "-docker.io/docker/docker",
+            "docker///docker",
+            "docker.io/docker/Docker",
+            "docker.io/docker///docker",
+            "[fc00::1]",
+            "[fc00::1]:5000",
+            "fc00::1:5000/debian",
+            "[fe80::1%eth0]:5000/debian",
+            "[2001:db8:3:4::192.0.2.33]:5000/debian",
+            "1a3f5e7d9c1b3a5f7e9d1c3b5a7f9e1d3c5b7a9f1e3d5d7c9b1a3f5e7d9c1b3a",
+            "docker-/docker",
+            "-docker-/docker",
+            "____/____",
+            "_docker/_docker",
+            "dock..er/docker",
+            "dock_.er/docker",
+            "dock-.er/docker",
+            "docker/",
+            "aa/asdf$$^/aa",
+            "Uppercase:tag",
+            "/x",
+            "a/b:",
+            "a:b:c",
+            "test:5000/Uppercase/lowercase:tag",
+            "example.com:0/x",
+            "example.com:65536/x",
+            "example.com:/x",
+            "exa_mple.com/x",
+            "a b",
+            "a\nb",
+            "é",
+            "a@b",
+            "a@",
+            &format!("{long}/docker"),
+            &format!("domain/{}:tag", "a".repeat(256)),
+            &format!("x:{}", "t".repeat(129)),
+            &format!("validname@invaliddigest:{F64}"),
+            &format!("validname@sha512:{F64}{F64}"),
+            &format!("{}.com/x", "a".repeat(260)),
+        ] {
+            assert!(text.parse::<Reference>().is_err(), "{text}");
+        }
+    }
+
+    proptest! {
+        /// What is shown means the same again, whatever came in.
+        #[test]
+        fn a_complete_reference_reads_as_itself(text in "[a-zA-Z0-9._:/@-]{0,40}") {
+            if let Ok(reference) = text.parse::<Reference>() {
+                let again: Reference = reference.to_string().parse().expect("its own form");
+                prop_assert_eq!(again.identifier(), reference.identifier());
+                prop_assert_eq!(again.repository(), reference.repository());
+                prop_assert_eq!(again.domain(), reference.domain());
+            }
+        }
+    }
+}

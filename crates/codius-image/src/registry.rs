@@ -87,6 +87,8 @@ impl From<Fault> for BlobFault {
 enum Broken {
     /// It may go on from where it stopped.
     Resume(Fault),
+    /// It could have gone on, but the registry does not know how.
+    NoResume,
     /// It is over.
     Final(BlobFault),
 }
@@ -199,23 +201,34 @@ impl RegistryClient {
         };
         let mut wait = RESUME_WAIT;
         let mut resumes = 0;
+        let mut first_fault = None;
         loop {
-            match self
+            let result = self
                 .transfer(reference, &url, descriptor, &mut transfer, &sink, received)
-                .await
-            {
+                .await;
+            let fault = match result {
                 Ok(()) => break,
                 Err(Broken::Final(fault)) => return Err(fault),
-                Err(Broken::Resume(fault)) if resumes == self.limits.resumes => {
-                    return Err(fault.into());
-                }
-                Err(Broken::Resume(fault)) => {
-                    tracing::debug!(?fault, offset = transfer.offset, "layer interrupted");
-                    resumes += 1;
-                    tokio::time::sleep(wait).await;
-                    wait *= 2;
-                }
+                Err(Broken::NoResume) => None,
+                Err(Broken::Resume(fault)) => Some(fault),
+            };
+            tracing::debug!(
+                ?fault,
+                offset = transfer.offset,
+                resumes,
+                "layer interrupted"
+            );
+            let may_resume = fault.is_some() && resumes < self.limits.resumes;
+            // What broke the transfer first says more than why it could not go on.
+            first_fault = first_fault.or(fault);
+            if !may_resume {
+                let fault =
+                    first_fault.unwrap_or_else(|| Fault::unavailable("a layer ended early"));
+                return Err(fault.into());
             }
+            resumes += 1;
+            tokio::time::sleep(wait).await;
+            wait *= 2;
         }
         if transfer.hasher.finish() != descriptor.digest {
             return Err(Fault::invalid("a layer is not what its digest says").into());
@@ -245,9 +258,7 @@ impl RegistryClient {
                 other => Broken::finally(other),
             })?;
         if transfer.offset > 0 && !continues_at(&response, transfer.offset) {
-            return Err(Broken::finally(Fault::unavailable(
-                "a layer was interrupted and its registry cannot continue",
-            )));
+            return Err(Broken::NoResume);
         }
         let left = descriptor.size - transfer.offset;
         if response

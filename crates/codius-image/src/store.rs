@@ -39,6 +39,7 @@ use tokio::{
 };
 
 use crate::{
+    audience::Audience,
     block,
     digest::Digest,
     fault::Fault,
@@ -712,36 +713,4 @@ fn read_record(path: &Path) -> io::Result<Option<Record>> {
     let complete = fs::metadata(image).is_ok_and(|file| file.len() == record.block_image_bytes);
     let good = record.version == VERSION && named.as_deref() == Some(&record.digest) && complete;
     Ok(good.then_some(record))
-}
-
-/// Everybody who watches one job.
-#[derive(Default)]
-struct Audience(Mutex<Vec<Arc<dyn PullProgress>>>);
-
-impl std::fmt::Debug for Audience {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Audience")
-    }
-}
-
-impl Audience {
-    fn join(&self, progress: Arc<dyn PullProgress>) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(progress);
-    }
-
-    fn each(&self, tell: impl Fn(&dyn PullProgress)) {
-        let listeners = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        listeners.iter().for_each(|listener| tell(&**listener));
-    }
-
-    fn pulled(&self, bytes: u64, of: u64) {
-        self.each(|listener| listener.pulled(bytes, of));
-    }
-
-    fn building(&self) {
-        self.each(|listener| listener.building());
-    }
 }

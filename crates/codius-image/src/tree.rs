@@ -19,7 +19,8 @@ use std::{
 
 use crate::{
     fault::Fault,
-    layer::{Entry, EntryKind, Meta, shown},
+    layer::{Entry, EntryKind, Meta},
+    place::shown,
 };
 
 /// Directories in each other. The kernel cannot open a longer path at once.

@@ -330,7 +330,7 @@ async fn paths_that_lead_out_are_refused() -> Result<()> {
     ] {
         match refusal(image([layer]), ImageLimits::default()).await? {
             ImageError::Invalid { reason: said, .. } => {
-                assert!(said.contains(reason), "{reason}: {said}")
+                assert!(said.contains(reason), "{reason}: {said}");
             }
             other => anyhow::bail!("{reason}: {other}"),
         }
@@ -430,7 +430,7 @@ async fn every_limit_of_size_and_number_refuses_an_image() -> Result<()> {
     ] {
         match refusal(image(layers), limits).await? {
             ImageError::TooLarge { reason: said, .. } => {
-                assert!(said.contains(reason), "{reason}: {said}")
+                assert!(said.contains(reason), "{reason}: {said}");
             }
             other => anyhow::bail!("{reason}: {other}"),
         }

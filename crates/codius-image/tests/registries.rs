@@ -285,7 +285,11 @@ async fn registries_that_lie_or_dawdle_are_refused_and_leave_nothing() -> Result
         (Layers::Endless, "refused", "longer than announced"),
         (Layers::Slow, "later", "too slow"),
         (Layers::Silent, "later", "too slow"),
-        (Layers::BrokenAlways, "later", "503"),
+        (
+            Layers::BrokenAlways,
+            "later",
+            "connection to its registry broke",
+        ),
         (Layers::RedirectLoop, "later", "redirects more than 5 times"),
         (
             Layers::RedirectToPrivate,

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use codius_pod::Isolation;
 
-/// From the start of QEMU to the agent's first answer. Emulated machines of a busy host are slow.
+/// From the start of QEMU to the agent's first answer. Emulated machines of a busy host are slow: about ten
+/// times what they take when a few of them and a compiler share two cores.
 pub(crate) fn hello_deadline(isolation: Isolation) -> Duration {
     match isolation {
         Isolation::Kvm => Duration::from_secs(5),
-        Isolation::Gvisor | Isolation::Tcg => Duration::from_secs(20),
+        Isolation::Gvisor | Isolation::Tcg => Duration::from_secs(60),
     }
 }
 
@@ -16,7 +17,7 @@ pub(crate) fn hello_deadline(isolation: Isolation) -> Duration {
 pub(crate) fn containers_deadline(isolation: Isolation) -> Duration {
     match isolation {
         Isolation::Kvm => Duration::from_secs(10),
-        Isolation::Gvisor | Isolation::Tcg => Duration::from_secs(30),
+        Isolation::Gvisor | Isolation::Tcg => Duration::from_secs(60),
     }
 }
 

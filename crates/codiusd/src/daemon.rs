@@ -143,8 +143,10 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         till,
         Duration::from_secs(config.interledger.payment_timeout_secs),
     );
-    leases.recover(snapshot.leases, driver.as_ref()).await?;
-    orders.recover(snapshot.open_orders).await?;
+    let undone = leases.recover(snapshot.leases, driver.as_ref()).await?;
+    orders
+        .recover(snapshot.open_orders, &undone, &snapshot.balances)
+        .await?;
 
     let clients: Arc<LocalGate> = Arc::new(LocalGate::new(
         &connector,
@@ -176,7 +178,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
                     TowerToHyperService::new(router),
                     closing,
                 )
-                .await
+                .await;
         }
     });
 

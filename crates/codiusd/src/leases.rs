@@ -17,7 +17,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -70,6 +73,8 @@ pub(crate) struct Leases {
     pub(crate) progress: ProgressBoard,
     pub(crate) closing: CancellationToken,
     pub(crate) tasks: TaskTracker,
+    /// What `closing` means for pods.
+    stop_pods: AtomicBool,
     slots: Mutex<HashMap<ManifestHash, Weak<Slot>>>,
 }
 
@@ -83,7 +88,7 @@ impl std::ops::Deref for Leases {
 /// One manifest hash.
 struct Slot {
     hash: ManifestHash,
-    state: tokio::sync::Mutex<Option<Running>>,
+    state: Arc<tokio::sync::Mutex<Option<Running>>>,
     /// The expiry has moved.
     changed: Notify,
     shown: Mutex<Option<Arc<Shown>>>,
@@ -142,6 +147,7 @@ impl Leases {
             progress: ProgressBoard::default(),
             closing: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            stop_pods: AtomicBool::new(false),
             slots: Mutex::default(),
         })
     }
@@ -171,7 +177,8 @@ impl Leases {
     /// Whether an upload of this hash would find it running, or on its way to it.
     pub(crate) fn is_live(&self, hash: &ManifestHash) -> bool {
         let slot = self.slots().get(hash).and_then(Weak::upgrade);
-        slot.is_some_and(|slot| slot.state.try_lock().is_ok_and(|state| state.is_some()))
+        // Somebody who holds the lock is starting it, or doing something with it while it runs.
+        slot.is_some_and(|slot| slot.state.try_lock().map_or(true, |state| state.is_some()))
     }
 
     /// The pod spec of an upload on this host.
@@ -205,6 +212,7 @@ impl Leases {
             })
         })?;
 
+        self.settle_leftover(slot.hash).await?;
         // What earlier payers of this program are owed runs it, too.
         let owed = self.balance(&Account::Owed(slot.hash)).await?;
         let mut lease = Lease::new(slot.hash, wall_now(), self.rate);
@@ -399,10 +407,17 @@ impl Leases {
                     self.charge(slot).await;
                     None
                 }
-                () = self.closing.cancelled() => return,
+                () = self.closing.cancelled() => {
+                    if self.stop_pods.load(Ordering::Acquire) {
+                        Some(End::HostStopped)
+                    } else {
+                        self.charge(slot).await;
+                        return;
+                    }
+                }
             };
             if let Some(end) = end
-                && self.end(slot, end).await
+                && self.end(slot, pod, end).await
             {
                 return;
             }
@@ -439,9 +454,13 @@ impl Leases {
     }
 
     /// Ends a running lease; false if it has been extended in the meantime.
-    async fn end(&self, slot: &Slot, end: End) -> bool {
+    async fn end(&self, slot: &Slot, pod: &Arc<Pod>, end: End) -> bool {
         let mut state = slot.state.lock().await;
-        let Some(running) = state.as_ref() else {
+        // It may be another lease's by now.
+        let Some(running) = state
+            .as_ref()
+            .filter(|running| Arc::ptr_eq(&running.pod, pod))
+        else {
             return true;
         };
         if matches!(end, End::Expired) && running.lease.remaining_ms(steady(), running.balance) > 0
@@ -470,6 +489,10 @@ impl Leases {
         }
         running.pod.logs.close();
         self.supervisor.stop(&slot.hash, self.stop_grace).await;
+        if let Some(address) = running.pod.address {
+            // Those who looked the route up just before it was taken away.
+            self.proxy.forget(address);
+        }
         self.pod_money.close(&slot.hash).await;
         tracing::info!(pod = %slot.hash, earned = settled.earned, owed = settled.refund, "{why}");
         if let Some(progress) = self.progress.get(&slot.hash) {
@@ -480,29 +503,23 @@ impl Leases {
     }
 
     /// Ends this module's part of the process. Pods are left running, with what they have used made
-    /// durable, or ended and settled.
+    /// durable, or ended and settled: each by the task that watches it, all at the same time.
     pub(crate) async fn shut_down(&self, stop_pods: bool) {
+        self.stop_pods.store(stop_pods, Ordering::Release);
         self.closing.cancel();
         self.tasks.close();
         self.tasks.wait().await;
-        let live: Vec<_> = self.slots().values().filter_map(Weak::upgrade).collect();
-        for slot in live {
-            if stop_pods {
-                self.end(&slot, End::HostStopped).await;
-            } else {
-                self.charge(&slot).await;
-            }
-        }
     }
 
     /// Takes up what an earlier process has left: running pods go on, lost ones are started again if
     /// there is money for it, what was on its way is undone, and what belongs to no lease is removed.
+    /// Returns the programs that were on their way.
     pub(crate) async fn recover(
         self: &Arc<Self>,
         records: Vec<StoredLease>,
         driver: &dyn codius_pod::Driver,
-    ) -> anyhow::Result<()> {
-        let mut wanted = Vec::new();
+    ) -> anyhow::Result<Vec<ManifestHash>> {
+        let (mut wanted, mut undone) = (Vec::new(), Vec::new());
         for record in records {
             let hash = record.lease.hash();
             match record.lease.state() {
@@ -510,10 +527,12 @@ impl Leases {
                 LeaseState::Starting => {
                     tracing::warn!(pod = %hash, "was being started when the host ended; its money is owed");
                     self.abandon(record.lease, EndReason::StartFailed).await?;
+                    undone.push(hash);
                 }
                 LeaseState::Running(_) | LeaseState::Paused => {
-                    wanted.push(hash);
-                    self.take_up(record).await?;
+                    if self.take_up(record).await? {
+                        wanted.push(hash);
+                    }
                 }
             }
         }
@@ -523,11 +542,13 @@ impl Leases {
                 driver.stop(&orphan, Duration::ZERO).await?;
             }
         }
-        Ok(())
+        Ok(undone)
     }
 
     /// Ends a lease that cannot go on: what it has not used is owed.
     async fn abandon(&self, mut lease: Lease, reason: EndReason) -> Result<(), StoreError> {
+        // Nobody knows how long it ran since it was last charged.
+        lease.recover(self.boot, false);
         let balance = self.balance(&Account::Lease(lease.hash())).await?;
         match lease.end(steady(), balance, reason) {
             Ok(settled) => self.store.commit(settlement(lease, settled)).await,
@@ -535,28 +556,54 @@ impl Leases {
         }
     }
 
-    async fn take_up(self: &Arc<Self>, record: StoredLease) -> Result<(), StoreError> {
+    /// Ends a lease that is not running any more and whose end could not be written, when the disk was
+    /// full for example. To be called with the slot's lock held and nothing running.
+    async fn settle_leftover(&self, hash: ManifestHash) -> Result<(), StoreError> {
+        match self.store.lease(hash).await? {
+            Some(left) if !left.lease.is_ended() => {
+                tracing::warn!(pod = %hash, "a lease was not ended in the books; ended now");
+                self.abandon(left.lease, EndReason::Lost).await
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Whether the lease goes on.
+    async fn take_up(self: &Arc<Self>, record: StoredLease) -> Result<bool, StoreError> {
         let StoredLease { mut lease, upload } = record;
         let hash = lease.hash();
         let Some((spec, upload, images)) = upload.and_then(|upload| self.read(&upload)) else {
             tracing::error!(pod = %hash, "its record cannot be read; its money is owed");
-            return self.abandon(lease, EndReason::Lost).await;
+            self.abandon(lease, EndReason::Lost).await?;
+            return Ok(false);
         };
         let attached = self.supervisor.attach(&spec).await;
         lease.recover(self.boot, attached.is_ok());
         let slot = self.slot(hash);
         let progress = self.progress.begin(hash);
+        let reservation = self.admission.reserve_running(Machine::SMALL);
+        // Held until it runs again, so that an upload waits for it and extends it.
+        let mut state = Arc::clone(&slot.state).lock_owned().await;
         match attached {
             Ok(pod) => {
                 tracing::info!(pod = %hash, "taken up");
-                self.go_on(&slot, lease, pod, upload, &progress).await
+                self.go_on(
+                    &slot,
+                    &mut state,
+                    lease,
+                    pod,
+                    upload,
+                    reservation,
+                    &progress,
+                )
+                .await?;
             }
             Err(error) => {
                 tracing::warn!(pod = %hash, %error, "was lost while the host was away; it is started again");
                 let leases = Arc::clone(self);
                 self.tasks.spawn(async move {
                     let outcome = match leases.start(&spec, &images, &progress).await {
-                        Ok(pod) => leases.go_on(&slot, lease, pod, upload, &progress).await,
+                        Ok(pod) => leases.go_on(&slot, &mut state, lease, pod, upload, reservation, &progress).await,
                         // The next start of the daemon tries again; until then nothing is charged.
                         Err(PlaceError::Closing) => Ok(()),
                         Err(error) => {
@@ -569,9 +616,9 @@ impl Leases {
                         tracing::error!(pod = %hash, error = &error as &dyn std::error::Error, "not recorded");
                     }
                 });
-                Ok(())
             }
         }
+        Ok(true)
     }
 
     /// What the store has of an upload, as it was when it was uploaded.
@@ -587,15 +634,20 @@ impl Leases {
     }
 
     /// Lets a lease go on with a pod that runs.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "all that a running lease is made of"
+    )]
     async fn go_on(
         self: &Arc<Self>,
         slot: &Arc<Slot>,
+        state: &mut Option<Running>,
         mut lease: Lease,
         pod: Pod,
         upload: Arc<Upload>,
+        reservation: Reservation,
         progress: &Progress,
     ) -> Result<(), StoreError> {
-        let mut state = slot.state.lock().await;
         if matches!(lease.state(), LeaseState::Paused) {
             lease
                 .resume(self.boot, steady())
@@ -604,7 +656,6 @@ impl Leases {
         let balance = self.balance(&Account::Lease(slot.hash)).await?;
         self.store.commit(Batch::new().lease(lease)).await?;
         let expires_at = expiry(&lease, balance);
-        let reservation = self.admission.reserve_running(Machine::SMALL);
         let running = Running {
             lease,
             balance,
@@ -661,7 +712,7 @@ impl Leases {
         slots.retain(|_, slot| slot.strong_count() > 0);
         let slot = Arc::new(Slot {
             hash,
-            state: tokio::sync::Mutex::new(None),
+            state: Arc::default(),
             changed: Notify::new(),
             shown: Mutex::new(None),
         });

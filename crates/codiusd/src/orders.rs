@@ -17,7 +17,7 @@
 //! An order is carried out in a task of its own: a client that goes away changes nothing.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -55,8 +55,28 @@ pub(crate) struct Orders {
     till: Arc<Till>,
     /// How long the price may take to arrive once the client has asked again.
     payment_timeout: Duration,
-    pending: Mutex<HashMap<OrderId, Pending>>,
-    carried_out: Mutex<HashMap<OrderId, CarriedOut>>,
+    table: Mutex<Table>,
+}
+
+/// The orders that are not answered yet. One lock for both, so that a request finds its order in one of
+/// the two or in neither.
+#[derive(Default)]
+struct Table {
+    pending: HashMap<OrderId, Pending>,
+    carried_out: HashMap<OrderId, CarriedOut>,
+}
+
+type Coming = watch::Receiver<Option<StoredResponse>>;
+
+impl Table {
+    /// The answer that is on its way for this request's token, if there is one.
+    fn joined(&self, request: &PaidRequest) -> Result<Option<Coming>, HttpError> {
+        match self.carried_out.get(&request.id) {
+            None => Ok(None),
+            Some(order) if order.digest == request.digest => Ok(Some(order.answer.clone())),
+            Some(_) => Err(other_request()),
+        }
+    }
 }
 
 /// A request that has to be paid for.
@@ -83,19 +103,25 @@ impl What {
     }
 }
 
-/// An order that waits for its payment.
+/// An order that waits for its payment. What it is for comes again with the request that is paid.
 struct Pending {
-    request: PaidRequest,
+    digest: RequestDigest,
     price: u64,
     /// Empty for an extension.
     images: Vec<ResolvedImage>,
     since: Instant,
 }
 
+/// How far a request is.
+enum Step {
+    Joined(Coming),
+    Costs(u64),
+}
+
 /// An order that is being carried out; those who ask again wait here.
 struct CarriedOut {
     digest: RequestDigest,
-    answer: watch::Receiver<Option<StoredResponse>>,
+    answer: Coming,
 }
 
 impl Orders {
@@ -108,8 +134,7 @@ impl Orders {
             leases,
             till,
             payment_timeout,
-            pending: Mutex::default(),
-            carried_out: Mutex::default(),
+            table: Mutex::default(),
         })
     }
 
@@ -126,64 +151,58 @@ impl Orders {
         self: &Arc<Self>,
         request: PaidRequest,
     ) -> Result<StoredResponse, HttpError> {
-        if let Some(answer) = self.joined(&request)? {
+        let joined = self.table().joined(&request)?;
+        if let Some(answer) = joined {
             return wait(answer).await;
         }
-        let known = self
-            .leases
-            .store
-            .order(request.id)
-            .await
-            .map_err(|error| unreadable(&error))?;
-        if let Some(order) = known {
+        let known = self.leases.store.order(request.id).await;
+        if let Some(order) = known.map_err(|error| unreadable(&error))? {
             return match order.repeat(&request.digest).map_err(|_| other_request())? {
                 Repeat::Answered(response) => Ok(response.clone()),
                 // Open and in nobody's hands: left over by a crash, and settled at the next start.
                 Repeat::Open => Err(HttpError::internal()),
             };
         }
-        let price = self.ready_to_pay(&request).await?;
+        let price = match self.ready_to_pay(&request).await? {
+            Step::Joined(answer) => return wait(answer).await,
+            Step::Costs(price) => price,
+        };
         let payment = self.till.payment(&request.id);
         if payment.is_none() && price > 0 {
             return Err(self.demand(&request.id, price));
         }
-        let Some(pending) = self.lock_pending().remove(&request.id) else {
-            // A second copy of this request was faster.
-            return match self.joined(&request)? {
-                Some(answer) => wait(answer).await,
-                None => Err(self.demand(&request.id, price)),
-            };
+        let (sender, answer) = watch::channel(None);
+        let pending = {
+            let mut table = self.table();
+            match table.pending.remove(&request.id) {
+                Some(pending) => {
+                    let entry = CarriedOut {
+                        digest: request.digest,
+                        answer: answer.clone(),
+                    };
+                    table.carried_out.insert(request.id, entry);
+                    Ok(pending)
+                }
+                // A second copy of this request was faster.
+                None => Err(table.joined(&request)?),
+            }
         };
-        wait(self.carry_out(pending, payment)).await
-    }
-
-    /// The answer that is on its way for this token, if there is one.
-    fn joined(
-        &self,
-        request: &PaidRequest,
-    ) -> Result<Option<watch::Receiver<Option<StoredResponse>>>, HttpError> {
-        let carried_out = self
-            .carried_out
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        match carried_out.get(&request.id) {
-            None => Ok(None),
-            Some(order) if order.digest == request.digest => Ok(Some(order.answer.clone())),
-            Some(_) => Err(other_request()),
+        match pending {
+            Ok(pending) => self.carry_out(request, pending, payment, sender),
+            Err(Some(theirs)) => return wait(theirs).await,
+            Err(None) => return Err(self.demand(&request.id, price)),
         }
+        wait(answer).await
     }
 
     /// Makes sure that the order is pending, checking at its first appearance all that can be checked
-    /// without money. Returns the price.
-    async fn ready_to_pay(&self, request: &PaidRequest) -> Result<u64, HttpError> {
-        {
-            let pending = self.lock_pending();
-            if let Some(pending) = pending.get(&request.id) {
-                if pending.request.digest != request.digest {
-                    return Err(other_request());
-                }
-                return Ok(pending.price);
+    /// without money.
+    async fn ready_to_pay(&self, request: &PaidRequest) -> Result<Step, HttpError> {
+        if let Some(pending) = self.table().pending.get(&request.id) {
+            if pending.digest != request.digest {
+                return Err(other_request());
             }
+            return Ok(Step::Costs(pending.price));
         }
         let price = self.price(request.duration)?;
         let images = match &request.what {
@@ -195,15 +214,19 @@ impl Orders {
             }
             What::Upload(upload) => self.check_upload(upload).await?,
         };
-        let mut pending = self.lock_pending();
-        pending.retain(|id, order| {
+        let mut table = self.table();
+        // The same request may have come twice, and the other have got further meanwhile.
+        if let Some(answer) = table.joined(request)? {
+            return Ok(Step::Joined(answer));
+        }
+        table.pending.retain(|id, order| {
             let keep = order.since.elapsed() < PENDING_TTL;
             if !keep {
                 self.till.forget(id);
             }
             keep
         });
-        if pending.len() >= MAX_PENDING {
+        if table.pending.len() >= MAX_PENDING {
             return Err(
                 HttpError::new(StatusCode::SERVICE_UNAVAILABLE, "too many unpaid orders")
                     .cause(Trouble::HostFull)
@@ -211,16 +234,14 @@ impl Orders {
             );
         }
         self.till.expect(request.id, price);
-        pending.insert(
-            request.id,
-            Pending {
-                request: request.clone(),
-                price,
-                images,
-                since: Instant::now(),
-            },
-        );
-        Ok(price)
+        let pending = Pending {
+            digest: request.digest,
+            price,
+            images,
+            since: Instant::now(),
+        };
+        table.pending.entry(request.id).or_insert(pending);
+        Ok(Step::Costs(price))
     }
 
     async fn check_upload(&self, upload: &Upload) -> Result<Vec<ResolvedImage>, HttpError> {
@@ -250,48 +271,36 @@ impl Orders {
     /// Carries an order out in a task of its own.
     fn carry_out(
         self: &Arc<Self>,
+        request: PaidRequest,
         pending: Pending,
         payment: Option<Arc<Payment>>,
-    ) -> watch::Receiver<Option<StoredResponse>> {
-        let (sender, answer) = watch::channel(None);
-        let id = pending.request.id;
-        let entry = CarriedOut {
-            digest: pending.request.digest,
-            answer: answer.clone(),
-        };
-        self.carried_out
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(id, entry);
+        sender: watch::Sender<Option<StoredResponse>>,
+    ) {
+        let id = request.id;
         let orders = Arc::clone(self);
-        let span = tracing::info_span!("order", hash = %pending.request.what.hash());
+        let span = tracing::info_span!("order", hash = %request.what.hash());
         self.leases.tasks.spawn(
             async move {
-                let response = orders.fulfil(pending, payment.as_deref()).await;
+                let response = orders.fulfil(request, pending, payment.as_deref()).await;
                 // The answer is in the store by now, except where it could not be written.
                 sender.send_replace(Some(response));
-                orders
-                    .carried_out
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .remove(&id);
+                orders.till.forget(&id);
+                orders.table().carried_out.remove(&id);
                 if let Some(payment) = payment {
                     payment.close().await;
                 }
-                orders.till.forget(&id);
             }
             .instrument(span),
         );
-        answer
     }
 
-    async fn fulfil(&self, pending: Pending, payment: Option<&Payment>) -> StoredResponse {
-        let Pending {
-            request,
-            price,
-            images,
-            ..
-        } = pending;
+    async fn fulfil(
+        &self,
+        request: PaidRequest,
+        pending: Pending,
+        payment: Option<&Payment>,
+    ) -> StoredResponse {
+        let Pending { price, images, .. } = pending;
         let hash = request.what.hash();
         let order = Order {
             id: request.id,
@@ -325,16 +334,17 @@ impl Orders {
         {
             return response_of(&unreadable(&error));
         }
-        if let Some(payment) = payment
-            && let Err(shortfall) = payment.collect(price, self.payment_timeout).await
-        {
-            return self
-                .give_back(
-                    order,
-                    Some(payment),
-                    short(price, &shortfall, self.payment_timeout),
-                )
-                .await;
+        if let Some(payment) = payment {
+            let collected = tokio::select! {
+                collected = payment.collect(price, self.payment_timeout) => collected,
+                () = self.leases.closing.cancelled() => {
+                    return self.give_back(order, Some(payment), closing()).await;
+                }
+            };
+            if let Err(shortfall) = collected {
+                let error = short(price, &shortfall, self.payment_timeout);
+                return self.give_back(order, Some(payment), error).await;
+            }
         }
         let progress = self.leases.progress.begin(hash);
         let placed = self
@@ -343,9 +353,10 @@ impl Orders {
         match placed {
             Ok(response) => response,
             Err(error) => {
-                let extended = matches!(request.what, What::Extend(_));
                 let response = self.give_back(order, payment, refusal(error, &hash)).await;
-                if !extended {
+                // Others may watch a pod of this hash that goes on.
+                let goes_on = self.leases.shown(&hash).is_some();
+                if matches!(request.what, What::Upload(_)) && !goes_on {
                     progress.push(failed(&response));
                 }
                 response
@@ -384,6 +395,9 @@ impl Orders {
         error: HttpError,
     ) -> StoredResponse {
         let account = Account::Order(order.id);
+        if let Some(payment) = payment {
+            payment.shut().await;
+        }
         let held = match self.balance(&account).await {
             Ok(held) => held,
             Err(error) => return response_of(&unreadable(&error)),
@@ -398,7 +412,7 @@ impl Orders {
             Ok(rest) => rest,
             Err(error) => return response_of(&unreadable(&error)),
         };
-        let refunded = held - owed;
+        let refunded = held.saturating_sub(owed);
         let response = response_of(&error.money(refunded, owed));
         tracing::warn!(status = response.status, refunded, owed, "order failed");
         order
@@ -422,15 +436,55 @@ impl Orders {
     }
 
     /// Answers the orders that an earlier process left open: their money is owed to their program.
-    pub(crate) async fn recover(&self, open: Vec<Order>) -> Result<(), StoreError> {
-        for order in open {
-            let error = HttpError::new(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "the host was stopped before the pod ran",
-            )
-            .cause(Trouble::HostStopped)
-            .next("upload the same manifest again: what is owed is used for it");
-            self.give_back(order, None, error).await;
+    /// `undone` are programs whose start was undone, and whose money is recorded as owed already.
+    pub(crate) async fn recover(
+        &self,
+        open: Vec<Order>,
+        undone: &[ManifestHash],
+        balances: &BTreeMap<Account, i64>,
+    ) -> Result<(), StoreError> {
+        for mut order in open {
+            let account = Account::Order(order.id);
+            let held = self.balance(&account).await?;
+            let was_starting = order.kind == OrderKind::Upload && undone.contains(&order.hash);
+            // The order's money had gone to its lease, and from there to what is owed.
+            let owed = if held == 0 && was_starting {
+                order.price
+            } else {
+                held
+            };
+            let text = "the host was stopped before the pod ran";
+            let error = HttpError::new(StatusCode::INTERNAL_SERVER_ERROR, text)
+                .cause(Trouble::HostStopped)
+                .next("upload the same manifest again: what is owed is used for it")
+                .money(0, owed);
+            order
+                .fail(response_of(&error))
+                .expect("an open order has no answer");
+            let mut batch = Batch::new();
+            transfer(
+                &mut batch,
+                Reason::Return,
+                account,
+                Account::Owed(order.hash),
+                held,
+            );
+            self.leases.store.commit(batch.order(order)).await?;
+        }
+        // Money that came too late for an order that was answered already.
+        for account in balances.keys() {
+            let Account::Order(id) = account else {
+                continue;
+            };
+            let late = self.balance(account).await?;
+            if let Some(order) = self.leases.store.order(*id).await?
+                && late > 0
+            {
+                let mut batch = Batch::new();
+                let owed = Account::Owed(order.hash);
+                transfer(&mut batch, Reason::Return, account.clone(), owed, late);
+                self.leases.store.commit(batch).await?;
+            }
         }
         Ok(())
     }
@@ -439,14 +493,12 @@ impl Orders {
         Ok(u64::try_from(self.leases.store.balance(account).await?).unwrap_or_default())
     }
 
-    fn lock_pending(&self) -> std::sync::MutexGuard<'_, HashMap<OrderId, Pending>> {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    fn table(&self) -> std::sync::MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-async fn wait(
-    mut answer: watch::Receiver<Option<StoredResponse>>,
-) -> Result<StoredResponse, HttpError> {
+async fn wait(mut answer: Coming) -> Result<StoredResponse, HttpError> {
     match answer.wait_for(Option::is_some).await {
         Ok(answer) => answer.clone().ok_or_else(HttpError::internal),
         Err(_) => Err(HttpError::internal()),
@@ -470,7 +522,8 @@ fn failed(response: &StoredResponse) -> LeaseEventKind {
     };
     LeaseEventKind::Failed {
         cause: cause.unwrap_or_else(|| Trouble::HostError.into()),
-        message,
+        // Without what the program wrote, which is for its uploader alone.
+        message: message.lines().next().unwrap_or_default().to_owned(),
         refunded: refunded.unwrap_or(Units::ZERO),
         owed: owed.unwrap_or(Units::ZERO),
     }

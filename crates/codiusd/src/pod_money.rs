@@ -102,7 +102,7 @@ impl InterledgerPort for PodPort {
             match money.gate(&pod).await {
                 Ok(gate) => money.server.accept(connection, gate),
                 Err(error) => {
-                    tracing::warn!(pod = %pod, %error, "Interledger port could not be opened")
+                    tracing::warn!(pod = %pod, %error, "Interledger port could not be opened");
                 }
             }
         });

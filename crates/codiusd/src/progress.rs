@@ -33,8 +33,11 @@ impl ProgressBoard {
             return Arc::clone(progress);
         }
         if by_hash.len() >= MAX_KEPT {
-            let oldest = by_hash
+            // Of those that do not run: an upload that was never paid for, or one that is over.
+            let idle = by_hash
                 .iter()
+                .filter(|(_, progress)| !progress.is_running());
+            let oldest = idle
                 .min_by_key(|(_, progress)| progress.began)
                 .map(|(hash, _)| *hash);
             oldest.map(|oldest| by_hash.remove(&oldest));
@@ -101,6 +104,13 @@ impl Progress {
     pub(crate) fn is_over(&self) -> bool {
         let events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
         events.last().is_some_and(|last| last.kind.is_last())
+    }
+
+    fn is_running(&self) -> bool {
+        let events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        events
+            .last()
+            .is_some_and(|last| matches!(last.kind, LeaseEventKind::Phase(Phase::Running { .. })))
     }
 
     pub(crate) fn follow(self: Arc<Self>) -> Follower {

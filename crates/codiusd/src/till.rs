@@ -19,7 +19,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -44,6 +44,8 @@ use tokio::time::timeout;
 const SEGMENT: &str = "host";
 /// What a client waits for on its stream before it sends its request again (facts of the original).
 const READY_BYTE: &[u8] = &[0xff];
+/// How often it is looked whether the last packet has been recorded.
+const RECORDING_POLL: Duration = Duration::from_millis(2);
 /// How long the other end may take to hear that a connection is over.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -60,16 +62,39 @@ pub(crate) struct Till {
 struct Expected {
     account: LedgerAccount,
     price: u64,
-    /// No more money is taken: what is held is being sent back.
-    shut: Arc<AtomicBool>,
+    intake: Arc<Intake>,
     link: Mutex<Option<Payment>>,
+}
+
+/// Whether an order takes money, and how many packets are being recorded for it.
+#[derive(Default)]
+struct Intake {
+    /// No more is taken: what is held is being sent back.
+    shut: AtomicBool,
+    recording: AtomicUsize,
+}
+
+/// A packet that is being recorded, or was too late for it.
+struct Recording<'a>(&'a Intake);
+
+impl Intake {
+    fn begin(&self) -> Recording<'_> {
+        self.recording.fetch_add(1, Ordering::SeqCst);
+        Recording(self)
+    }
+}
+
+impl Drop for Recording<'_> {
+    fn drop(&mut self) {
+        self.0.recording.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// The connection by which an order is paid.
 #[derive(Clone)]
 pub(crate) struct Payment {
     connection: StreamConnection,
-    shut: Arc<AtomicBool>,
+    intake: Arc<Intake>,
     payer: Option<AccountId>,
 }
 
@@ -130,7 +155,7 @@ impl Till {
             Arc::new(Expected {
                 account: Account::Order(id).to_string().into(),
                 price,
-                shut: Arc::default(),
+                intake: Arc::default(),
                 link: Mutex::default(),
             })
         });
@@ -184,7 +209,7 @@ impl Till {
             tokio::spawn(greet(connection.clone()));
             Payment {
                 connection,
-                shut: Arc::clone(&expected.shut),
+                intake: Arc::clone(&expected.intake),
                 payer: from.cloned(),
             }
         });
@@ -222,7 +247,9 @@ impl Receiver for Till {
             ));
         };
         let record = || async move {
-            if commit.amount() > 0 && expected.shut.load(Ordering::Acquire) {
+            // Counted before it is looked whether it is too late: see `Payment::shut`.
+            let _recording = expected.intake.begin();
+            if commit.amount() > 0 && expected.intake.shut.load(Ordering::SeqCst) {
                 return Err(ErrorCode::FinalApplicationError);
             }
             commit
@@ -282,6 +309,12 @@ impl Payment {
             if received >= price {
                 return Some(Ok(()));
             }
+            if let Some(&(offered, _)) = observed.blocked.get(&stream)
+                && offered < price
+                && received >= offered
+            {
+                return Some(Err(Shortfall::TooSmall { received, offered }));
+            }
             observed
                 .closed
                 .is_some()
@@ -295,9 +328,17 @@ impl Payment {
         }
     }
 
-    /// Sends back what it can of `amount`, and takes nothing any more. How much went is in the ledger.
+    /// Takes nothing any more, and waits until what was being taken is in the ledger.
+    pub(crate) async fn shut(&self) {
+        self.intake.shut.store(true, Ordering::SeqCst);
+        while self.intake.recording.load(Ordering::SeqCst) > 0 {
+            // A write to the database ends, well or badly.
+            tokio::time::sleep(RECORDING_POLL).await;
+        }
+    }
+
+    /// Sends back what it can of `amount`. How much went is in the ledger.
     pub(crate) async fn refund(&self, amount: u64, patience: Duration) {
-        self.shut.store(true, Ordering::Release);
         let Some(stream) = self.stream() else { return };
         let takes = self
             .connection

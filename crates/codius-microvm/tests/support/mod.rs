@@ -31,7 +31,7 @@ use tokio::{
 };
 
 /// Far over what anything takes, for machines that do much else at the same time.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// One instance with its own names, addresses and directory.
 pub struct TestHost {

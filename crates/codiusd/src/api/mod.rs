@@ -56,6 +56,7 @@ pub(crate) fn router(api: Api) -> Router {
         .route("/peers", get(info::peers))
         .route("/api/v2/leases/{hash}/events", get(leases::events))
         .fallback(unknown)
+        .method_not_allowed_fallback(unknown)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .with_state(Arc::new(api))
 }

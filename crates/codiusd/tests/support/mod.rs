@@ -185,19 +185,16 @@ impl World {
     /// What of pods exists on this machine: processes, network namespaces, interfaces, files.
     pub(crate) fn remains(&self) -> Vec<String> {
         let mut remains = Vec::new();
-        let data = self.data_dir();
-        let data = data.to_string_lossy();
+        let data = fs::canonicalize(self.data_dir()).unwrap_or_else(|_| self.data_dir());
+        let prefix = format!("cd{}-", codius_microvm::Instance::of_data_dir(&data));
         for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
             let command = fs::read(process.path().join("cmdline")).unwrap_or_default();
             let command = String::from_utf8_lossy(&command).replace('\0', " ");
-            if command.starts_with("qemu") && command.contains(&*data) {
+            // Every machine is named after its pod.
+            if command.contains("qemu-system") && command.contains(&format!("-name {prefix}")) {
                 remains.push(format!("process {command}"));
             }
         }
-        let instance = codius_microvm::Instance::of_data_dir(
-            &fs::canonicalize(self.data_dir()).unwrap_or_else(|_| self.data_dir()),
-        );
-        let prefix = format!("cd{instance}-");
         for directory in ["/run/netns", "/sys/class/net"] {
             for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
                 if entry.file_name().to_string_lossy().starts_with(&prefix) {
