@@ -11,7 +11,7 @@ use codius_api::{ErrorBody, FailureCause, Trouble};
 use codius_client::{ClientError, PayToken};
 use ilp_connector::{Clock, SystemClock};
 use ilp_link::{
-    BtpClient, RefuseRequests,
+    BtpClient, RequestHandler,
     stream::{PacketSender, StreamConnection, SystemEntropy},
 };
 use ilp_packet::{ErrorCode, Prepare, Reject, Reply};
@@ -252,6 +252,20 @@ impl PacketSender for Sender {
     }
 }
 
+/// Answers what the host sends, as every client of the original does.
+#[derive(Default)]
+struct Inbox(std::sync::OnceLock<StreamConnection>);
+
+#[async_trait]
+impl RequestHandler for Inbox {
+    async fn handle(&self, prepare: Prepare) -> Reply {
+        match self.0.get() {
+            Some(connection) => connection.incoming(&prepare, || async { Ok(()) }).await,
+            None => Err(Reject::new(ErrorCode::UnexpectedPayment, None, "")),
+        }
+    }
+}
+
 impl Payer {
     /// Answers a 402: opens the stream and waits until the host has seen it.
     async fn answer(world: &World, demand: &str, send_max: u64, packet: u64) -> Result<Self> {
@@ -264,7 +278,8 @@ impl Payer {
             .interledger
             .replace("btp+ws://", "btp+ws://:secret@")
             .parse()?;
-        let client = BtpClient::connect(&url, Arc::new(RefuseRequests), clock.clone()).await?;
+        let inbox = Arc::new(Inbox::default());
+        let client = BtpClient::connect(&url, inbox.clone(), clock.clone()).await?;
         let own = client.configuration().await?;
         let config = Config {
             local_address: Some(own.client_address),
@@ -286,14 +301,21 @@ impl Payer {
             Box::new(SystemEntropy),
         );
         let connection = StreamConnection::spawn(machine, Arc::new(Sender(client.clone())), clock);
+        let _ = inbox.0.set(connection.clone());
         let stream = connection.with(|machine, _| {
             let stream = machine.open_stream()?;
             machine.set_send_max(stream, send_max)?;
             Ok::<_, ilp_stream::CommandError>(stream)
         })?;
-        connection
-            .until(|_, seen| seen.data.contains_key(&stream).then_some(()))
-            .await;
+        let ready = connection.until(|_, seen| {
+            let closed = seen.closed.as_ref().map(|reason| bail!("closed: {reason}"));
+            if seen.data.contains_key(&stream) {
+                Some(Ok(()))
+            } else {
+                closed
+            }
+        });
+        tokio::time::timeout(Duration::from_secs(20), ready).await??;
         Ok(Self {
             client,
             connection,

@@ -19,7 +19,7 @@ async fn a_program_with_two_containers_lives_for_as_long_as_it_was_paid_for() ->
     let client = world.client();
     // The second container finds the first on localhost, and sees neither its files nor its processes.
     let look = "until wget -q -O /dev/null http://127.0.0.1:8080/health; do sleep 0.1; done; echo found; \
-                ls /hello 2>&1; ps | grep -c '[h]ello'; echo looked; sleep 1000";
+                ls /hello 2>&1; ps -o comm | grep -c '^hello'; echo looked; sleep 1000";
     let containers = json!([
         { "id": "web", "image": hello, "environment": { "PORT": "8080" } },
         shell("side", &busybox, look),
