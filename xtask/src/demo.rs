@@ -179,6 +179,9 @@ impl Host {
         registry: &Registry,
     ) -> Result<Self> {
         let log = place.join("codiusd.log");
+        // So that a host that runs here already, or another demo, is not in the way.
+        let id = std::process::id();
+        let pool = format!("10.{}.{}.0/24", 128 + (id >> 8) % 64, id % 256);
         let mut command = Command::new(codiusd);
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let mut process = command
@@ -192,6 +195,7 @@ impl Host {
             .arg(guest)
             .arg("--insecure-registry")
             .arg(registry.host())
+            .args(["--network-pool", &pool])
             .args(["--on-shutdown", "stop"])
             .stdout(Stdio::piped())
             .stderr(std::fs::File::create(&log)?)

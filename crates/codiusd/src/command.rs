@@ -73,6 +73,10 @@ struct Settings {
     /// A registry (HOST:PORT) that is spoken to without TLS; may be repeated
     #[arg(long, value_name = "REGISTRY")]
     insecure_registry: Vec<String>,
+    /// Private addresses for pods, eight for each; used for nothing else on this machine
+    /// [default: 10.88.0.0/16]
+    #[arg(long, value_name = "NETWORK")]
+    network_pool: Option<String>,
     /// Whether pods go on when the daemon ends (`leave`) or end with it (`stop`) [default: leave]
     #[arg(long, value_name = "WHAT", value_parser = on_shutdown)]
     on_shutdown: Option<OnShutdown>,
@@ -109,6 +113,9 @@ impl Settings {
         }
         if self.guest_dir.is_some() {
             config.guest.dir = self.guest_dir;
+        }
+        if let Some(pool) = self.network_pool {
+            config.network.pool = pool;
         }
         config
             .images
