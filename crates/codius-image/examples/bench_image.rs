@@ -32,7 +32,8 @@ const FILE_BYTES: [usize; 4] = [2_000, 20_000, 200_000, 4_000_000];
 #[tokio::main]
 async fn main() -> Result<()> {
     let runs = std::env::args()
-        .nth(1)
+        .skip(1)
+        .find(|argument| argument != "--runs")
         .map_or(Ok(RUNS), |text| text.parse())?;
     let registry = Registry::start()?;
     let pushed = image().push(&registry, "bench:1").await?;
