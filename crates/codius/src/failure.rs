@@ -35,10 +35,10 @@ impl Failure {
 
     /// Tells it on standard error.
     pub(crate) fn report(self) -> ExitCode {
-        eprintln!("codius: {}", self.message);
+        eprintln!("codius: {}", printable(&self.message));
         for note in &self.notes {
             for line in note.lines() {
-                eprintln!("  {line}");
+                eprintln!("  {}", printable(line));
             }
         }
         ExitCode::from(self.code)
@@ -94,6 +94,13 @@ fn money(receipt: &Receipt, owed: u64) -> String {
     format!(
         "Paid {paid} units, of which {refunded} came back and {owed} are owed to the next upload of this manifest."
     )
+}
+
+/// Text of a host or a program, without what could move a terminal's cursor.
+fn printable(text: &str) -> String {
+    text.chars()
+        .filter(|letter| !letter.is_control() || *letter == '\n')
+        .collect()
 }
 
 /// An error and what caused it, in one line.
