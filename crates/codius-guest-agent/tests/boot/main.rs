@@ -60,7 +60,7 @@ fn containers_share_what_a_pod_shares_and_nothing_else() {
     );
     let visitor = ContainerConfig {
         user: "app".into(),
-        workdir: "/work/deep".into(),
+        workdir: "/srv/deep".into(),
         env: vec![("GREETING".into(), "two words 'quoted' = é".into())],
         ..shell(
             "visitor",
@@ -84,7 +84,7 @@ fn containers_share_what_a_pod_shares_and_nothing_else() {
 
     assert_eq!(vm.wait_for_exit(1), ContainerExit::Code(7));
     let expected = "a page\nshared\nmemory\n\
-        uid=1000(app) gid=1001(app) groups=44(video),1001(app)\n/work/deep\n\
+        uid=1000(app) gid=1001(app) groups=44(video),1001(app)\n/srv/deep\n\
         two words 'quoted' = é|/home/app|pod-name|\
         /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n\
         /bin/sh -c\n2\npod-name\npod-name\n\
