@@ -13,6 +13,7 @@
 //! - The file holds private variables of uploaders in clear text (mode 0600, removed when the lease
 //!   ends).
 
+mod bank;
 mod batch;
 mod error;
 mod lock;

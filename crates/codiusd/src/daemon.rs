@@ -29,7 +29,6 @@ use url::Url;
 
 use crate::{
     api::{self, Api},
-    bank::Bank,
     clock,
     config::{Accelerator, Config, OnShutdown},
     leases::{Leases, Wiring},
@@ -98,7 +97,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let address: Address = LOCAL_ADDRESS.parse()?;
     let connector = Connector::new(
         ConnectorConfig::new(address, asset.code(), asset.scale()),
-        Arc::new(Bank(store.clone())),
+        Arc::new(store.clone()),
         Arc::new(SystemClock),
     );
     let btp = BtpServer::new(connector.clone());

@@ -6,7 +6,6 @@
 #![forbid(unsafe_code)]
 
 mod api;
-mod bank;
 mod clock;
 pub mod command;
 mod config;

@@ -242,7 +242,7 @@ impl Receiver for Till {
         let Some((expected, payment)) = self.connection(from, &prepare) else {
             return Err(Reject::new(
                 ErrorCode::UnexpectedPayment,
-                Some(self.connector.address()),
+                Some(&self.connector.address()),
                 "",
             ));
         };

@@ -84,8 +84,8 @@ impl Connector {
 
     /// Our own address.
     #[must_use]
-    pub fn address(&self) -> &Address {
-        &self.0.config.address
+    pub fn address(&self) -> Address {
+        self.0.config.address.clone()
     }
 
     /// Code and scale of the one asset.

@@ -64,10 +64,10 @@ impl Inbound {
 
     /// A Reject by this end.
     pub(crate) fn reject(&self, code: ErrorCode, message: &str) -> Reject {
-        Reject::new(code, self.address(), message)
+        Reject::new(code, self.address().as_ref(), message)
     }
 
-    fn address(&self) -> Option<&Address> {
+    fn address(&self) -> Option<Address> {
         match self {
             Self::Connector { connector, .. } => Some(connector.address()),
             Self::Handler(_) => None,

@@ -1,18 +1,16 @@
-//! The connector's money in the store's books.
+//! The connector's money in the books: every fulfilled packet is recorded before its fulfillment
+//! leaves.
+
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use codius_ledger::{Account, Reason, Transaction};
-use codius_store::{Store, StoreError};
 use ilp_connector::{Ledger, LedgerError, Movement};
 
-use crate::clock::wall_now;
-
-/// Records every fulfilled packet before its fulfillment leaves.
-#[derive(Debug, Clone)]
-pub(crate) struct Bank(pub(crate) Store);
+use crate::{Store, StoreError};
 
 #[async_trait]
-impl Ledger for Bank {
+impl Ledger for Store {
     async fn record(&self, movement: Movement) -> Result<(), LedgerError> {
         let account = |name: &str| {
             name.parse::<Account>()
@@ -34,7 +32,7 @@ impl Ledger for Bank {
         let transaction = Transaction::transfer(wall_now(), reason, from, to, movement.amount)
             .map_err(|error| LedgerError::Refused(error.to_string()))?
             .with_reference(movement.reference);
-        match self.0.commit(transaction).await {
+        match self.commit(transaction).await {
             Ok(()) => Ok(()),
             Err(error @ (StoreError::Overdraft { .. } | StoreError::Refused { .. })) => {
                 Err(LedgerError::Refused(error.to_string()))
@@ -42,4 +40,12 @@ impl Ledger for Bank {
             Err(error) => Err(LedgerError::Failed(Box::new(error))),
         }
     }
+}
+
+/// For people; the order of transactions is the store's.
+fn wall_now() -> u64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
