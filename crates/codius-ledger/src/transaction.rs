@@ -12,6 +12,7 @@ pub struct Transaction {
     at_unix_ms: u64,
     reason: Reason,
     reference: Option<[u8; 32]>,
+    packets: u64,
     postings: Vec<Posting>,
 }
 
@@ -27,7 +28,7 @@ pub struct Posting {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
-    /// An Interledger packet was fulfilled. The reference is its condition.
+    /// Interledger packets were fulfilled. The reference is the condition if it was one packet.
     Packet,
     /// An order was accepted: from the order to the lease. The reference is the order.
     Payment,
@@ -139,6 +140,7 @@ impl Transaction {
             at_unix_ms,
             reason,
             reference: None,
+            packets: 1,
             postings: checked,
         })
     }
@@ -160,6 +162,18 @@ impl Transaction {
     pub fn with_reference(mut self, reference: [u8; 32]) -> Self {
         self.reference = Some(reference);
         self
+    }
+
+    /// Stands for so many packets between the same two accounts that became durable together.
+    #[must_use]
+    pub fn with_packets(mut self, packets: u64) -> Self {
+        self.packets = packets.max(1);
+        self
+    }
+
+    /// How many packets it stands for; one if it is no packet.
+    pub fn packets(&self) -> u64 {
+        self.packets
     }
 
     pub fn at_unix_ms(&self) -> u64 {

@@ -40,6 +40,8 @@ pub struct Entry {
     pub at_unix_ms: u64,
     pub reason: Reason,
     pub reference: Option<[u8; 32]>,
+    /// How many packets it stands for.
+    pub packets: u64,
     pub amount: i64,
 }
 
@@ -145,7 +147,7 @@ pub(crate) fn entries(
     limit: usize,
 ) -> Result<Vec<Entry>, StoreError> {
     let mut select = connection.prepare_cached(
-        "SELECT transactions.id, at_unix_ms, reason, reference, amount
+        "SELECT transactions.id, at_unix_ms, reason, reference, amount, packets
          FROM accounts
          JOIN postings ON postings.account = accounts.id
          JOIN transactions ON transactions.id = postings.transaction_id
@@ -162,6 +164,7 @@ pub(crate) fn entries(
             reason: parsed("reason", &row.get::<_, String>(2)?)?,
             reference: row.get(3)?,
             amount: row.get(4)?,
+            packets: unsigned("packets", row.get(5)?)?,
         });
     }
     Ok(entries)

@@ -14,7 +14,10 @@ const BUSY_TIMEOUT_MS: u32 = 5000;
 
 /// In order; the number of those applied is the file's `user_version`. An entry never changes once a
 /// version with it was released.
-const MIGRATIONS: [&str; 1] = [include_str!("schema/0001.sql")];
+const MIGRATIONS: [&str; 2] = [
+    include_str!("schema/0001.sql"),
+    include_str!("schema/0002.sql"),
+];
 
 /// Settings of every connection.
 pub(crate) fn prepare(connection: &Connection) -> Result<(), StoreError> {
@@ -158,7 +161,7 @@ mod tests {
                 error,
                 StoreError::TooNew {
                     found: 99,
-                    known: 1,
+                    known: 2,
                     ..
                 }
             ),

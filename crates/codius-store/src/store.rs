@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     Batch, Entry, Pruned, Snapshot, StoreError, StoredLease, Verified,
+    bank::{Packet, Put, Tray},
     lock::{self, Lock},
     query, schema,
     verify::verify,
@@ -38,6 +39,7 @@ pub struct Store {
 struct Inner {
     path: PathBuf,
     jobs: mpsc::Sender<Job>,
+    tray: Arc<Tray>,
     questions: mpsc::Sender<Question>,
 }
 
@@ -63,7 +65,8 @@ impl Store {
 
         let (jobs, job_queue) = mpsc::channel(QUEUE_LEN);
         let (questions, question_queue) = mpsc::channel::<Question>(READ_QUEUE_LEN);
-        let writer = Writer::new(connection);
+        let tray = Arc::<Tray>::default();
+        let writer = Writer::new(connection, Arc::clone(&tray));
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
             thread::Builder::new()
                 .name(name.to_owned())
@@ -92,6 +95,7 @@ impl Store {
             inner: Arc::new(Inner {
                 path: path.to_owned(),
                 jobs,
+                tray,
                 questions,
             }),
         })
@@ -182,6 +186,17 @@ impl Store {
             source: Arc::new(source),
         })?;
         wait.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Writes a packet with the next group.
+    pub(crate) fn record_packet(&self, packet: Packet) {
+        match self.inner.tray.put(packet) {
+            // A full queue means that the writer looks into the tray soon without being told, and a
+            // closed one that it does so before it ends.
+            Put::First => drop(self.inner.jobs.try_send(Job::Packets)),
+            Put::Later => {}
+            Put::Closed(packet) => packet.complete(&Err(StoreError::Closed)),
+        }
     }
 
     async fn ask<T>(

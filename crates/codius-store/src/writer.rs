@@ -1,14 +1,14 @@
 //! The one thread that writes.
 //!
 //! ```text
-//! queue ─▶ group ─▶ BEGIN, every batch, COMMIT (one fsync) ─▶ answer all
-//!                     └─ a batch is refused ─▶ ROLLBACK, again with a SAVEPOINT for each batch
+//! queue, tray ─▶ group ─▶ BEGIN, every batch, packets added up, COMMIT (one fsync) ─▶ answer all
+//!                           └─ something is refused ─▶ ROLLBACK, again with a SAVEPOINT for each
 //! ```
 //!
 //! Refusals are rare, so the first try does without savepoints. Balances of accounts in use are kept
 //! in memory and written once per group; whatever is rolled back empties that memory.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use codius_ledger::{Account, Transaction};
 use rusqlite::{Connection, OptionalExtension, params};
@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     Batch, StoreError,
+    bank::{Packet, Sums, Tray},
     lock::Lock,
     row::{signed, write_lease, write_order},
 };
@@ -35,6 +36,8 @@ pub(crate) type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
 #[derive(Debug)]
 pub(crate) enum Job {
     Commit(Batch, Answer<()>),
+    /// There is something in the tray.
+    Packets,
     Prune {
         before_unix_ms: u64,
         limit: usize,
@@ -53,10 +56,19 @@ pub struct Pruned {
 #[derive(Debug)]
 pub(crate) struct Writer {
     connection: Connection,
+    tray: Arc<Tray>,
+    sums: Sums,
     accounts: HashMap<Account, Cached>,
     /// Accounts whose balance in memory is not in the database yet.
     dirty: Vec<Account>,
     poisoned: bool,
+}
+
+/// How a group was written.
+enum Written {
+    Alike(Result<(), StoreError>),
+    /// The batches, then the packets.
+    Each(Vec<Result<(), StoreError>>),
 }
 
 #[derive(Debug)]
@@ -67,10 +79,12 @@ struct Cached {
 }
 
 impl Writer {
-    pub(crate) fn new(connection: Connection) -> Self {
+    pub(crate) fn new(connection: Connection, tray: Arc<Tray>) -> Self {
         connection.set_prepared_statement_cache_capacity(STATEMENT_CACHE);
         Self {
             connection,
+            tray,
+            sums: Sums::default(),
             accounts: HashMap::new(),
             dirty: Vec::new(),
             poisoned: false,
@@ -79,24 +93,28 @@ impl Writer {
 
     /// Works until it is told to close or nobody is left to tell it anything.
     pub(crate) fn run(mut self, mut jobs: mpsc::Receiver<Job>, lock: Lock) {
-        let mut group = Vec::new();
+        let (mut group, mut packets) = (Vec::new(), Vec::new());
         let mut next = jobs.blocking_recv();
         let mut closers = Vec::new();
         while let Some(job) = next.take() {
             match job {
-                Job::Commit(batch, answer) => {
-                    group.push((batch, answer));
-                    while group.len() < MAX_GROUP {
-                        match jobs.try_recv() {
-                            Ok(Job::Commit(batch, answer)) => group.push((batch, answer)),
-                            Ok(other) => {
+                job @ (Job::Commit(..) | Job::Packets) => {
+                    let mut job = Some(job);
+                    while let Some(one) = job.take() {
+                        match one {
+                            Job::Commit(batch, answer) => group.push((batch, answer)),
+                            Job::Packets => {}
+                            other @ (Job::Prune { .. } | Job::Close(_)) => {
                                 next = Some(other);
                                 break;
                             }
-                            Err(_) => break,
+                        }
+                        if group.len() < MAX_GROUP {
+                            job = jobs.try_recv().ok();
                         }
                     }
-                    self.commit(&mut group);
+                    self.tray.take(&mut packets);
+                    self.commit(&mut group, &mut packets);
                 }
                 Job::Prune {
                     before_unix_ms,
@@ -116,6 +134,8 @@ impl Writer {
                 next = jobs.blocking_recv();
             }
         }
+        packets = self.tray.close();
+        self.commit(&mut group, &mut packets);
         if !self.poisoned
             && let Err(error) =
                 self.connection
@@ -134,69 +154,105 @@ impl Writer {
         }
     }
 
-    fn commit(&mut self, group: &mut Vec<(Batch, Answer<()>)>) {
-        let results = self.write(group);
-        for ((_, answer), result) in group.drain(..).zip(results) {
+    fn commit(&mut self, group: &mut Vec<(Batch, Answer<()>)>, packets: &mut Vec<Packet>) {
+        if group.is_empty() && packets.is_empty() {
+            return;
+        }
+        let results = self.write(group, packets);
+        let result_of = |at: usize| match &results {
+            Written::Alike(result) => result.clone(),
+            Written::Each(results) => results[at].clone(),
+        };
+        let batches = group.len();
+        for (at, (_, answer)) in group.drain(..).enumerate() {
             // The asker may have gone away; the batch is durable all the same.
-            let _ = answer.send(result);
+            let _ = answer.send(result_of(at));
+        }
+        for (at, packet) in packets.drain(..).enumerate() {
+            packet.complete(&result_of(batches + at));
         }
     }
 
-    /// One result for each batch.
-    fn write(&mut self, group: &[(Batch, Answer<()>)]) -> Vec<Result<(), StoreError>> {
+    fn write(&mut self, group: &[(Batch, Answer<()>)], packets: &[Packet]) -> Written {
         if self.poisoned {
-            return vec![Err(StoreError::Poisoned); group.len()];
+            return Written::Alike(Err(StoreError::Poisoned));
         }
-        let error = match self.write_all(group) {
-            Ok(()) => return vec![Ok(()); group.len()],
+        let error = match self.write_all(group, packets) {
+            Ok(()) => return Written::Alike(Ok(())),
             Err(error) => self.roll_back(error),
         };
-        if self.poisoned || !error.is_of_batch() {
-            return vec![Err(error); group.len()];
+        if self.poisoned || !error.is_of_batch() || group.len() + packets.len() == 1 {
+            return Written::Alike(Err(error));
         }
-        if group.len() == 1 {
-            return vec![Err(error)];
-        }
-        match self.write_each(group) {
-            Ok(results) => results,
-            Err(error) => vec![Err(self.roll_back(error)); group.len()],
+        match self.write_each(group, packets) {
+            Ok(results) => Written::Each(results),
+            Err(error) => Written::Alike(Err(self.roll_back(error))),
         }
     }
 
-    fn write_all(&mut self, group: &[(Batch, Answer<()>)]) -> Result<(), StoreError> {
-        self.connection.execute_batch("BEGIN IMMEDIATE")?;
+    fn write_all(
+        &mut self,
+        group: &[(Batch, Answer<()>)],
+        packets: &[Packet],
+    ) -> Result<(), StoreError> {
+        self.begin()?;
         for (batch, _) in group {
             self.apply(batch)?;
         }
+        self.apply_packets(packets)?;
         self.write_balances()?;
-        self.connection.execute_batch("COMMIT")?;
+        self.end()?;
         self.forget_some_accounts();
         Ok(())
     }
 
-    /// So that a batch that is refused does not take the others with it.
+    /// So that a batch or packet that is refused does not take the others with it.
     fn write_each(
         &mut self,
         group: &[(Batch, Answer<()>)],
+        packets: &[Packet],
     ) -> Result<Vec<Result<(), StoreError>>, StoreError> {
-        self.connection.execute_batch("BEGIN IMMEDIATE")?;
-        let mut results = Vec::with_capacity(group.len());
+        self.begin()?;
+        let mut results = Vec::with_capacity(group.len() + packets.len());
         for (batch, _) in group {
-            self.connection.execute_batch("SAVEPOINT batch")?;
-            let result = self.apply(batch).and_then(|()| self.write_balances());
-            match result {
-                Ok(()) => {}
-                Err(ref error) if error.is_of_batch() => {
-                    self.forget_accounts();
-                    self.connection.execute_batch("ROLLBACK TO batch")?;
-                }
-                Err(error) => return Err(error),
-            }
-            self.connection.execute_batch("RELEASE batch")?;
-            results.push(result);
+            results.push(self.apply_alone(|writer| writer.apply(batch))?);
         }
-        self.connection.execute_batch("COMMIT")?;
+        for packet in packets.chunks(1) {
+            results.push(self.apply_alone(|writer| writer.apply_packets(packet))?);
+        }
+        self.end()?;
         Ok(results)
+    }
+
+    /// What is refused leaves nothing behind; any other failure is that of the whole write.
+    fn apply_alone(
+        &mut self,
+        apply: impl FnOnce(&mut Self) -> Result<(), StoreError>,
+    ) -> Result<Result<(), StoreError>, StoreError> {
+        self.connection.execute_batch("SAVEPOINT alone")?;
+        let result = apply(self).and_then(|()| self.write_balances());
+        match result {
+            Ok(()) => {}
+            Err(ref error) if error.is_of_batch() => {
+                self.forget_accounts();
+                self.connection.execute_batch("ROLLBACK TO alone")?;
+            }
+            Err(error) => return Err(error),
+        }
+        self.connection.execute_batch("RELEASE alone")?;
+        Ok(result)
+    }
+
+    fn begin(&self) -> Result<(), StoreError> {
+        self.connection
+            .prepare_cached("BEGIN IMMEDIATE")?
+            .execute([])?;
+        Ok(())
+    }
+
+    fn end(&self) -> Result<(), StoreError> {
+        self.connection.prepare_cached("COMMIT")?.execute([])?;
+        Ok(())
     }
 
     /// Undoes everything since `BEGIN`, and decides whether the store can go on.
@@ -249,15 +305,35 @@ impl Writer {
         Ok(())
     }
 
+    /// Packets between the same two accounts become one transaction.
+    fn apply_packets(&mut self, packets: &[Packet]) -> Result<(), StoreError> {
+        let mut sums = std::mem::take(&mut self.sums);
+        let added = packets
+            .iter()
+            .try_for_each(|packet| sums.add(&packet.movement));
+        // Emptied in any case, so that nothing of this write is left for the next.
+        let transactions: Vec<_> = sums.drain().collect();
+        self.sums = sums;
+        added?;
+        for transaction in transactions {
+            let transaction =
+                transaction.map_err(|error| StoreError::refused(error.to_string()))?;
+            self.apply_transaction(&transaction)?;
+        }
+        Ok(())
+    }
+
     fn apply_transaction(&mut self, transaction: &Transaction) -> Result<(), StoreError> {
         self.connection
             .prepare_cached(
-                "INSERT INTO transactions (at_unix_ms, reason, reference) VALUES (?1, ?2, ?3)",
+                "INSERT INTO transactions (at_unix_ms, reason, reference, packets)
+                 VALUES (?1, ?2, ?3, ?4)",
             )?
             .execute(params![
                 signed("time", transaction.at_unix_ms())?,
                 transaction.reason().as_str(),
                 transaction.reference(),
+                signed("packets", transaction.packets())?,
             ])?;
         let id = self.connection.last_insert_rowid();
         for posting in transaction.postings() {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use ilp_packet::Address;
 
+use crate::limiter::Limiter;
 use crate::link::{Attachment, Link};
 
 /// Name of an account in this process, such as `parent`, `local.alice` or `pod.<hash>`.
@@ -95,6 +96,9 @@ pub struct AccountConfig {
     pub max_packet_amount: u64,
     /// Most packets of this account that may wait for their replies.
     pub max_in_flight_packets: u32,
+    /// Most packets from this account in a second, with as many at once after a quiet second; `None`
+    /// is without limit. Packets that are rejected count, too.
+    pub max_packets_per_sec: Option<u32>,
 }
 
 impl AccountConfig {
@@ -118,6 +122,7 @@ impl AccountConfig {
             balance: 0,
             max_packet_amount: u64::MAX,
             max_in_flight_packets: Self::DEFAULT_MAX_IN_FLIGHT_PACKETS,
+            max_packets_per_sec: None,
         }
     }
 
@@ -177,6 +182,10 @@ pub struct AccountStatistics {
     pub fulfills_from: u64,
     /// Of these, the rejected ones, by us or further on.
     pub rejects_from: u64,
+    /// Of the rejected ones, those for which its balance was too low (T04).
+    pub insufficient_from: u64,
+    /// Of the rejected ones, those above a limit of packets, per second (T05) or in flight (T03).
+    pub limited_from: u64,
     /// Sum of the fulfilled amounts that came from it.
     pub amount_from: u128,
     /// Prepares that were sent to it.
@@ -189,6 +198,29 @@ pub struct AccountStatistics {
     pub wrong_fulfills_to: u64,
     /// Prepares that it did not answer in time.
     pub timeouts_to: u64,
+    /// Replies of it that replied to nothing: late, repeated, or invented. They have no effect.
+    pub unexpected_replies_to: u64,
+}
+
+/// One open account, for people and for metrics.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccountOverview {
+    /// Its name.
+    pub id: AccountId,
+    /// What the neighbour is to us.
+    pub relation: Relation,
+    /// The address of a child.
+    pub address: Option<Address>,
+    /// Whether it has a link. A pod's link is there as long as the pod, with or without programs.
+    pub connected: bool,
+    /// Whether a write that failed has stopped it.
+    pub stopped: bool,
+    /// What the host owes the neighbour.
+    pub balance: i128,
+    /// Packets from it that wait for their replies.
+    pub in_flight: u32,
+    /// What happened since it was opened.
+    pub statistics: AccountStatistics,
 }
 
 /// An open account.
@@ -210,6 +242,7 @@ pub(crate) struct Account {
     pub(crate) stopped: bool,
     /// Closed, but kept until the last hold is gone.
     pub(crate) closing: bool,
+    pub(crate) limiter: Limiter,
     pub(crate) statistics: AccountStatistics,
 }
 
@@ -217,6 +250,7 @@ impl Account {
     pub(crate) fn new(config: AccountConfig, address: Option<Address>) -> Self {
         Self {
             balance: config.balance,
+            limiter: Limiter::new(config.max_packets_per_sec),
             config,
             address,
             link: None,

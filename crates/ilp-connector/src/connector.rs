@@ -1,22 +1,24 @@
 //! The connector as the rest of the host sees it: performs the decisions of `core` on tokio.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use ilp_packet::{Address, Condition, ErrorCode, Fulfill, Prepare, Reject, Reply};
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use ilp_packet::{Address, ErrorCode, Prepare, Reject, Reply};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::account::{AccountConfig, AccountError, AccountId, AccountStatistics, LedgerAccount};
+use crate::account::{
+    AccountConfig, AccountError, AccountId, AccountOverview, AccountStatistics, LedgerAccount,
+};
+use crate::answer::Answer;
 use crate::clock::Clock;
 use crate::core::{Admitted, Core, NextHop, Outcome, Source, Ticket};
-use crate::ledger::{Ledger, LedgerError, Movement};
-use crate::link::{Attachment, Link, LinkError};
-use crate::receiver::{Commit, CommitState, Receiver, Step, record};
+use crate::ledger::Ledger;
+use crate::link::{Attachment, Link};
+use crate::passage::Passage;
+use crate::receiver::Receiver;
+use crate::reception::Reception;
+use crate::reply::{Dispatch, ReplyTo};
 use crate::spending::SpendLimit;
 
 /// What a connector is.
@@ -52,19 +54,19 @@ impl ConnectorConfig {
 #[derive(Clone)]
 pub struct Connector(Arc<Inner>);
 
-struct Inner {
-    config: ConnectorConfig,
+pub(crate) struct Inner {
     core: Mutex<Core>,
-    ledger: Arc<dyn Ledger>,
+    pub(crate) ledger: Arc<dyn Ledger>,
     clock: Arc<dyn Clock>,
-    /// Number of packets in flight.
-    in_flight: watch::Sender<usize>,
+    started: Instant,
+    /// The last packet in flight has ended after the connector was closed.
+    drained: Notify,
 }
 
 impl std::fmt::Debug for Connector {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Connector")
-            .field("address", &self.0.config.address.as_str())
+            .field("address", &self.address())
             .finish_non_exhaustive()
     }
 }
@@ -74,24 +76,33 @@ impl Connector {
     #[must_use]
     pub fn new(config: ConnectorConfig, ledger: Arc<dyn Ledger>, clock: Arc<dyn Clock>) -> Self {
         Self(Arc::new(Inner {
-            core: Mutex::new(Core::new(config.clone())),
-            config,
+            core: Mutex::new(Core::new(config)),
             ledger,
             clock,
-            in_flight: watch::Sender::new(0),
+            started: Instant::now(),
+            drained: Notify::new(),
         }))
     }
 
     /// Our own address.
     #[must_use]
     pub fn address(&self) -> Address {
-        self.0.config.address.clone()
+        self.core(|core| core.config().address.clone())
+    }
+
+    /// Gives the connector another address, when its parent has given it one, and with it all
+    /// children. They have to be told: what they know of their address is wrong now.
+    ///
+    /// # Errors
+    /// If a child's address would be too long. Nothing has changed then.
+    pub fn readdress(&self, address: Address) -> Result<(), AccountError> {
+        self.core(|core| core.readdress(address))
     }
 
     /// Code and scale of the one asset.
     #[must_use]
-    pub fn asset(&self) -> (&str, u8) {
-        (&self.0.config.asset_code, self.0.config.asset_scale)
+    pub fn asset(&self) -> (String, u8) {
+        self.core(|core| (core.config().asset_code.clone(), core.config().asset_scale))
     }
 
     /// The clock that packets are judged by.
@@ -114,7 +125,7 @@ impl Connector {
     /// # Errors
     /// If there is no such account.
     pub fn close_account(&self, id: &AccountId) -> Result<(), AccountError> {
-        self.core(|core| core.close_account(id))
+        self.core(|core| core.close_account(id)).map(drop)
     }
 
     /// Connects an account to its neighbour, in place of any earlier link.
@@ -126,12 +137,13 @@ impl Connector {
         id: &AccountId,
         link: Arc<dyn Link>,
     ) -> Result<Attachment, AccountError> {
-        self.core(|core| core.attach(id, link))
+        let (attachment, _before) = self.core(|core| core.attach(id, link))?;
+        Ok(attachment)
     }
 
     /// Disconnects an account, unless another link has been attached since. Says whether it did.
     pub fn detach_link(&self, id: &AccountId, attachment: Attachment) -> bool {
-        self.core(|core| core.detach(id, attachment))
+        self.core(|core| core.detach(id, attachment)).is_some()
     }
 
     /// Gives the addresses below `segment` to a receiver inside the host.
@@ -170,13 +182,35 @@ impl Connector {
         self.core(|core| core.is_stopped(id))
     }
 
-    /// Handles a packet from a neighbour.
-    pub async fn prepare(&self, from: &AccountId, prepare: Prepare) -> Reply {
-        self.dispatch(from, None, prepare).await
+    /// Every open account, by name.
+    #[must_use]
+    pub fn accounts(&self) -> Vec<AccountOverview> {
+        self.core(|core| core.overview())
+    }
+
+    /// Counts a reply of a neighbour that replied to nothing. It has no other effect.
+    pub fn note_unexpected_reply(&self, id: &AccountId) {
+        self.core(|core| core.note_unexpected_reply(id));
     }
 
     /// Handles a packet from a neighbour, or from the program behind `sub_account` at that
-    /// neighbour. The packet is decided now and runs to its end even if the reply is dropped.
+    /// neighbour. The packet is decided now; its reply goes to `reply_to`, now or later. Must be
+    /// called on a runtime.
+    pub fn handle(
+        &self,
+        from: &AccountId,
+        sub_account: Option<&str>,
+        prepare: Prepare,
+        reply_to: ReplyTo,
+    ) {
+        let source = Source::Account {
+            id: from,
+            sub_account,
+        };
+        self.start(source, prepare, reply_to);
+    }
+
+    /// The same for those who wait for the reply. Dropping it does not stop the packet.
     #[must_use = "the reply has to go back to the neighbour"]
     pub fn dispatch(
         &self,
@@ -184,14 +218,14 @@ impl Connector {
         sub_account: Option<&str>,
         prepare: Prepare,
     ) -> Dispatch {
-        self.start(
-            Source::Account {
-                id: from,
-                sub_account,
-            },
-            Some(from.clone()),
-            prepare,
-        )
+        let (reply_to, dispatch) = ReplyTo::future();
+        self.handle(from, sub_account, prepare, reply_to);
+        dispatch
+    }
+
+    /// Handles a packet from a neighbour that has no programs behind it.
+    pub async fn prepare(&self, from: &AccountId, prepare: Prepare) -> Reply {
+        self.dispatch(from, None, prepare).await
     }
 
     /// Sends a packet of the host's own: a refund, for example. The amount is taken from `debit` in
@@ -204,36 +238,59 @@ impl Connector {
         limit: &SpendLimit,
         prepare: Prepare,
     ) -> Dispatch {
-        self.start(Source::Host { debit, limit }, None, prepare)
+        let (reply_to, dispatch) = ReplyTo::future();
+        self.start(Source::Host { debit, limit }, prepare, reply_to);
+        dispatch
     }
 
     /// Stops taking packets (they get T03) and waits until none is in flight. The caller sets the
     /// deadline; dropping the future leaves the connector closed.
     pub async fn drain(&self) {
         self.core(Core::close);
-        let mut in_flight = self.0.in_flight.subscribe();
-        // Cannot fail: `self` keeps the sender alive.
-        let _ = in_flight.wait_for(|count| *count == 0).await;
+        loop {
+            let drained = self.0.drained.notified();
+            tokio::pin!(drained);
+            drained.as_mut().enable();
+            if self.core(|core| core.is_drained()) {
+                return;
+            }
+            drained.await;
+        }
     }
 
-    fn start(&self, source: Source<'_>, from: Option<AccountId>, prepare: Prepare) -> Dispatch {
+    fn start(&self, source: Source<'_>, prepare: Prepare, reply_to: ReplyTo) {
         let now = self.0.clock.now();
+        let steady = Instant::now();
+        let steady_ns = steady.saturating_duration_since(self.0.started).as_nanos();
+        let steady_ns = u64::try_from(steady_ns).unwrap_or(u64::MAX);
         let admitted = self.core(|core| match core.answer_ildcp(source, &prepare) {
             Some(reply) => Err(reply),
-            None => core.admit(now, source, prepare).map_err(Err),
+            None => core
+                .admit(now, steady_ns, source, prepare)
+                .map_err(Err),
         });
-        match admitted {
-            Err(reply) => Dispatch(State::Done(Some(reply))),
-            Ok(admitted) => {
-                let Admitted {
-                    ticket,
-                    next,
-                    forward,
-                    wait,
-                } = admitted;
-                let passage = Passage::new(self.0.clone(), ticket, wait);
-                let task = tokio::spawn(passage.run(next, from, forward));
-                Dispatch(State::Running(task, self.0.clone()))
+        let Admitted {
+            ticket,
+            next,
+            forward,
+            wait,
+        } = match admitted {
+            Ok(admitted) => admitted,
+            Err(reply) => return reply_to.send(reply),
+        };
+        let (inner, deadline) = (self.0.clone(), steady + wait);
+        match next {
+            NextHop::Link(link) => {
+                let passage = Passage::new(inner, ticket, deadline, reply_to);
+                link.send(forward, Answer::passage(passage));
+            }
+            NextHop::Receiver(receiver) => {
+                let from = match source {
+                    Source::Account { id, .. } => Some(id.clone()),
+                    Source::Host { .. } => None,
+                };
+                let reception = Reception::new(inner, ticket, deadline);
+                tokio::spawn(reception.run(receiver, from, forward, reply_to));
             }
         }
     }
@@ -248,265 +305,17 @@ impl Inner {
         work(&mut self.core.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn reject(&self, code: ErrorCode, message: &str) -> Reject {
-        Reject::new(code, Some(&self.config.address), message)
+    pub(crate) fn reject(&self, code: ErrorCode, message: &str) -> Reject {
+        self.core(|core| core.reject(code, message))
     }
-}
 
-/// The reply to a packet, as a future. Dropping it does not stop the packet.
-#[derive(Debug)]
-pub struct Dispatch(State);
-
-enum State {
-    Done(Option<Reply>),
-    Running(JoinHandle<Reply>, Arc<Inner>),
-}
-
-impl std::fmt::Debug for State {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Done(_) => "Done",
-            Self::Running(..) => "Running",
-        })
-    }
-}
-
-impl Future for Dispatch {
-    type Output = Reply;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Reply> {
-        match &mut self.0 {
-            State::Done(reply) => Poll::Ready(reply.take().unwrap_or_else(|| {
-                Err(Reject::new(
-                    ErrorCode::InternalError,
-                    None,
-                    "reply was taken already",
-                ))
-            })),
-            State::Running(task, inner) => Pin::new(task).poll(context).map(|reply| {
-                // The task panicked, or the runtime is going down.
-                reply.unwrap_or_else(|_| {
-                    Err(inner.reject(ErrorCode::InternalError, "packet handling failed"))
-                })
-            }),
+    pub(crate) fn finish(&self, ticket: Ticket, outcome: Outcome) {
+        let drained = self.core(|core| {
+            core.finish(ticket, outcome);
+            core.is_drained()
+        });
+        if drained {
+            self.drained.notify_waiters();
         }
-    }
-}
-
-/// The hold of one admitted packet. Whatever happens to the packet's task, dropping the hold
-/// finishes the packet in the way that fits what was recorded.
-struct Hold {
-    inner: Arc<Inner>,
-    ticket: Option<Ticket>,
-    state: Arc<CommitState>,
-    /// How the packet ended, as far as the ledger does not say otherwise.
-    outcome: Outcome,
-}
-
-impl Hold {
-    fn new(inner: Arc<Inner>, ticket: Ticket) -> Self {
-        inner.in_flight.send_modify(|count| *count += 1);
-        Self {
-            inner,
-            ticket: Some(ticket),
-            state: Arc::default(),
-            outcome: Outcome::Rejected,
-        }
-    }
-}
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        let outcome = match self.state.get() {
-            Step::Recorded => Outcome::Fulfilled,
-            Step::Recording | Step::Failed => Outcome::InDoubt,
-            Step::Open | Step::Expired => self.outcome,
-        };
-        if let Some(ticket) = self.ticket.take() {
-            self.inner.core(|core| core.finish(ticket, outcome));
-        }
-        self.inner.in_flight.send_modify(|count| *count -= 1);
-    }
-}
-
-/// One admitted packet on its way to the next hop.
-struct Passage {
-    inner: Arc<Inner>,
-    hold: Hold,
-    deadline: Instant,
-    amount: u64,
-    condition: Condition,
-    debit: LedgerAccount,
-    credit: Option<LedgerAccount>,
-}
-
-impl Passage {
-    fn new(inner: Arc<Inner>, ticket: Ticket, wait: Duration) -> Self {
-        Self {
-            deadline: Instant::now() + wait,
-            amount: ticket.amount,
-            condition: ticket.reference,
-            debit: ticket.debit.clone(),
-            credit: ticket.credit.clone(),
-            hold: Hold::new(inner.clone(), ticket),
-            inner,
-        }
-    }
-
-    async fn run(mut self, next: NextHop, from: Option<AccountId>, forward: Prepare) -> Reply {
-        let reply = match next {
-            NextHop::Link(link) => self.forward(&*link, forward).await,
-            NextHop::Receiver(receiver) => self.receive(&*receiver, from.as_ref(), forward).await,
-        };
-        // The balances have to be right before the source hears of it.
-        drop(self.hold);
-        reply
-    }
-
-    async fn forward(&mut self, link: &dyn Link, prepare: Prepare) -> Reply {
-        let answered = tokio::time::timeout_at(self.deadline, link.send(prepare)).await;
-        let reply = match answered {
-            // A reply that lies ready when we are woken late is late all the same.
-            Ok(_) if Instant::now() >= self.deadline => return self.timed_out(),
-            Err(_) | Ok(Err(LinkError::TimedOut)) => return self.timed_out(),
-            Ok(Err(error)) => {
-                let code = match error {
-                    LinkError::Closed => ErrorCode::PeerUnreachable,
-                    LinkError::Busy => ErrorCode::PeerBusy,
-                    LinkError::NoDestination | LinkError::NotIlp(_) => ErrorCode::Unreachable,
-                    LinkError::Unencodable => ErrorCode::InvalidPacket,
-                    LinkError::TimedOut => ErrorCode::TransferTimedOut,
-                };
-                return Err(self.inner.reject(code, &error.to_string()));
-            }
-            Ok(Ok(reply)) => reply,
-        };
-        let fulfill = reply?;
-        if fulfill.fulfillment.condition() != self.condition {
-            self.hold.outcome = Outcome::WrongFulfill;
-            let message = "the fulfillment does not match the condition";
-            return Err(self.inner.reject(ErrorCode::WrongCondition, message));
-        }
-        self.hold.outcome = Outcome::Fulfilled;
-        let Some(credit) = self.credit.clone() else {
-            return Ok(fulfill);
-        };
-        let movement = Movement {
-            debit: self.debit.clone(),
-            credit,
-            amount: self.amount,
-            reference: self.condition.0,
-        };
-        self.hold.state.set(Step::Recording);
-        match record(&*self.inner.ledger, movement).await {
-            Ok(()) => {
-                self.hold.state.set(Step::Recorded);
-                Ok(fulfill)
-            }
-            Err(error) => {
-                // The next hop has proved that it was paid and we cannot write it down, not even
-                // if the ledger merely refuses: our balances and the ledger disagree.
-                self.hold.state.set(Step::Failed);
-                Err(self.write_failed(&error))
-            }
-        }
-    }
-
-    async fn receive(
-        &mut self,
-        receiver: &dyn Receiver,
-        from: Option<&AccountId>,
-        prepare: Prepare,
-    ) -> Reply {
-        let state = self.hold.state.clone();
-        let commit = Commit {
-            state: state.clone(),
-            ledger: self.inner.ledger.clone(),
-            debit: self.debit.clone(),
-            amount: self.amount,
-            reference: self.condition.0,
-        };
-        let mut receiving = receiver.receive(from, prepare, commit);
-        let reply = tokio::select! {
-            biased;
-            reply = &mut receiving => reply,
-            () = tokio::time::sleep_until(self.deadline) => {
-                if state.advance(Step::Open, Step::Expired) {
-                    return self.timed_out();
-                }
-                // The amount is being recorded; only the outcome of that may decide.
-                receiving.await
-            }
-        };
-        match (state.get(), reply) {
-            (Step::Recorded, Ok(fulfill)) => self.check_receiver(fulfill),
-            (Step::Recorded, Err(reject)) => {
-                // The receiver broke its contract. The ledger has the money, so it is kept there
-                // for a person to look at, rather than guessed back.
-                tracing::error!(
-                    account = ?from,
-                    code = %reject.code,
-                    amount = self.amount,
-                    "receiver rejected a packet after recording its amount"
-                );
-                Err(reject)
-            }
-            (Step::Open, Ok(fulfill)) if self.amount == 0 => {
-                self.hold.outcome = Outcome::Fulfilled;
-                self.check_receiver(fulfill)
-            }
-            (Step::Open, Ok(_)) => {
-                tracing::error!(account = ?from, "receiver fulfilled without recording the amount");
-                Err(self
-                    .inner
-                    .reject(ErrorCode::InternalError, "packet was not recorded"))
-            }
-            (Step::Expired, _) => self.timed_out(),
-            (Step::Recording | Step::Failed, _) => Err(self.write_failed_at(from)),
-            (Step::Open, Err(reject)) => Err(reject),
-        }
-    }
-
-    fn check_receiver(&mut self, fulfill: Fulfill) -> Reply {
-        if fulfill.fulfillment.condition() == self.condition {
-            return Ok(fulfill);
-        }
-        self.hold.outcome = Outcome::WrongFulfill;
-        tracing::error!(
-            amount = self.amount,
-            "receiver's fulfillment does not match the condition"
-        );
-        let message = "the fulfillment does not match the condition";
-        Err(self.inner.reject(ErrorCode::WrongCondition, message))
-    }
-
-    fn timed_out(&mut self) -> Reply {
-        self.hold.outcome = Outcome::TimedOut;
-        Err(self
-            .inner
-            .reject(ErrorCode::TransferTimedOut, "packet expired"))
-    }
-
-    fn write_failed(&self, error: &LedgerError) -> Reject {
-        tracing::error!(
-            debit = %self.debit,
-            credit = ?self.credit,
-            amount = self.amount,
-            error = error as &dyn std::error::Error,
-            "movement could not be recorded; its accounts are stopped"
-        );
-        self.inner
-            .reject(ErrorCode::InternalError, "payment could not be recorded")
-    }
-
-    fn write_failed_at(&self, from: Option<&AccountId>) -> Reject {
-        tracing::error!(
-            account = ?from,
-            debit = %self.debit,
-            amount = self.amount,
-            "movement to a receiver could not be recorded; the account is stopped"
-        );
-        self.inner
-            .reject(ErrorCode::InternalError, "payment could not be recorded")
     }
 }

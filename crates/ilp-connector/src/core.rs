@@ -19,7 +19,8 @@ use ilp_packet::{
 };
 
 use crate::account::{
-    Account, AccountConfig, AccountError, AccountId, AccountStatistics, LedgerAccount, Relation,
+    Account, AccountConfig, AccountError, AccountId, AccountOverview, AccountStatistics,
+    LedgerAccount, Relation,
 };
 use crate::connector::ConnectorConfig;
 use crate::link::{Attachment, Link};
@@ -64,7 +65,7 @@ pub(crate) struct Admitted {
 #[derive(Debug)]
 pub(crate) struct Ticket {
     payer: Payer,
-    payee: Option<AccountId>,
+    payee: Option<Slot>,
     pub(crate) amount: u64,
     pub(crate) reference: Condition,
     pub(crate) debit: LedgerAccount,
@@ -74,9 +75,13 @@ pub(crate) struct Ticket {
 
 #[derive(Debug)]
 enum Payer {
-    Account(AccountId),
+    Account(Slot),
     Host(SpendLimit),
 }
+
+/// Where an account is kept. It stays its own as long as a packet holds something on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Slot(usize);
 
 /// How an admitted packet ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,35 +101,73 @@ pub(crate) enum Outcome {
 /// All accounts, routes and balances.
 pub(crate) struct Core {
     config: ConnectorConfig,
-    accounts: HashMap<AccountId, Account>,
+    slots: Vec<Option<Account>>,
+    free: Vec<Slot>,
+    names: HashMap<AccountId, Slot>,
     routes: RouteTable,
     receivers: HashMap<Arc<str>, Arc<dyn Receiver>>,
     parent: Option<AccountId>,
     attachments: u64,
+    /// Number of packets that are admitted and not finished.
+    in_flight: usize,
     closed: bool,
 }
+
+/// A link that an account has lost. It is dropped outside of the lock, because whatever still waits
+/// in it comes back to the connector then.
+pub(crate) type Unlinked = Option<Arc<dyn Link>>;
 
 impl Core {
     pub(crate) fn new(config: ConnectorConfig) -> Self {
         Self {
             config,
-            accounts: HashMap::new(),
+            slots: Vec::new(),
+            free: Vec::new(),
+            names: HashMap::new(),
             routes: RouteTable::default(),
             receivers: HashMap::new(),
             parent: None,
             attachments: 0,
+            in_flight: 0,
             closed: false,
         }
+    }
+
+    pub(crate) fn config(&self) -> &ConnectorConfig {
+        &self.config
+    }
+
+    /// Gives the connector another address of its own, and with it all children.
+    pub(crate) fn readdress(&mut self, address: Address) -> Result<(), AccountError> {
+        let mut addresses = Vec::new();
+        for (at, account) in self.slots.iter().enumerate() {
+            let Some(account) = account else { continue };
+            if account.config.relation == Relation::Child {
+                let segment = &account.config.segment;
+                let below = address
+                    .with_suffix(segment)
+                    .map_err(|_| AccountError::BadSegment(segment.clone()))?;
+                addresses.push((at, below));
+            }
+        }
+        for (at, below) in addresses {
+            if let Some(account) = &mut self.slots[at] {
+                account.address = Some(below);
+            }
+        }
+        self.config.address = address;
+        Ok(())
     }
 
     /// Opens an account. One that is still closing is revived with its balance and its holds, and
     /// the balance in `config` is not used then.
     pub(crate) fn open_account(&mut self, config: AccountConfig) -> Result<(), AccountError> {
-        let revived = match self.accounts.get(&config.id) {
-            Some(account) if account.closing => true,
-            Some(_) => return Err(AccountError::AlreadyOpen(config.id)),
-            None => false,
-        };
+        let known = self.names.get(&config.id).copied();
+        if let Some(account) = known.and_then(|slot| self.at(slot))
+            && !account.closing
+        {
+            return Err(AccountError::AlreadyOpen(config.id));
+        }
         let address = match config.relation {
             Relation::Parent => {
                 if self.parent.is_some() {
@@ -150,58 +193,65 @@ impl Core {
                 self.routes.insert(config.segment.clone(), target);
             }
         }
-        let account = self
-            .accounts
-            .entry(config.id.clone())
-            .or_insert_with(|| Account::new(config.clone(), address.clone()));
-        if revived {
+        if let Some(account) = known.and_then(|slot| self.at_mut(slot)) {
             account.config = config;
             account.address = address;
             account.closing = false;
+            return Ok(());
         }
+        let name = config.id.clone();
+        let account = Some(Account::new(config, address));
+        let slot = if let Some(slot) = self.free.pop() {
+            self.slots[slot.0] = account;
+            slot
+        } else {
+            self.slots.push(account);
+            Slot(self.slots.len() - 1)
+        };
+        self.names.insert(name, slot);
         Ok(())
     }
 
     /// Closes an account: it disappears for new packets at once, and for good when the packets in
     /// flight are done.
-    pub(crate) fn close_account(&mut self, id: &AccountId) -> Result<(), AccountError> {
-        let account = self.open_mut(id)?;
+    pub(crate) fn close_account(&mut self, id: &AccountId) -> Result<Unlinked, AccountError> {
+        let slot = self.open_slot(id)?;
+        let Some(account) = self.at_mut(slot) else {
+            return Err(AccountError::NoAccount(id.clone()));
+        };
         account.closing = true;
-        account.link = None;
+        let link = account.link.take().map(|(_, link)| link);
         let segment = account.config.segment.clone();
         match account.config.relation {
             Relation::Parent => self.parent = None,
             Relation::Child => self.routes.remove(&segment),
         }
-        self.forget_if_done(id);
-        Ok(())
+        self.forget_if_done(slot);
+        Ok(link)
     }
 
     pub(crate) fn attach(
         &mut self,
         id: &AccountId,
         link: Arc<dyn Link>,
-    ) -> Result<Attachment, AccountError> {
+    ) -> Result<(Attachment, Unlinked), AccountError> {
         self.attachments += 1;
         let attachment = Attachment(self.attachments);
-        self.open_mut(id)?.link = Some((attachment, link));
-        Ok(attachment)
+        let slot = self.open_slot(id)?;
+        let before = self
+            .at_mut(slot)
+            .and_then(|account| account.link.replace((attachment, link)));
+        Ok((attachment, before.map(|(_, link)| link)))
     }
 
     /// Detaches the link if it is still the one of this attachment.
-    pub(crate) fn detach(&mut self, id: &AccountId, attachment: Attachment) -> bool {
-        let Some(account) = self.accounts.get_mut(id) else {
-            return false;
-        };
-        if account
-            .link
-            .as_ref()
-            .is_none_or(|(current, _)| *current != attachment)
-        {
-            return false;
+    pub(crate) fn detach(&mut self, id: &AccountId, attachment: Attachment) -> Unlinked {
+        let slot = *self.names.get(id)?;
+        let link = &mut self.at_mut(slot)?.link;
+        if link.as_ref()?.0 != attachment {
+            return None;
         }
-        account.link = None;
-        true
+        link.take().map(|(_, link)| link)
     }
 
     pub(crate) fn register_receiver(
@@ -237,9 +287,42 @@ impl Core {
         Some(self.open(id)?.stopped)
     }
 
+    /// Every open account with its balance and statistics, by name.
+    pub(crate) fn overview(&self) -> Vec<AccountOverview> {
+        let open = self.slots.iter().flatten().filter(|it| !it.closing);
+        let mut accounts: Vec<_> = open
+            .map(|account| AccountOverview {
+                id: account.config.id.clone(),
+                relation: account.config.relation,
+                address: account.address.clone(),
+                connected: account.link.is_some(),
+                stopped: account.stopped,
+                balance: account.balance,
+                in_flight: account.in_flight,
+                statistics: account.statistics,
+            })
+            .collect();
+        accounts.sort_by(|a, b| a.id.cmp(&b.id));
+        accounts
+    }
+
+    /// Notes a reply of this neighbour that replied to nothing.
+    pub(crate) fn note_unexpected_reply(&mut self, id: &AccountId) {
+        if let Some(&slot) = self.names.get(id)
+            && let Some(account) = self.at_mut(slot)
+        {
+            account.statistics.unexpected_replies_to += 1;
+        }
+    }
+
     /// From now on every packet is rejected with T03. Packets in flight go on.
     pub(crate) fn close(&mut self) {
         self.closed = true;
+    }
+
+    /// Whether it was closed and no packet is in flight.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.closed && self.in_flight == 0
     }
 
     /// A Reject of our own.
@@ -288,24 +371,31 @@ impl Core {
         Ok(response.fulfill())
     }
 
-    /// Decides about one packet. On success its amount is held.
+    /// Decides about one packet. On success its amount is held. `steady_ns` is a monotonic reading.
     pub(crate) fn admit(
         &mut self,
         now: Timestamp,
+        steady_ns: u64,
         source: Source<'_>,
         prepare: Prepare,
     ) -> Result<Admitted, Reject> {
-        if let Source::Account { id, .. } = source
-            && let Some(account) = self.accounts.get_mut(id)
-        {
+        let payer = match source {
+            Source::Account { id, .. } => self.open_slot(id).ok(),
+            Source::Host { .. } => None,
+        };
+        let admitted = self.decide(now, steady_ns, source, payer, prepare);
+        if let Some(account) = payer.and_then(|slot| self.at_mut(slot)) {
             account.statistics.prepares_from += 1;
-        }
-        let admitted = self.decide(now, source, prepare);
-        if admitted.is_err()
-            && let Source::Account { id, .. } = source
-            && let Some(account) = self.accounts.get_mut(id)
-        {
-            account.statistics.rejects_from += 1;
+            if let Err(reject) = &admitted {
+                account.statistics.rejects_from += 1;
+                match reject.code {
+                    ErrorCode::InsufficientLiquidity => account.statistics.insufficient_from += 1,
+                    ErrorCode::RateLimited | ErrorCode::ConnectorBusy => {
+                        account.statistics.limited_from += 1;
+                    }
+                    _ => {}
+                }
+            }
         }
         admitted
     }
@@ -315,16 +405,18 @@ impl Core {
     fn decide(
         &mut self,
         now: Timestamp,
+        steady_ns: u64,
         source: Source<'_>,
+        payer: Option<Slot>,
         mut prepare: Prepare,
     ) -> Result<Admitted, Reject> {
         if self.closed {
             return Err(self.reject(ErrorCode::ConnectorBusy, "connector is shutting down"));
         }
-        let debit = self.check_source(source, &prepare)?;
+        let debit = self.check_source(steady_ns, source, payer, &prepare)?;
         let (expires_at, wait) = self.next_expiry(now, source, &prepare)?;
         let (payee, next) = self.next_hop(source, &prepare.destination)?;
-        if let Some(account) = payee.as_ref().and_then(|id| self.accounts.get(id)) {
+        if let Some(account) = payee.and_then(|slot| self.at(slot)) {
             self.check_amount(account, prepare.amount)?;
             if account.stopped {
                 return Err(self.reject(ErrorCode::InternalError, "destination account is stopped"));
@@ -334,16 +426,16 @@ impl Core {
                 return Err(self.reject(ErrorCode::InsufficientLiquidity, message));
             }
         }
-        let payer = self.hold(source, prepare.amount)?;
+        let payer = self.hold(source, payer, prepare.amount)?;
         let credit = payee
-            .as_ref()
-            .and_then(|id| self.accounts.get_mut(id))
+            .and_then(|slot| self.at_mut(slot))
             .map(|account| {
                 account.held_in += u128::from(prepare.amount);
                 account.holds += 1;
                 account.statistics.prepares_to += 1;
                 account.config.ledger_account.clone()
             });
+        self.in_flight += 1;
         prepare.expires_at = expires_at;
         let ticket = Ticket {
             payer,
@@ -362,22 +454,37 @@ impl Core {
     }
 
     /// Everything that only the source and the packet decide. Returns who pays in the ledger.
-    fn check_source(&self, source: Source<'_>, prepare: &Prepare) -> Result<LedgerAccount, Reject> {
+    fn check_source(
+        &mut self,
+        steady_ns: u64,
+        source: Source<'_>,
+        payer: Option<Slot>,
+        prepare: &Prepare,
+    ) -> Result<LedgerAccount, Reject> {
         let debit = match source {
             Source::Host { debit, .. } => debit.clone(),
-            Source::Account { id, .. } => {
-                let Some(account) = self.open(id) else {
+            Source::Account { .. } => {
+                let Some(account) = payer.and_then(|slot| self.at_mut(slot)) else {
                     return Err(self.reject(ErrorCode::Unreachable, "source account is not open"));
                 };
                 if account.stopped {
                     return Err(self.reject(ErrorCode::InternalError, "account is stopped"));
                 }
-                self.check_amount(account, prepare.amount)?;
-                if account.in_flight >= account.config.max_in_flight_packets {
+                // Counted whatever becomes of the packet: every one costs us something.
+                if !account.limiter.take(steady_ns) {
+                    let message = "too many packets per second";
+                    return Err(self.reject(ErrorCode::RateLimited, message));
+                }
+                let busy = account.in_flight >= account.config.max_in_flight_packets;
+                let debit = account.config.ledger_account.clone();
+                if let Some(account) = payer.and_then(|slot| self.at(slot)) {
+                    self.check_amount(account, prepare.amount)?;
+                }
+                if busy {
                     let message = "too many packets in flight";
                     return Err(self.reject(ErrorCode::ConnectorBusy, message));
                 }
-                account.config.ledger_account.clone()
+                debit
             }
         };
         if prepare.destination.scheme() == "peer" {
@@ -431,7 +538,7 @@ impl Core {
         &self,
         source: Source<'_>,
         destination: &Address,
-    ) -> Result<(Option<AccountId>, NextHop), Reject> {
+    ) -> Result<(Option<Slot>, NextHop), Reject> {
         let unreachable = || self.reject(ErrorCode::Unreachable, "no route to the destination");
         let id = match self.routes.lookup(&self.config.address, destination) {
             Lookup::Ourselves => {
@@ -450,7 +557,8 @@ impl Core {
                 return Ok((None, NextHop::Receiver(receiver)));
             }
         };
-        let account = self.open(&id).ok_or_else(unreachable)?;
+        let slot = self.open_slot(&id).map_err(|_| unreachable())?;
+        let account = self.at(slot).ok_or_else(unreachable)?;
         if loops_back(source, account, destination) {
             let message = "the destination is where the packet came from";
             return Err(self.reject(ErrorCode::Unreachable, message));
@@ -459,10 +567,15 @@ impl Core {
             let message = "the destination is not connected";
             return Err(self.reject(ErrorCode::PeerUnreachable, message));
         };
-        Ok((Some(id), NextHop::Link(link.clone())))
+        Ok((Some(slot), NextHop::Link(link.clone())))
     }
 
-    fn hold(&mut self, source: Source<'_>, amount: u64) -> Result<Payer, Reject> {
+    fn hold(
+        &mut self,
+        source: Source<'_>,
+        payer: Option<Slot>,
+        amount: u64,
+    ) -> Result<Payer, Reject> {
         match source {
             Source::Host { limit, .. } => {
                 if !limit.reserve(amount) {
@@ -471,30 +584,32 @@ impl Core {
                 }
                 Ok(Payer::Host(limit.clone()))
             }
-            Source::Account { id, .. } => match self.accounts.get_mut(id) {
-                Some(account) if account.can_pay(amount) => {
+            Source::Account { .. } => {
+                if let Some(slot) = payer
+                    && let Some(account) = self.at_mut(slot)
+                    && account.can_pay(amount)
+                {
                     account.held_out += u128::from(amount);
                     account.in_flight += 1;
                     account.holds += 1;
-                    Ok(Payer::Account(id.clone()))
+                    return Ok(Payer::Account(slot));
                 }
-                _ => {
-                    let message = "account has insufficient balance";
-                    Err(self.reject(ErrorCode::InsufficientLiquidity, message))
-                }
-            },
+                let message = "account has insufficient balance";
+                Err(self.reject(ErrorCode::InsufficientLiquidity, message))
+            }
         }
     }
 
     /// Ends an admitted packet.
     pub(crate) fn finish(&mut self, ticket: Ticket, outcome: Outcome) {
+        self.in_flight -= 1;
         let amount = ticket.amount;
         let fulfilled = outcome == Outcome::Fulfilled;
         match ticket.payer {
             Payer::Host(limit) if fulfilled || outcome == Outcome::InDoubt => limit.spend(amount),
             Payer::Host(limit) => limit.release(amount),
-            Payer::Account(id) => {
-                if let Some(account) = self.accounts.get_mut(&id) {
+            Payer::Account(slot) => {
+                if let Some(account) = self.at_mut(slot) {
                     account.held_out -= u128::from(amount);
                     account.in_flight -= 1;
                     account.holds -= 1;
@@ -507,11 +622,11 @@ impl Core {
                         account.statistics.rejects_from += 1;
                     }
                 }
-                self.forget_if_done(&id);
+                self.forget_if_done(slot);
             }
         }
-        let Some(id) = ticket.payee else { return };
-        if let Some(account) = self.accounts.get_mut(&id) {
+        let Some(slot) = ticket.payee else { return };
+        if let Some(account) = self.at_mut(slot) {
             account.held_in -= u128::from(amount);
             account.holds -= 1;
             account.stopped |= outcome == Outcome::InDoubt;
@@ -527,27 +642,34 @@ impl Core {
                 Outcome::Rejected | Outcome::InDoubt => {}
             }
         }
-        self.forget_if_done(&id);
+        self.forget_if_done(slot);
     }
 
-    fn forget_if_done(&mut self, id: &AccountId) {
-        if self
-            .accounts
-            .get(id)
-            .is_some_and(|account| account.closing && account.holds == 0)
-        {
-            self.accounts.remove(id);
+    fn forget_if_done(&mut self, slot: Slot) {
+        let Some(account) = self.at(slot) else { return };
+        if account.closing && account.holds == 0 {
+            let name = account.config.id.clone();
+            self.names.remove(&name);
+            self.slots[slot.0] = None;
+            self.free.push(slot);
         }
     }
 
-    fn open(&self, id: &AccountId) -> Option<&Account> {
-        self.accounts.get(id).filter(|account| !account.closing)
+    fn at(&self, slot: Slot) -> Option<&Account> {
+        self.slots.get(slot.0)?.as_ref()
     }
 
-    fn open_mut(&mut self, id: &AccountId) -> Result<&mut Account, AccountError> {
-        self.accounts
-            .get_mut(id)
-            .filter(|account| !account.closing)
+    fn at_mut(&mut self, slot: Slot) -> Option<&mut Account> {
+        self.slots.get_mut(slot.0)?.as_mut()
+    }
+
+    fn open(&self, id: &AccountId) -> Option<&Account> {
+        self.open_slot(id).ok().and_then(|slot| self.at(slot))
+    }
+
+    fn open_slot(&self, id: &AccountId) -> Result<Slot, AccountError> {
+        let slot = self.names.get(id).copied();
+        slot.filter(|slot| self.at(*slot).is_some_and(|account| !account.closing))
             .ok_or_else(|| AccountError::NoAccount(id.clone()))
     }
 }

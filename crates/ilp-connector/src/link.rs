@@ -1,16 +1,18 @@
 //! A neighbour that Prepares can be sent to.
 
-use async_trait::async_trait;
-use ilp_packet::{Prepare, Reply};
+use ilp_packet::Prepare;
+
+use crate::answer::Answer;
 
 /// Sends packets to one neighbour: a BTP socket, a group of sockets, or a fake in a test.
-#[async_trait]
 pub trait Link: Send + Sync {
-    /// Sends a Prepare and waits for its reply.
+    /// Sends a Prepare and returns at once.
     ///
-    /// The connector drops the future when the packet expires; a reply after that must have no
-    /// effect. The reply is the neighbour's word: the connector checks the fulfillment.
-    async fn send(&self, prepare: Prepare) -> Result<Reply, LinkError>;
+    /// `answer` is completed once, now or later and on any thread, with the neighbour's word: the
+    /// connector checks the fulfillment. At [`Answer::deadline`] the link completes it with
+    /// [`LinkError::TimedOut`]; a reply after that must have no effect. An answer that is dropped
+    /// counts as [`LinkError::Closed`].
+    fn send(&self, prepare: Prepare, answer: Answer);
 }
 
 /// Why a neighbour gave no ILP reply.
@@ -34,7 +36,7 @@ pub enum LinkError {
     /// The packet cannot be put on the wire. The neighbour has not seen it. The source gets F01.
     #[error("packet cannot be encoded for this neighbour")]
     Unencodable,
-    /// The link gave up waiting before the connector did. The source gets R00.
+    /// The neighbour did not answer before the packet expired. The source gets R00.
     #[error("neighbour did not answer in time")]
     TimedOut,
 }

@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use ilp_packet::{Prepare, Reply};
 
 use crate::account::{AccountId, LedgerAccount};
-use crate::ledger::{Ledger, LedgerError, Movement};
+use crate::ledger::{Ledger, LedgerError, Movement, record};
 
 /// Receives packets for one segment below the connector's address.
 #[async_trait]
@@ -97,14 +97,6 @@ impl std::fmt::Debug for Commit {
             .field("amount", &self.amount)
             .finish_non_exhaustive()
     }
-}
-
-/// Records a movement unless there is nothing to record.
-pub(crate) async fn record(ledger: &dyn Ledger, movement: Movement) -> Result<(), LedgerError> {
-    if movement.amount == 0 || movement.debit == movement.credit {
-        return Ok(());
-    }
-    ledger.record(movement).await
 }
 
 /// How far the recording of one packet is.

@@ -14,8 +14,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use ilp_connector::{
-    AccountConfig, AccountId, Clock, Commit, Connector, ConnectorConfig, Ledger, LedgerAccount,
-    LedgerError, Link, LinkError, Movement, Receiver,
+    AccountConfig, AccountId, Answer, Clock, Commit, Connector, ConnectorConfig, Ledger,
+    LedgerAccount, LedgerError, Link, LinkError, Movement, Receiver, Recorded,
 };
 use ilp_packet::{
     Address, Condition, ErrorCode, Fulfill, Fulfillment, Prepare, Reject, Reply, Timestamp,
@@ -66,17 +66,7 @@ impl FakeLedger {
             .sum()
     }
 
-    pub fn row_count(&self) -> usize {
-        self.rows.lock().unwrap().len()
-    }
-}
-
-#[async_trait]
-impl Ledger for FakeLedger {
-    async fn record(&self, movement: Movement) -> Result<(), LedgerError> {
-        if self.waits.load(Ordering::SeqCst) {
-            self.go_on.notified().await;
-        }
+    fn write(&self, movement: Movement) -> Result<(), LedgerError> {
         if self.refuses.load(Ordering::SeqCst) {
             return Err(LedgerError::Refused("told to".into()));
         }
@@ -87,6 +77,27 @@ impl Ledger for FakeLedger {
         assert_ne!(movement.debit, movement.credit);
         self.rows.lock().unwrap().push(movement);
         Ok(())
+    }
+
+    pub fn row_count(&self) -> usize {
+        self.rows.lock().unwrap().len()
+    }
+}
+
+/// As the connector has it: shared with whatever writes.
+pub struct FakeBank(pub Arc<FakeLedger>);
+
+impl Ledger for FakeBank {
+    fn record(&self, movement: Movement, recorded: Recorded) {
+        let ledger = self.0.clone();
+        if ledger.waits.load(Ordering::SeqCst) {
+            tokio::spawn(async move {
+                ledger.go_on.notified().await;
+                recorded.complete(ledger.write(movement));
+            });
+        } else {
+            recorded.complete(ledger.write(movement));
+        }
     }
 }
 
@@ -120,27 +131,41 @@ impl Neighbour {
     }
 }
 
-#[async_trait]
 impl Link for Neighbour {
-    async fn send(&self, prepare: Prepare) -> Result<Reply, LinkError> {
+    fn send(&self, prepare: Prepare, answer: Answer) {
         self.seen.lock().unwrap().push(prepare);
         let behaviour = self.behaviour.lock().unwrap().clone();
-        match behaviour {
-            Behaviour::Fulfill => Ok(Ok(fulfill())),
-            Behaviour::WrongFulfill => Ok(Ok(Fulfill {
-                fulfillment: Fulfillment([8; 32]),
-                data: Bytes::new(),
-            })),
+        let deadline = answer.deadline();
+        let (wait, result) = match behaviour {
+            Behaviour::Fulfill => (None, Ok(Ok(fulfill()))),
+            Behaviour::WrongFulfill => {
+                let wrong = Fulfill {
+                    fulfillment: Fulfillment([8; 32]),
+                    data: Bytes::new(),
+                };
+                (None, Ok(Ok(wrong)))
+            }
             Behaviour::Reject(code) => {
                 let by: Address = "test.far.away".parse().unwrap();
-                Ok(Err(Reject::new(code, Some(&by), "no")))
+                (None, Ok(Err(Reject::new(code, Some(&by), "no"))))
             }
-            Behaviour::Silent => std::future::pending().await,
-            Behaviour::FulfillAfter(wait) => {
-                tokio::time::sleep(wait).await;
-                Ok(Ok(fulfill()))
+            Behaviour::Silent => (Some(deadline), Err(LinkError::TimedOut)),
+            Behaviour::FulfillAfter(wait) => (Some(Instant::now() + wait), Ok(Ok(fulfill()))),
+            Behaviour::Fail(error) => (None, Err(error)),
+        };
+        match wait {
+            None => answer.complete(result),
+            Some(at) => {
+                tokio::spawn(async move {
+                    if at > deadline {
+                        tokio::time::sleep_until(deadline).await;
+                        answer.complete(Err(LinkError::TimedOut));
+                    } else {
+                        tokio::time::sleep_until(at).await;
+                        answer.complete(result);
+                    }
+                });
             }
-            Behaviour::Fail(error) => Err(error),
         }
     }
 }
@@ -208,7 +233,7 @@ impl World {
         let ledger = Arc::new(FakeLedger::default());
         let clock = Arc::new(RuntimeClock(Instant::now()));
         let config = ConnectorConfig::new(address("test.host"), "XRP", 9);
-        let connector = Connector::new(config, ledger.clone(), clock.clone());
+        let connector = Connector::new(config, Arc::new(FakeBank(ledger.clone())), clock.clone());
         Self {
             connector,
             ledger,
