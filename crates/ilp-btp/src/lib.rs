@@ -26,4 +26,4 @@ pub use auth::{AUTH, AUTH_TOKEN, AUTH_USERNAME, Credentials, CredentialsError};
 pub use frame::{DecodeError, EncodeError, Frame, MAX_FRAME_BYTES, RequestId};
 pub use protocol::{ContentType, ILP, MAX_PROTOCOL_NAME_BYTES, MAX_PROTOCOLS, ProtocolData};
 pub use refusal::{Refusal, RefusalCode};
-pub use session::{Event, Ignored, Moment, Phase, SendError, Session, SessionLimits};
+pub use session::{Event, Ignored, Moment, OpenRequests, Phase, SendError, Session, SessionLimits};

@@ -125,6 +125,25 @@ struct Pending<T> {
     deadline_ms: u64,
 }
 
+/// What is open in a session, in both directions. A peer that connects again may still answer, and
+/// may still wait: its next session can go on with it.
+#[derive(Debug)]
+pub struct OpenRequests<T> {
+    /// Requests of ours that wait for a reply: id, deadline on the clock of `elapsed_ms`, ticket.
+    pub pending: Vec<(RequestId, u64, T)>,
+    /// Requests of the peer that we have not answered.
+    pub answering: Vec<RequestId>,
+}
+
+impl<T> Default for OpenRequests<T> {
+    fn default() -> Self {
+        Self {
+            pending: Vec::new(),
+            answering: Vec::new(),
+        }
+    }
+}
+
 /// The state of one BTP session. `T` is the caller's ticket for a request.
 #[derive(Debug)]
 pub struct Session<T> {
@@ -326,15 +345,31 @@ impl<T> Session<T> {
         given_up
     }
 
-    /// Closes the session. The tickets of all open requests come back.
-    pub fn close(&mut self) -> Vec<T> {
+    /// Closes the session. Everything that is open comes back.
+    pub fn close(&mut self) -> OpenRequests<T> {
         self.phase = Phase::Closed;
         self.deadlines.clear();
-        self.answering.clear();
-        self.pending
-            .drain()
-            .map(|(_, pending)| pending.ticket)
-            .collect()
+        let pending = self.pending.drain();
+        OpenRequests {
+            pending: pending
+                .map(|(id, pending)| (id, pending.deadline_ms, pending.ticket))
+                .collect(),
+            answering: self.answering.drain().collect(),
+        }
+    }
+
+    /// Goes on with what an earlier session with the same peer has left open. To be called before
+    /// anything is sent; deadlines are on the clock of this session's `elapsed_ms`.
+    pub fn adopt(&mut self, open: OpenRequests<T>) {
+        for (request_id, deadline_ms, ticket) in open.pending {
+            let pending = Pending {
+                ticket,
+                deadline_ms,
+            };
+            self.pending.insert(request_id, pending);
+            self.deadlines.insert((deadline_ms, request_id));
+        }
+        self.answering.extend(open.answering);
     }
 
     fn handle_unreadable(&mut self, error: DecodeError) -> Event<T> {

@@ -149,7 +149,7 @@ proptest! {
         }
         returned.extend(session.handle_timeout(timeout_ms));
         prop_assert!(session.next_deadline_ms().is_none_or(|deadline| deadline > timeout_ms));
-        returned.extend(session.close());
+        returned.extend(session.close().pending.into_iter().map(|(_, _, ticket)| ticket));
         returned.sort_unstable();
         let expected: Vec<u32> = (0_u32..).take(ids.len()).collect();
         prop_assert_eq!(returned, expected);

@@ -325,7 +325,12 @@ fn limits_are_kept() {
         client.handle_message(at(0), &garbage),
         Event::Hangup(None, _)
     ));
-    let mut tickets = client.close();
+    let mut tickets: Vec<_> = client
+        .close()
+        .pending
+        .into_iter()
+        .map(|(_, _, ticket)| ticket)
+        .collect();
     tickets.sort_unstable();
     assert_eq!(tickets, ["one", "two"]);
 }
@@ -348,4 +353,44 @@ fn a_packet_that_does_not_fit_gives_the_ticket_back() {
         client.handle_message(at(0), &refusal),
         Event::RequestRefused("ticket", _)
     ));
+}
+
+#[test]
+fn the_next_session_goes_on_with_what_the_last_one_left_open() {
+    let (mut before, mut peer) = pair(SessionLimits::default());
+    let ours = before.request(7, 1_000, PREPARE.into(), "ours").unwrap();
+    peer.handle_message(at(0), &ours);
+    let theirs = peer.request(9, 1_000, PREPARE.into(), "theirs").unwrap();
+    before.handle_message(at(0), &theirs);
+    let (mut after, mut peer_after) = pair(SessionLimits::default());
+    after.adopt(before.close());
+    peer_after.adopt(peer.close());
+    let reply = peer_after
+        .respond(RequestId(7), FULFILL.into())
+        .unwrap()
+        .unwrap();
+    assert!(matches!(
+        after.handle_message(at(0), &reply),
+        Event::Reply("ours", Some(_))
+    ));
+    let reply = after
+        .respond(RequestId(9), FULFILL.into())
+        .unwrap()
+        .unwrap();
+    assert!(matches!(
+        peer_after.handle_message(at(0), &reply),
+        Event::Reply("theirs", Some(_))
+    ));
+    assert_eq!((after.pending(), after.answering()), (0, 0));
+}
+
+#[test]
+fn what_is_carried_over_still_expires() {
+    let (mut before, _) = pair(SessionLimits::default());
+    before.request(7, 1_000, PREPARE.into(), "ticket").unwrap();
+    let (mut after, _) = pair(SessionLimits::default());
+    after.adopt(before.close());
+    assert_eq!(after.next_deadline_ms(), Some(1_000));
+    assert!(after.handle_timeout(999).is_empty());
+    assert_eq!(after.handle_timeout(1_000), ["ticket"]);
 }

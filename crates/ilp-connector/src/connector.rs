@@ -265,9 +265,7 @@ impl Connector {
         let steady_ns = u64::try_from(steady_ns).unwrap_or(u64::MAX);
         let admitted = self.core(|core| match core.answer_ildcp(source, &prepare) {
             Some(reply) => Err(reply),
-            None => core
-                .admit(now, steady_ns, source, prepare)
-                .map_err(Err),
+            None => core.admit(now, steady_ns, source, prepare).map_err(Err),
         });
         let Admitted {
             ticket,

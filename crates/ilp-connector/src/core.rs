@@ -427,14 +427,12 @@ impl Core {
             }
         }
         let payer = self.hold(source, payer, prepare.amount)?;
-        let credit = payee
-            .and_then(|slot| self.at_mut(slot))
-            .map(|account| {
-                account.held_in += u128::from(prepare.amount);
-                account.holds += 1;
-                account.statistics.prepares_to += 1;
-                account.config.ledger_account.clone()
-            });
+        let credit = payee.and_then(|slot| self.at_mut(slot)).map(|account| {
+            account.held_in += u128::from(prepare.amount);
+            account.holds += 1;
+            account.statistics.prepares_to += 1;
+            account.config.ledger_account.clone()
+        });
         self.in_flight += 1;
         prepare.expires_at = expires_at;
         let ticket = Ticket {

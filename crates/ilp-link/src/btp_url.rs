@@ -1,4 +1,5 @@
-//! Addresses of BTP servers: `btp+ws://<user name>:<token>@<host>:<port>/<path>`.
+//! Addresses of BTP servers: `btp+ws://<user name>:<token>@<host>:<port>/<path>`, or `btp+wss` for a
+//! connection over TLS.
 
 use std::fmt;
 use std::str::FromStr;
@@ -20,12 +21,9 @@ pub enum BtpUrlError {
     /// It is no URL at all.
     #[error("not a URL")]
     Url(#[from] url::ParseError),
-    /// The scheme is neither `btp+ws` nor `ws`.
-    #[error("scheme {0:?} is not btp+ws")]
+    /// The scheme is not one of BTP's.
+    #[error("scheme {0:?} is neither btp+ws nor btp+wss")]
     Scheme(String),
-    /// BTP over TLS is not implemented yet.
-    #[error("btp+wss is not supported yet")]
-    TlsNotSupported,
     /// There is no host.
     #[error("URL names no host")]
     NoHost,
@@ -59,6 +57,12 @@ impl BtpUrl {
         (host, self.websocket.port_or_known_default().unwrap_or(80))
     }
 
+    /// Whether the connection is over TLS.
+    #[must_use]
+    pub fn is_tls(&self) -> bool {
+        self.websocket.scheme() == "wss"
+    }
+
     pub(crate) fn websocket(&self) -> &str {
         self.websocket.as_str()
     }
@@ -71,8 +75,7 @@ impl FromStr for BtpUrl {
         let text = text.trim();
         let mut websocket = Url::parse(text.strip_prefix("btp+").unwrap_or(text))?;
         match websocket.scheme() {
-            "ws" => {}
-            "wss" => return Err(BtpUrlError::TlsNotSupported),
+            "ws" | "wss" => {}
             other => return Err(BtpUrlError::Scheme(other.to_owned())),
         }
         if websocket.host_str().is_none_or(str::is_empty) {
@@ -155,12 +158,14 @@ mod tests {
         assert_eq!(url.credentials().token, "abcdef0123456789");
         let url: BtpUrl = "btp+ws://[::1]".parse().unwrap();
         assert_eq!(url.host_and_port(), ("::1", 80));
+        let url: BtpUrl = "btp+wss://host.example".parse().unwrap();
+        assert_eq!(url.host_and_port(), ("host.example", 443));
+        assert!(url.is_tls());
     }
 
     #[test]
     fn other_urls_are_refused() {
         for (text, error) in [
-            ("btp+wss://host", BtpUrlError::TlsNotSupported),
             ("http://host", BtpUrlError::Scheme("http".into())),
             ("btp+ws://%ff@host", BtpUrlError::Credentials),
         ] {

@@ -4,27 +4,28 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use ilp_btp::{Credentials, RequestId, Session, SessionLimits};
-use ilp_connector::{Clock, Link, LinkError};
+use ilp_connector::{Answer, Clock, Link, LinkError};
 use ilp_packet::ildcp::{self, IldcpError, IldcpResponse};
 use ilp_packet::{Prepare, Reject, Reply};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_tungstenite::client_async_with_config;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::Instrument;
 
 use crate::btp_url::BtpUrl;
 use crate::handler::{Inbound, RequestHandler};
-use crate::socket::{SessionEnd, Socket, SocketLink, websocket_config};
+use crate::peer::{Keep, Peer};
+use crate::socket::{SessionEnd, Socket, websocket_config};
+use crate::transport::Transport;
 
 /// How long connecting, the WebSocket handshake and the authentication may take together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the parent has to tell us our address. RFC 31 suggests a minute; nobody wants to wait
 /// that long.
-const ILDCP_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const ILDCP_TIMEOUT_MS: u64 = 10_000;
 /// Longest wait for a reply, whatever the packet says.
 const MAX_WAIT: Duration = Duration::from_secs(35);
 
@@ -75,9 +76,11 @@ pub enum ConfigurationError {
 /// dropped. It does not reconnect.
 #[derive(Clone)]
 pub struct BtpClient {
-    link: SocketLink,
+    peer: Peer,
     clock: Arc<dyn Clock>,
     end: watch::Receiver<Option<Arc<SessionEnd>>>,
+    cancel: CancellationToken,
+    _last: Arc<DropGuard>,
 }
 
 impl BtpClient {
@@ -90,35 +93,10 @@ impl BtpClient {
         handler: Arc<dyn RequestHandler>,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, ConnectError> {
-        Self::connect_inbound(url, Inbound::Handler(handler), clock).await
-    }
-
-    pub(crate) async fn connect_inbound(
-        url: &BtpUrl,
-        inbound: Inbound,
-        clock: Arc<dyn Clock>,
-    ) -> Result<Self, ConnectError> {
+        let cancel = CancellationToken::new();
+        let socket = dial(url, &clock, &cancel).await?;
         let name = url.to_string();
-        let connecting = async {
-            let stream = TcpStream::connect(url.host_and_port())
-                .await
-                .map_err(|source| ConnectError::Connect {
-                    url: name.clone(),
-                    source,
-                })?;
-            // Packets are small and somebody waits for each.
-            let _ = stream.set_nodelay(true);
-            Self::open(stream, url.websocket(), url.credentials(), inbound, clock)
-                .await
-                .map_err(|source| ConnectError::Session {
-                    url: name.clone(),
-                    source,
-                })
-        };
-        match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
-            Ok(connected) => connected,
-            Err(_) => Err(ConnectError::TimedOut { url: name }),
-        }
+        Ok(Self::spawn(&name, socket, handler, clock, cancel).await)
     }
 
     /// Opens a session over a stream that is connected already.
@@ -134,41 +112,45 @@ impl BtpClient {
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let inbound = Inbound::Handler(handler);
-        let opening = Self::open(stream, "ws://localhost/", credentials, inbound, clock);
-        match tokio::time::timeout(CONNECT_TIMEOUT, opening).await {
-            Ok(opened) => opened,
-            Err(_) => Err(SessionEnd::HandshakeTimeout),
-        }
+        let cancel = CancellationToken::new();
+        let url = "ws://localhost/";
+        let opening = open(stream, url, credentials, &clock, &cancel);
+        let socket = tokio::time::timeout(CONNECT_TIMEOUT, opening)
+            .await
+            .map_err(|_| SessionEnd::HandshakeTimeout)??;
+        Ok(Self::spawn(url, socket, handler, clock, cancel).await)
     }
 
-    async fn open<S>(
-        stream: S,
+    async fn spawn<S>(
         url: &str,
-        credentials: &Credentials,
-        inbound: Inbound,
+        socket: Socket<S>,
+        handler: Arc<dyn RequestHandler>,
         clock: Arc<dyn Clock>,
-    ) -> Result<Self, SessionEnd>
+        cancel: CancellationToken,
+    ) -> Self
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let (websocket, _) = client_async_with_config(url, stream, Some(websocket_config()))
-            .await
-            .map_err(SessionEnd::Handshake)?;
-        let request_id = RequestId(rand::random());
-        let (session, hello) =
-            Session::client(SessionLimits::default(), request_id, credentials)
-                .map_err(|_| SessionEnd::Refused("credentials are too long".into()))?;
-        let cancel = CancellationToken::new();
-        let (mut socket, link) = Socket::new(websocket, session, clock.clone(), cancel);
-        socket.introduce(hello).await?;
         let (ended, end) = watch::channel(None);
-        let running = async move {
-            let end = socket.run(inbound, true).await;
-            ended.send_replace(Some(Arc::new(end)));
+        let peer = Peer::new();
+        // A new peer is free. It is taken here, so that whoever gets the client can send at once.
+        let open = peer.occupy(&cancel).await.unwrap_or_default();
+        let running = {
+            let peer = peer.clone();
+            async move {
+                let inbound = Inbound::Handler(handler);
+                let end = socket.run(&peer, &inbound, open, Keep::Nothing).await;
+                ended.send_replace(Some(Arc::new(end)));
+            }
         };
         tokio::spawn(running.instrument(tracing::info_span!("link", url)));
-        Ok(Self { link, clock, end })
+        Self {
+            peer,
+            clock,
+            end,
+            _last: Arc::new(cancel.clone().drop_guard()),
+            cancel,
+        }
     }
 
     /// Sends a Prepare and waits for its reply, at most until the packet expires.
@@ -178,8 +160,10 @@ impl BtpClient {
     /// fulfilled all the same.
     pub async fn send(&self, prepare: Prepare) -> Result<Reply, LinkError> {
         let wait = prepare.expires_at.since(self.clock.now()).min(MAX_WAIT);
-        match tokio::time::timeout(wait, self.link.send(prepare)).await {
-            Ok(reply) => reply,
+        let (answer, reply) = Answer::future(Instant::now() + wait);
+        self.peer.send(prepare, answer);
+        match tokio::time::timeout(wait, reply).await {
+            Ok(reply) => reply.unwrap_or(Err(LinkError::Closed)),
             Err(_) => Err(LinkError::TimedOut),
         }
     }
@@ -189,8 +173,7 @@ impl BtpClient {
     /// # Errors
     /// If the server does not tell.
     pub async fn configuration(&self) -> Result<IldcpResponse, ConfigurationError> {
-        let wait = u64::try_from(ILDCP_TIMEOUT.as_millis()).unwrap_or(u64::MAX);
-        let request = ildcp::request(self.clock.now().plus_millis(wait));
+        let request = ildcp::request(self.clock.now().plus_millis(ILDCP_TIMEOUT_MS));
         let fulfill = self
             .send(request)
             .await?
@@ -198,16 +181,10 @@ impl BtpClient {
         Ok(IldcpResponse::decode(&fulfill.data)?)
     }
 
-    /// The link, for attaching it to a connector's account.
-    #[must_use]
-    pub fn link(&self) -> SocketLink {
-        self.link.clone()
-    }
-
     /// Whether the connection is gone.
     #[must_use]
     pub fn is_closed(&self) -> bool {
-        self.link.is_closed()
+        self.cancel.is_cancelled() || self.end.borrow().is_some()
     }
 
     /// Returns why the connection ended, once it did.
@@ -224,14 +201,7 @@ impl BtpClient {
 
     /// Closes the connection. Open requests end with [`LinkError::Closed`].
     pub fn close(&self) {
-        self.link.close();
-    }
-}
-
-#[async_trait]
-impl Link for BtpClient {
-    async fn send(&self, prepare: Prepare) -> Result<Reply, LinkError> {
-        Self::send(self, prepare).await
+        self.cancel.cancel();
     }
 }
 
@@ -241,4 +211,49 @@ impl std::fmt::Debug for BtpClient {
             .field("closed", &self.is_closed())
             .finish_non_exhaustive()
     }
+}
+
+/// Connects to a server and authenticates.
+pub(crate) async fn dial(
+    url: &BtpUrl,
+    clock: &Arc<dyn Clock>,
+    cancel: &CancellationToken,
+) -> Result<Socket<Transport>, ConnectError> {
+    let name = || url.to_string();
+    let connecting = async {
+        let stream = Transport::connect(url).await.map_err(|source| {
+            let url = name();
+            ConnectError::Connect { url, source }
+        })?;
+        let opening = open(stream, url.websocket(), url.credentials(), clock, cancel);
+        opening.await.map_err(|source| {
+            let url = name();
+            ConnectError::Session { url, source }
+        })
+    };
+    match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
+        Ok(connected) => connected,
+        Err(_) => Err(ConnectError::TimedOut { url: name() }),
+    }
+}
+
+async fn open<S>(
+    stream: S,
+    url: &str,
+    credentials: &Credentials,
+    clock: &Arc<dyn Clock>,
+    cancel: &CancellationToken,
+) -> Result<Socket<S>, SessionEnd>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let (websocket, _) = client_async_with_config(url, stream, Some(websocket_config()))
+        .await
+        .map_err(SessionEnd::Handshake)?;
+    let request_id = RequestId(rand::random());
+    let (session, hello) = Session::client(SessionLimits::default(), request_id, credentials)
+        .map_err(|_| SessionEnd::Refused("credentials are too long".into()))?;
+    let mut socket = Socket::new(websocket, session, clock.clone(), cancel.clone());
+    socket.introduce(hello).await?;
+    Ok(socket)
 }

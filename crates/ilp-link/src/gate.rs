@@ -10,16 +10,23 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use async_trait::async_trait;
 use ilp_connector::{
-    AccountConfig, AccountError, AccountId, Attachment, Connector, LedgerAccount, Link, LinkError,
+    AccountConfig, AccountError, AccountId, Answer, Attachment, Connector, LedgerAccount, Link,
+    LinkError,
 };
-use ilp_packet::{Address, Prepare, Reply};
+use ilp_packet::Prepare;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use crate::client_name::ClientName;
-use crate::socket::SocketLink;
+use crate::peer::Peer;
+
+/// Clients of one gate that have left while replies were due to them.
+const MAX_DEPARTED: usize = 8;
+/// For how long their replies are kept. No packet lives longer.
+const DEPARTED_FOR: Duration = Duration::from_secs(35);
 
 /// Decides which account a client belongs to.
 pub trait Gate: Send + Sync {
@@ -27,7 +34,7 @@ pub trait Gate: Send + Sync {
     ///
     /// # Errors
     /// If there is no place for it; it is told why and disconnected.
-    fn enter(&self, client: &ClientName, link: SocketLink) -> Result<Seat, GateError>;
+    fn enter(&self, client: &ClientName) -> Result<Seat, GateError>;
 
     /// One permit for each connection through this gate, from its first byte on. It keeps one pod
     /// from using up the connections of all.
@@ -48,26 +55,12 @@ pub enum GateError {
 /// The place of one client. It is given back on drop.
 pub struct Seat {
     /// The connector's account.
-    pub account: AccountId,
+    pub(crate) account: AccountId,
     /// The segment below the account, if the account has several clients.
-    pub sub_account: Option<Arc<str>>,
+    pub(crate) sub_account: Option<Arc<str>>,
+    /// The client, over all its sockets.
+    pub(crate) peer: Peer,
     leave: Option<Box<dyn FnOnce() + Send>>,
-}
-
-impl Seat {
-    /// A place that `leave` gives back.
-    #[must_use]
-    pub fn new(
-        account: AccountId,
-        sub_account: Option<Arc<str>>,
-        leave: impl FnOnce() + Send + 'static,
-    ) -> Self {
-        Self {
-            account,
-            sub_account,
-            leave: Some(Box::new(leave)),
-        }
-    }
 }
 
 impl Drop for Seat {
@@ -97,10 +90,13 @@ struct Roster {
 
 #[derive(Debug)]
 struct Client {
+    /// Which entry of this client is the newest.
     entry: u64,
-    link: SocketLink,
+    peer: Peer,
     /// How it is attached, where every client has an account of its own.
     attachment: Option<Attachment>,
+    /// It has left, and replies are due to it.
+    left_at: Option<Instant>,
 }
 
 impl Roster {
@@ -112,39 +108,73 @@ impl Roster {
         }
     }
 
+    /// Connected clients, with room for the one of this segment.
     fn has_place_for(&self, segment: &str) -> bool {
-        self.clients.len() < self.max_clients || self.clients.contains_key(segment)
+        let others = self
+            .clients
+            .iter()
+            .filter(|(name, client)| client.left_at.is_none() && name.as_ref() != segment);
+        others.count() < self.max_clients
     }
 
-    /// Adds a client and returns the number of its entry. An older one of the same name is closed.
-    fn enter(
-        &mut self,
-        segment: Arc<str>,
-        link: SocketLink,
-        attachment: Option<Attachment>,
-    ) -> u64 {
+    /// The client of this segment, which is new or was here before.
+    fn peer(&self, segment: &str) -> Peer {
+        let known = self.clients.get(segment).map(|client| client.peer.clone());
+        known.unwrap_or_else(Peer::new)
+    }
+
+    /// Adds a client and returns the number of its entry.
+    fn enter(&mut self, segment: Arc<str>, peer: Peer, attachment: Option<Attachment>) -> u64 {
         self.entries += 1;
         let client = Client {
             entry: self.entries,
-            link,
+            peer,
             attachment,
+            left_at: None,
         };
-        if let Some(older) = self.clients.insert(segment, client) {
-            older.link.close();
-        }
+        self.clients.insert(segment, client);
         self.entries
     }
 
-    /// Removes a client, unless a newer one has its name by now.
-    fn leave(&mut self, segment: &str, entry: u64) -> Option<Client> {
-        if self
-            .clients
-            .get(segment)
-            .is_none_or(|client| client.entry != entry)
-        {
+    /// A client leaves, unless a newer entry has its name by now. How it was attached comes back.
+    fn leave(&mut self, segment: &str, entry: u64) -> Option<Attachment> {
+        let client = self.clients.get_mut(segment)?;
+        if client.entry != entry {
             return None;
         }
-        self.clients.remove(segment)
+        let attachment = client.attachment.take();
+        if client.peer.is_done() {
+            self.clients.remove(segment);
+        } else {
+            client.left_at = Some(Instant::now());
+            self.forget_departed();
+        }
+        attachment
+    }
+
+    fn forget_departed(&mut self) {
+        self.clients.retain(|_, client| {
+            client
+                .left_at
+                .is_none_or(|left_at| left_at.elapsed() < DEPARTED_FOR)
+        });
+        let departed = |client: &Client| client.left_at.is_some();
+        while self.clients.values().filter(|it| departed(it)).count() > MAX_DEPARTED {
+            let oldest = self
+                .clients
+                .iter()
+                .filter(|(_, client)| departed(client))
+                .min_by_key(|(_, client)| client.entry)
+                .map(|(name, _)| name.clone());
+            let Some(oldest) = oldest else { return };
+            self.clients.remove(&oldest);
+        }
+    }
+
+    fn close(&self) {
+        for client in self.clients.values() {
+            client.peer.close();
+        }
     }
 }
 
@@ -156,7 +186,8 @@ fn lock(roster: &Mutex<Roster>) -> std::sync::MutexGuard<'_, Roster> {
 
 /// The gate of one pod: every client is a sub-account `<pod address>.<client>` of one account.
 ///
-/// It is the link of that account for as long as it lives.
+/// It is the link of that account for as long as it lives. (That link holds the connector; it is
+/// detached when the gate is dropped.)
 pub struct PodGate {
     connector: Connector,
     account: AccountId,
@@ -178,12 +209,13 @@ impl PodGate {
         account: AccountId,
         max_clients: usize,
     ) -> Result<Self, AccountError> {
-        let address = connector
-            .account_address(&account)
-            .ok_or_else(|| AccountError::NoAccount(account.clone()))?;
+        if connector.account_address(&account).is_none() {
+            return Err(AccountError::NoAccount(account));
+        }
         let roster = Arc::new(Mutex::new(Roster::new(max_clients)));
         let link = PodLink {
-            address,
+            connector: connector.clone(),
+            account: account.clone(),
             roster: roster.clone(),
         };
         let attachment = connector.attach_link(&account, Arc::new(link))?;
@@ -198,28 +230,29 @@ impl PodGate {
 
     /// Closes all sockets of the pod.
     pub fn close(&self) {
-        for client in lock(&self.roster).clients.values() {
-            client.link.close();
-        }
+        lock(&self.roster).close();
     }
 }
 
 impl Gate for PodGate {
-    fn enter(&self, client: &ClientName, link: SocketLink) -> Result<Seat, GateError> {
+    fn enter(&self, client: &ClientName) -> Result<Seat, GateError> {
         let segment = client.segment();
         let mut roster = lock(&self.roster);
         if !roster.has_place_for(&segment) {
             return Err(GateError::TooManyClients);
         }
-        let entry = roster.enter(segment.clone(), link, None);
+        let peer = roster.peer(&segment);
+        let entry = roster.enter(segment.clone(), peer.clone(), None);
         let shared = self.roster.clone();
-        Ok(Seat::new(
-            self.account.clone(),
-            Some(segment.clone()),
-            move || {
+        let sub_account = Some(segment.clone());
+        Ok(Seat {
+            account: self.account.clone(),
+            sub_account,
+            peer,
+            leave: Some(Box::new(move || {
                 lock(&shared).leave(&segment, entry);
-            },
-        ))
+            })),
+        })
     }
 
     fn connections(&self) -> Arc<Semaphore> {
@@ -244,24 +277,31 @@ impl fmt::Debug for PodGate {
 
 /// Sends to the client that the address names.
 struct PodLink {
-    address: Address,
+    connector: Connector,
+    account: AccountId,
     roster: SharedRoster,
 }
 
-#[async_trait]
 impl Link for PodLink {
-    async fn send(&self, prepare: Prepare) -> Result<Reply, LinkError> {
-        let link = {
+    fn send(&self, prepare: Prepare, answer: Answer) {
+        // Asked each time, because a parent may give the connector another address.
+        let own = self.connector.account_address(&self.account);
+        let found = {
             let roster = lock(&self.roster);
-            let segment = prepare.destination.segment_after(&self.address);
+            let segment = own
+                .as_ref()
+                .and_then(|own| prepare.destination.segment_after(own));
             match segment.and_then(|segment| roster.clients.get(segment)) {
-                Some(client) => client.link.clone(),
+                Some(client) => Ok(client.peer.clone()),
                 // A program that reconnects is away for a moment only.
-                None if roster.clients.is_empty() => return Err(LinkError::Closed),
-                None => return Err(LinkError::NoDestination),
+                None if roster.clients.is_empty() => Err(LinkError::Closed),
+                None => Err(LinkError::NoDestination),
             }
         };
-        link.send(prepare).await
+        match found {
+            Ok(peer) => peer.send(prepare, answer),
+            Err(error) => answer.complete(Err(error)),
+        }
     }
 }
 
@@ -271,6 +311,8 @@ pub struct LocalGate {
     connector: Connector,
     prefix: Arc<str>,
     ledger_account: LedgerAccount,
+    max_packet_amount: u64,
+    max_packets_per_sec: Option<u32>,
     roster: SharedRoster,
     connections: Arc<Semaphore>,
 }
@@ -292,14 +334,24 @@ impl LocalGate {
             connector: connector.clone(),
             prefix: prefix.into(),
             ledger_account,
+            max_packet_amount: u64::MAX,
+            max_packets_per_sec: None,
             roster: Arc::new(Mutex::new(Roster::new(max_clients))),
             connections: connections_for(max_clients),
         }
     }
+
+    /// The same with limits for the packets of each client.
+    #[must_use]
+    pub fn with_limits(mut self, max_packet_amount: u64, max_packets_per_sec: Option<u32>) -> Self {
+        self.max_packet_amount = max_packet_amount;
+        self.max_packets_per_sec = max_packets_per_sec;
+        self
+    }
 }
 
 impl Gate for LocalGate {
-    fn enter(&self, client: &ClientName, link: SocketLink) -> Result<Seat, GateError> {
+    fn enter(&self, client: &ClientName) -> Result<Seat, GateError> {
         let segment = client.segment();
         // The lock is held throughout, so that entering and leaving cannot mix.
         let mut roster = lock(&self.roster);
@@ -308,32 +360,38 @@ impl Gate for LocalGate {
         }
         let name = format!("{}.{segment}", self.prefix);
         let account = AccountId::new(name.as_str());
-        let config =
-            AccountConfig::child(account.clone(), name, self.ledger_account.clone()).unlimited();
+        let config = AccountConfig {
+            max_packet_amount: self.max_packet_amount,
+            max_packets_per_sec: self.max_packets_per_sec,
+            ..AccountConfig::child(account.clone(), name, self.ledger_account.clone()).unlimited()
+        };
         match self.connector.open_account(config) {
             // It is the same client's; its older socket is about to be closed.
             Ok(()) | Err(AccountError::AlreadyOpen(_)) => {}
             Err(error) => return Err(error.into()),
         }
+        let peer = roster.peer(&segment);
         let attachment = self
             .connector
-            .attach_link(&account, Arc::new(link.clone()))?;
-        let entry = roster.enter(segment.clone(), link, Some(attachment));
+            .attach_link(&account, Arc::new(peer.clone()))?;
+        let entry = roster.enter(segment.clone(), peer.clone(), Some(attachment));
         let shared = self.roster.clone();
         let connector = self.connector.clone();
         let leaving = account.clone();
-        Ok(Seat::new(account, None, move || {
+        let leave = move || {
             let mut roster = lock(&shared);
-            if let Some(Client {
-                attachment: Some(attachment),
-                ..
-            }) = roster.leave(&segment, entry)
-            {
+            if let Some(attachment) = roster.leave(&segment, entry) {
                 connector.detach_link(&leaving, attachment);
                 // Cannot fail: only this gate closes the account, and it was still ours.
                 let _ = connector.close_account(&leaving);
             }
-        }))
+        };
+        Ok(Seat {
+            account,
+            sub_account: None,
+            peer,
+            leave: Some(Box::new(leave)),
+        })
     }
 
     fn connections(&self) -> Arc<Semaphore> {

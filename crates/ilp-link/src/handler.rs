@@ -1,15 +1,11 @@
 //! Who answers the Prepares that come in over a socket.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use async_trait::async_trait;
 use ilp_btp::RequestId;
-use ilp_connector::{AccountId, Connector, Dispatch};
+use ilp_connector::{AccountId, Connector, ReplySink, ReplyTo};
 use ilp_packet::{Address, ErrorCode, Prepare, Reject, Reply};
-use tokio::task::JoinHandle;
 
 /// Answers the Prepares that a client receives.
 ///
@@ -35,7 +31,7 @@ impl RequestHandler for RefuseRequests {
     }
 }
 
-/// The two kinds of handlers. The connector runs its packets in tasks by itself already.
+/// The two kinds of handlers. The connector needs no task for a packet.
 #[derive(Clone)]
 pub(crate) enum Inbound {
     Connector {
@@ -47,24 +43,42 @@ pub(crate) enum Inbound {
 }
 
 impl Inbound {
-    pub(crate) fn start(&self, request_id: RequestId, prepare: Prepare) -> Answering {
-        let work = match self {
+    /// Lets a Prepare be answered; the reply goes to `sink` with the id of its request.
+    pub(crate) fn start(&self, request_id: RequestId, prepare: Prepare, sink: &Arc<dyn ReplySink>) {
+        let (sink, token) = (Arc::clone(sink), u64::from(request_id.0));
+        match self {
             Self::Connector {
                 connector,
                 account,
                 sub_account,
-            } => Work::Dispatch(connector.dispatch(account, sub_account.as_deref(), prepare)),
-            Self::Handler(handler) => {
-                let handler = handler.clone();
-                Work::Task(tokio::spawn(async move { handler.handle(prepare).await }))
+            } => {
+                let reply_to = ReplyTo::sink(sink, token);
+                connector.handle(account, sub_account.as_deref(), prepare, reply_to);
             }
-        };
-        Answering { request_id, work }
+            Self::Handler(handler) => {
+                let due = Due(Some((sink, token)));
+                let handler = handler.clone();
+                tokio::spawn(async move {
+                    let reply = handler.handle(prepare).await;
+                    due.reply(reply);
+                });
+            }
+        }
     }
 
     /// A Reject by this end.
     pub(crate) fn reject(&self, code: ErrorCode, message: &str) -> Reject {
         Reject::new(code, self.address().as_ref(), message)
+    }
+
+    /// Counts a reply that replied to nothing.
+    pub(crate) fn note_unexpected_reply(&self) {
+        match self {
+            Self::Connector {
+                connector, account, ..
+            } => connector.note_unexpected_reply(account),
+            Self::Handler(_) => {}
+        }
     }
 
     fn address(&self) -> Option<Address> {
@@ -75,34 +89,25 @@ impl Inbound {
     }
 }
 
-/// A request that is being answered.
-pub(crate) struct Answering {
-    request_id: RequestId,
-    work: Work,
-}
+/// A reply that a handler owes, even if it panics.
+struct Due(Option<(Arc<dyn ReplySink>, u64)>);
 
-enum Work {
-    Dispatch(Dispatch),
-    Task(JoinHandle<Reply>),
-}
-
-impl Future for Answering {
-    type Output = (RequestId, Reply);
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let request_id = self.request_id;
-        match &mut self.work {
-            Work::Dispatch(dispatch) => Pin::new(dispatch).poll(context),
-            Work::Task(task) => Pin::new(task).poll(context).map(|reply| {
-                reply.unwrap_or_else(|_| {
-                    Err(Reject::new(
-                        ErrorCode::InternalError,
-                        None,
-                        "request handler failed",
-                    ))
-                })
-            }),
+impl Due {
+    fn reply(mut self, reply: Reply) {
+        if let Some((sink, token)) = self.0.take() {
+            sink.reply(token, reply);
         }
-        .map(|reply| (request_id, reply))
+    }
+}
+
+impl Drop for Due {
+    fn drop(&mut self) {
+        if let Some((sink, token)) = self.0.take() {
+            let message = "request handler failed";
+            sink.reply(
+                token,
+                Err(Reject::new(ErrorCode::InternalError, None, message)),
+            );
+        }
     }
 }

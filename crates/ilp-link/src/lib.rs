@@ -18,9 +18,11 @@ mod client_name;
 mod gate;
 mod handler;
 mod outbox;
+mod peer;
 mod server;
 mod socket;
 pub mod stream;
+mod transport;
 mod uplink;
 
 pub use btp_url::{BtpUrl, BtpUrlError};
@@ -30,5 +32,5 @@ pub use gate::{Gate, GateError, LocalGate, PodGate, Seat};
 pub use handler::{RefuseRequests, RequestHandler};
 pub use ilp_btp::Credentials;
 pub use server::{BtpServer, DEFAULT_PORT, bind_loopback};
-pub use socket::{SessionEnd, SocketLink};
+pub use socket::SessionEnd;
 pub use uplink::{Uplink, UplinkState};

@@ -1,9 +1,7 @@
 //! What waits to be written to one socket.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::ready;
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use futures_util::{Sink, SinkExt};
@@ -13,23 +11,18 @@ use tokio_tungstenite::tungstenite::{Error as WebSocketError, Message};
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
     queue: VecDeque<Message>,
-    bytes: Arc<AtomicUsize>,
+    bytes: usize,
     dirty: bool,
     written: u64,
 }
 
 impl Outbox {
-    /// The number of bytes that wait, readable from other tasks.
-    pub(crate) fn bytes(&self) -> Arc<AtomicUsize> {
-        self.bytes.clone()
-    }
-
     /// The number of bytes that wait.
     pub(crate) fn waiting_bytes(&self) -> usize {
-        self.bytes.load(Ordering::Relaxed)
+        self.bytes
     }
 
-    /// Whether [`Self::write`] has something to do.
+    /// Whether [`Self::poll_write`] has something to do.
     pub(crate) fn is_dirty(&self) -> bool {
         self.dirty
     }
@@ -41,7 +34,7 @@ impl Outbox {
 
     /// Queues a BTP frame.
     pub(crate) fn push(&mut self, frame: Bytes) {
-        self.bytes.fetch_add(frame.len(), Ordering::Relaxed);
+        self.bytes += frame.len();
         self.queue.push_back(Message::Binary(frame));
         self.dirty = true;
     }
@@ -57,28 +50,28 @@ impl Outbox {
         self.dirty = true;
     }
 
-    /// Hands everything to the WebSocket and flushes it. May be dropped at any time: what was not
-    /// handed over is still in the queue.
-    pub(crate) async fn write<K>(&mut self, sink: &mut K) -> Result<(), WebSocketError>
+    /// Hands everything to the WebSocket and flushes it; what is not handed over stays in the queue.
+    pub(crate) fn poll_write<K>(
+        &mut self,
+        sink: &mut K,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<(), WebSocketError>>
     where
         K: Sink<Message, Error = WebSocketError> + Unpin,
     {
-        std::future::poll_fn(|context| {
-            while !self.queue.is_empty() {
-                ready!(sink.poll_ready_unpin(context))?;
-                let Some(message) = self.queue.pop_front() else {
-                    break;
-                };
-                if let Message::Binary(frame) = &message {
-                    self.bytes.fetch_sub(frame.len(), Ordering::Relaxed);
-                }
-                self.written += 1;
-                sink.start_send_unpin(message)?;
+        while !self.queue.is_empty() {
+            ready!(sink.poll_ready_unpin(context))?;
+            let Some(message) = self.queue.pop_front() else {
+                break;
+            };
+            if let Message::Binary(frame) = &message {
+                self.bytes -= frame.len();
             }
-            ready!(sink.poll_flush_unpin(context))?;
-            self.dirty = false;
-            std::task::Poll::Ready(Ok(()))
-        })
-        .await
+            self.written += 1;
+            sink.start_send_unpin(message)?;
+        }
+        ready!(sink.poll_flush_unpin(context))?;
+        self.dirty = false;
+        Poll::Ready(Ok(()))
     }
 }

@@ -11,7 +11,7 @@
 use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ilp_btp::{Session, SessionLimits};
@@ -29,6 +29,7 @@ use tracing::Instrument;
 use crate::client_name::ClientName;
 use crate::gate::Gate;
 use crate::handler::Inbound;
+use crate::peer::Keep;
 use crate::socket::{SessionEnd, Socket, websocket_config};
 
 /// The port that unmodified Interledger programs connect to.
@@ -51,6 +52,8 @@ struct Inner {
     connector: Connector,
     connections: Arc<Semaphore>,
     stop: CancellationToken,
+    /// A child of `stop`; those of all connections of the moment are its children.
+    clients: Mutex<CancellationToken>,
     tasks: TaskTracker,
 }
 
@@ -58,10 +61,12 @@ impl BtpServer {
     /// A server for the connector's accounts, without any listener yet.
     #[must_use]
     pub fn new(connector: Connector) -> Self {
+        let stop = CancellationToken::new();
         Self(Arc::new(Inner {
             connector,
             connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
-            stop: CancellationToken::new(),
+            clients: Mutex::new(stop.child_token()),
+            stop,
             tasks: TaskTracker::new(),
         }))
     }
@@ -118,13 +123,18 @@ impl BtpServer {
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let (Ok(_gate_permit), Ok(_permit)) = (
+        let (Ok(gate_permit), Ok(permit)) = (
             gate.connections().try_acquire_owned(),
             self.0.connections.clone().try_acquire_owned(),
         ) else {
             return SessionEnd::TooMany;
         };
-        let cancel = self.0.stop.child_token();
+        let cancel = self
+            .0
+            .clients
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .child_token();
         let opening = async {
             let config = Some(websocket_config());
             let websocket = accept_hdr_async_with_config(stream, refuse_browsers, config)
@@ -132,25 +142,28 @@ impl BtpServer {
                 .map_err(SessionEnd::Handshake)?;
             let session = Session::server(SessionLimits::default());
             let clock = self.0.connector.clock();
-            let (mut socket, link) = Socket::new(websocket, session, clock, cancel.clone());
+            let mut socket = Socket::new(websocket, session, clock, cancel.clone());
             let credentials = socket.introduced().await?;
-            Ok((socket, link, ClientName::from_credentials(&credentials)))
+            Ok((socket, ClientName::from_credentials(&credentials)))
         };
         let opened = tokio::select! {
             () = cancel.cancelled() => return SessionEnd::ClosedHere,
             opened = tokio::time::timeout(HANDSHAKE_TIMEOUT, opening) => opened,
         };
-        let (mut socket, link, name) = match opened {
+        let (mut socket, name) = match opened {
             Err(_) => return SessionEnd::HandshakeTimeout,
             Ok(Err(end)) => return end,
             Ok(Ok(opened)) => opened,
         };
-        let seat = match gate.enter(&name, link) {
+        let seat = match gate.enter(&name) {
             Ok(seat) => seat,
             Err(error) => {
                 socket.refuse(&error.to_string()).await;
                 return SessionEnd::Refused(error.to_string());
             }
+        };
+        let Some(open) = seat.peer.occupy(&cancel).await else {
+            return SessionEnd::ClosedHere;
         };
         socket.accept();
         let inbound = Inbound::Connector {
@@ -159,13 +172,34 @@ impl BtpServer {
             sub_account: seat.sub_account.clone(),
         };
         let span = tracing::info_span!("session", account = %seat.account, client = %name);
-        socket.run(inbound, false).instrument(span).await
+        let serving = socket.run(&seat.peer, &inbound, open, Keep::Open);
+        let end = serving.instrument(span).await;
+        // What the client has left open is given up when it expires, unless the client comes back.
+        let peer = seat.peer.clone();
+        drop((seat, gate_permit, permit));
+        tokio::select! {
+            () = peer.settled() => {}
+            () = self.0.stop.cancelled() => peer.give_up(),
+        }
+        end
     }
 
     /// Number of connections at the moment.
     #[must_use]
     pub fn connections(&self) -> usize {
         MAX_CONNECTIONS - self.0.connections.available_permits()
+    }
+
+    /// Closes the connections of the moment, so that clients connect again and ask for their new
+    /// address.
+    pub fn disconnect(&self) {
+        let next = self.0.stop.child_token();
+        let mut clients = self
+            .0
+            .clients
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *clients, next).cancel();
     }
 
     /// Closes all listeners and connections and waits until they are gone. Drain the connector

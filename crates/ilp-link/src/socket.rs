@@ -1,53 +1,53 @@
 //! One BTP session on one WebSocket: the loop that reads, writes, and waits.
 //!
-//! A single task owns the socket. It never waits for the peer to read before it reads itself, so
+//! A single task owns the socket. It never waits for the neighbour to read before it reads itself, so
 //! two ends that both have much to send cannot block each other. What waits to be written is
-//! bounded: requests of ours are refused early (T02), and a peer that lets replies pile up is
+//! bounded: requests of ours are refused early (T02), and a neighbour that lets replies pile up is
 //! disconnected.
 //!
-//! Frames are queued and written together, with one flush for whatever is ready at the time.
+//! Each turn takes what is ready from both sides. Before it writes, it lets every other task that is
+//! ready run once: they have more for it, and one write carries all of that.
 
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::stream::{FuturesUnordered, SplitSink, SplitStream};
-use futures_util::{FutureExt, SinkExt, StreamExt};
-use ilp_btp::{Credentials, Event, Moment, RefusalCode, RequestId, SendError, Session};
-use ilp_connector::{Clock, Link, LinkError};
-use ilp_packet::{ErrorCode, Packet, PacketError, Prepare, Reply};
+use futures_util::{Future, SinkExt, Stream, StreamExt};
+use ilp_btp::{
+    Credentials, Event, Ignored, Moment, OpenRequests, RefusalCode, RequestId, SendError, Session,
+};
+use ilp_connector::{Answer, Clock, LinkError, ReplySink};
+use ilp_packet::{ErrorCode, Packet, PacketError, Reply};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error as WebSocketError, Message};
 use tokio_util::sync::CancellationToken;
 
-use crate::handler::{Answering, Inbound};
+use crate::handler::Inbound;
 use crate::outbox::Outbox;
+use crate::peer::{Command, Keep, Peer};
 
-/// Requests that may wait to be taken up by the socket's task.
-const MAX_COMMANDS: usize = 1024;
-/// Requests of the peer that may be open at once; more get T03.
+/// Requests of the neighbour that may be open at once; more get T03.
 const MAX_ANSWERING: usize = 1024;
-/// With so much waiting to be written, requests of ours are refused with T02.
-const BUSY_QUEUE_BYTES: usize = 1024 * 1024;
-/// With so much waiting to be written, the peer is disconnected.
+/// With so much waiting to be written, the neighbour is disconnected.
 const MAX_QUEUE_BYTES: usize = 4 * 1024 * 1024;
-/// Events handled before the loop gives the writer a turn.
+/// Messages read before the loop gives the writer a turn.
 const MAX_BATCH: usize = 128;
 /// How long a request of ours may stay open, whatever its packet says.
 const MAX_WAIT: Duration = Duration::from_secs(35);
-/// How often the loop looks after deadlines, pings and stalls.
+/// How often the loop looks after pings and stalls.
 const TICK: Duration = Duration::from_secs(1);
 /// Ticks between two pings.
 const PING_TICKS: u32 = 25;
-/// A peer that is silent for so long is dead.
+/// A neighbour that is silent for so long is dead.
 const DEAD_AFTER: Duration = Duration::from_secs(60);
-/// A peer that takes nothing of what waits for it during so many ticks is dead.
+/// A neighbour that takes nothing of what waits for it during so many ticks is dead.
 const STALLED_TICKS: u32 = 30;
 /// How long the goodbye may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -73,7 +73,10 @@ pub enum SessionEnd {
     /// Our credentials were refused. No session came about; the configuration has to change.
     #[error("authentication refused: {0}")]
     Refused(String),
-    /// The peer closed the connection.
+    /// The peer said that it closes the connection.
+    #[error("peer said goodbye")]
+    Goodbye,
+    /// The peer closed the connection without a word.
     #[error("peer closed the connection")]
     PeerClosed,
     /// We closed it: at shutdown, or because a newer socket has the same name.
@@ -102,133 +105,50 @@ impl SessionEnd {
     }
 }
 
-type Ticket = oneshot::Sender<Result<Reply, LinkError>>;
-
-/// A request on its way to the socket's task.
-struct Command {
-    packet: Bytes,
-    wait: Duration,
-    ticket: Ticket,
-}
-
-/// The sending side of one socket. Clones are the same socket.
-#[derive(Clone)]
-pub struct SocketLink {
-    commands: mpsc::Sender<Command>,
-    queued_bytes: Arc<AtomicUsize>,
-    cancel: CancellationToken,
-    clock: Arc<dyn Clock>,
-}
-
-impl SocketLink {
-    /// Closes the socket. Requests that are open end with [`LinkError::Closed`].
-    pub fn close(&self) {
-        self.cancel.cancel();
-    }
-
-    /// Whether the socket is gone, or about to go.
-    #[must_use]
-    pub fn is_closed(&self) -> bool {
-        self.cancel.is_cancelled() || self.commands.is_closed()
-    }
-
-    /// Returns when the socket is gone.
-    pub async fn closed(&self) {
-        self.commands.closed().await;
-    }
-}
-
-#[async_trait]
-impl Link for SocketLink {
-    async fn send(&self, prepare: Prepare) -> Result<Reply, LinkError> {
-        if self.queued_bytes.load(Ordering::Relaxed) > BUSY_QUEUE_BYTES {
-            return Err(LinkError::Busy);
-        }
-        let wait = prepare.expires_at.since(self.clock.now()).min(MAX_WAIT);
-        let (ticket, reply) = oneshot::channel();
-        let command = Command {
-            packet: prepare.encode().into(),
-            wait,
-            ticket,
-        };
-        self.commands
-            .try_send(command)
-            .map_err(|error| match error {
-                mpsc::error::TrySendError::Full(_) => LinkError::Busy,
-                mpsc::error::TrySendError::Closed(_) => LinkError::Closed,
-            })?;
-        // The task drops the ticket when the connection closes.
-        reply.await.unwrap_or(Err(LinkError::Closed))
-    }
-}
-
-impl std::fmt::Debug for SocketLink {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SocketLink")
-            .field("closed", &self.is_closed())
-            .finish_non_exhaustive()
-    }
-}
-
-/// A socket and everything its task owns.
+/// A WebSocket with its session. Its task owns it.
 pub(crate) struct Socket<S> {
-    sink: SplitSink<WebSocketStream<S>, Message>,
-    stream: SplitStream<WebSocketStream<S>>,
-    commands: mpsc::Receiver<Command>,
+    websocket: WebSocketStream<S>,
+    session: Session<Answer>,
+    clock: Arc<dyn Clock>,
     cancel: CancellationToken,
-    state: State,
+    outbox: Outbox,
 }
 
-/// The part of a socket that handles events without waiting.
-struct State {
-    session: Session<Ticket>,
-    clock: Arc<dyn Clock>,
-    started: Instant,
+/// An open session at work.
+struct Serving<'a, S> {
+    socket: &'a mut Socket<S>,
+    peer: &'a Peer,
+    inbound: &'a Inbound,
+    sink: Arc<dyn ReplySink>,
+    commands: VecDeque<Command>,
+    ticks: Interval,
+    ticks_seen: u32,
+    stalled_ticks: u32,
+    written_before: u64,
     last_heard: Instant,
-    outbox: Outbox,
-    answering: FuturesUnordered<Answering>,
+    /// The others have had their turn; now it is written.
+    waited: bool,
+    /// Rings at the earliest deadline, or before.
+    alarm: Pin<Box<Sleep>>,
+    alarm_ms: u64,
     ignored: u64,
-    late_replies: u64,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
-    /// A socket whose WebSocket handshake is done, and the link that sends over it.
+    /// A socket whose WebSocket handshake is done. `cancel` closes it.
     pub(crate) fn new(
         websocket: WebSocketStream<S>,
-        session: Session<Ticket>,
+        session: Session<Answer>,
         clock: Arc<dyn Clock>,
         cancel: CancellationToken,
-    ) -> (Self, SocketLink) {
-        let (sink, stream) = websocket.split();
-        let (sender, commands) = mpsc::channel(MAX_COMMANDS);
-        let outbox = Outbox::default();
-        let link = SocketLink {
-            commands: sender,
-            queued_bytes: outbox.bytes(),
-            cancel: cancel.clone(),
-            clock: clock.clone(),
-        };
-        let now = Instant::now();
-        let state = State {
+    ) -> Self {
+        Self {
+            websocket,
             session,
             clock,
-            started: now,
-            last_heard: now,
-            outbox,
-            answering: FuturesUnordered::new(),
-            ignored: 0,
-            late_replies: 0,
-        };
-        (
-            Self {
-                sink,
-                stream,
-                commands,
-                cancel,
-                state,
-            },
-            link,
-        )
+            cancel,
+            outbox: Outbox::default(),
+        }
     }
 
     /// Server: waits for the client's credentials. The caller sets the deadline.
@@ -237,11 +157,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             let Some(message) = self.next_binary().await? else {
                 continue;
             };
-            match self
-                .state
-                .session
-                .handle_message(self.state.moment(), &message)
-            {
+            let moment = self.moment();
+            match self.session.handle_message(moment, &message) {
                 Event::Introduced(credentials) => return Ok(credentials),
                 Event::Hangup(answer, reason) => {
                     self.hang_up(answer).await;
@@ -254,29 +171,27 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
 
     /// Server: lets the client in.
     pub(crate) fn accept(&mut self) {
-        let frame = self.state.session.accept();
-        self.state.enqueue(frame);
+        if let Some(frame) = self.session.accept() {
+            self.outbox.push(frame);
+        }
     }
 
     /// Server: turns the client away.
     pub(crate) async fn refuse(&mut self, reason: &str) {
-        let frame = self.state.session.refuse(self.state.moment(), reason);
+        let frame = self.session.refuse(self.moment(), reason);
         self.hang_up(frame).await;
     }
 
     /// Client: sends the credentials and waits for the answer. The caller sets the deadline.
     pub(crate) async fn introduce(&mut self, credentials: Bytes) -> Result<(), SessionEnd> {
-        let sent = self.sink.send(Message::Binary(credentials)).await;
+        let sent = self.websocket.send(Message::Binary(credentials)).await;
         sent.map_err(SessionEnd::from_websocket)?;
         loop {
             let Some(message) = self.next_binary().await? else {
                 continue;
             };
-            match self
-                .state
-                .session
-                .handle_message(self.state.moment(), &message)
-            {
+            let moment = self.moment();
+            match self.session.handle_message(moment, &message) {
                 Event::Opened => return Ok(()),
                 Event::Refused(refusal) => return Err(SessionEnd::Refused(refusal.to_string())),
                 Event::Hangup(answer, reason) => {
@@ -288,171 +203,247 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         }
     }
 
-    /// Runs the open session until it ends. With `until_unused`, it ends when the last clone of the
-    /// link is dropped.
-    pub(crate) async fn run(mut self, inbound: Inbound, until_unused: bool) -> SessionEnd {
-        let end = self.serve(&inbound, until_unused).await;
-        // Open requests end with `Closed`; their tickets are dropped here.
-        drop(self.state.session.close());
+    /// Runs the open session until it ends, going on with what an earlier socket of the same
+    /// neighbour left open. If this is dropped, what is open is given up.
+    pub(crate) async fn run(
+        mut self,
+        peer: &Peer,
+        inbound: &Inbound,
+        open: OpenRequests<Answer>,
+        keep: Keep,
+    ) -> SessionEnd {
+        self.session.adopt(open);
+        let mut tenure = Tenure {
+            peer,
+            keep,
+            open: Some(OpenRequests::default()),
+        };
+        let mut serving = Serving::new(&mut self, peer, inbound);
+        let cancel = serving.socket.cancel.clone();
+        let cancelled = cancel.cancelled();
+        tokio::pin!(cancelled);
+        let end = poll_fn(|context| {
+            if cancelled.as_mut().poll(context).is_ready() {
+                return Poll::Ready(SessionEnd::ClosedHere);
+            }
+            serving.poll(context)
+        })
+        .await;
+        tracing::debug!(end = %end, ignored = serving.ignored, "BTP session ended");
+        drop(serving);
+        if matches!(end, SessionEnd::Goodbye) {
+            tenure.keep = Keep::Nothing;
+        }
+        // The next socket may be waiting for this.
+        tenure.open = Some(self.session.close());
+        drop(tenure);
         self.hang_up(None).await;
-        tracing::debug!(
-            end = %end,
-            ignored = self.state.ignored,
-            late_replies = self.state.late_replies,
-            "BTP session ended"
-        );
         end
     }
 
-    // Everything awaited in the `select!` may be dropped at any time: nothing is lost that is not
-    // in `self`.
-    async fn serve(&mut self, inbound: &Inbound, until_unused: bool) -> SessionEnd {
-        let Self {
-            sink,
-            stream,
-            commands,
-            cancel,
-            state,
-        } = self;
-        let mut ticks = tokio::time::interval(TICK);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut ticks_seen: u32 = 0;
-        let mut stalled_ticks: u32 = 0;
-        let mut written_before = 0;
-        let mut commands_open = true;
-        loop {
-            let handled = tokio::select! {
-                () = cancel.cancelled() => Err(SessionEnd::ClosedHere),
-                message = stream.next() => state.handle_websocket(inbound, message),
-                command = commands.recv(), if commands_open => match command {
-                    Some(command) => {
-                        state.handle_command(command);
-                        Ok(())
-                    }
-                    None if until_unused => Err(SessionEnd::ClosedHere),
-                    None => {
-                        // Nobody here can send any more, but the peer still may.
-                        commands_open = false;
-                        Ok(())
-                    }
-                },
-                Some((id, reply)) = state.answering.next(), if !state.answering.is_empty() => {
-                    state.answer(id, &reply.into());
-                    Ok(())
-                }
-                written = state.outbox.write(sink), if state.outbox.is_dirty() => {
-                    written.map_err(SessionEnd::from_websocket)
-                }
-                _ = ticks.tick() => {
-                    ticks_seen = ticks_seen.wrapping_add(1);
-                    let written = state.outbox.written();
-                    let moved = !state.outbox.is_dirty() || written != written_before;
-                    written_before = written;
-                    stalled_ticks = if moved { 0 } else { stalled_ticks + 1 };
-                    let ping = ticks_seen.is_multiple_of(PING_TICKS);
-                    if stalled_ticks < STALLED_TICKS { state.tick(ping) } else { Err(SessionEnd::Dead) }
-                }
-            };
-            if let Err(end) = handled.and_then(|()| state.drain(inbound, stream, commands)) {
-                return end;
-            }
+    fn moment(&self) -> Moment {
+        Moment {
+            elapsed_ms: 0,
+            wall: self.clock.now(),
         }
     }
 
     /// The next binary message; `None` for a control frame.
     async fn next_binary(&mut self) -> Result<Option<Bytes>, SessionEnd> {
-        match self.stream.next().await {
+        match self.websocket.next().await {
             Some(Ok(Message::Binary(message))) => Ok(Some(message)),
             Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => Ok(None),
             Some(Ok(Message::Text(_))) => Err(SessionEnd::Protocol("text message")),
-            Some(Ok(Message::Close(_))) | None => Err(SessionEnd::PeerClosed),
+            Some(Ok(Message::Close(_))) => Err(SessionEnd::Goodbye),
+            None => Err(SessionEnd::PeerClosed),
             Some(Err(error)) => Err(SessionEnd::from_websocket(error)),
         }
     }
 
     /// Writes a last frame if there is one, and says goodbye. Best effort, with a deadline.
     async fn hang_up(&mut self, last: Option<Bytes>) {
-        self.state.enqueue(last);
+        if let Some(last) = last {
+            self.outbox.push(last);
+        }
+        let Self {
+            websocket, outbox, ..
+        } = self;
         let goodbye = async {
-            self.state.outbox.write(&mut self.sink).await?;
-            self.sink.close().await
+            poll_fn(|context| outbox.poll_write(websocket, context)).await?;
+            SinkExt::close(websocket).await
         };
         // The connection ends either way.
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, goodbye).await;
     }
 }
 
-impl State {
-    fn moment(&self) -> Moment {
-        Moment {
-            elapsed_ms: self.elapsed_ms(),
-            wall: self.clock.now(),
+/// Gives the peer up when the session ends, however it ends.
+struct Tenure<'a> {
+    peer: &'a Peer,
+    keep: Keep,
+    open: Option<OpenRequests<Answer>>,
+}
+
+impl Drop for Tenure<'_> {
+    fn drop(&mut self) {
+        if let Some(open) = self.open.take() {
+            self.peer.vacate(open, self.keep);
+        }
+    }
+}
+
+impl<'a, S: AsyncRead + AsyncWrite + Unpin> Serving<'a, S> {
+    fn new(socket: &'a mut Socket<S>, peer: &'a Peer, inbound: &'a Inbound) -> Self {
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self {
+            socket,
+            peer,
+            inbound,
+            sink: peer.sink(),
+            commands: VecDeque::new(),
+            ticks,
+            ticks_seen: 0,
+            stalled_ticks: 0,
+            written_before: 0,
+            last_heard: Instant::now(),
+            waited: false,
+            alarm: Box::pin(tokio::time::sleep(MAX_WAIT)),
+            // Set for the first deadline, whenever that is.
+            alarm_ms: u64::MAX,
+            ignored: 0,
         }
     }
 
-    fn elapsed_ms(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    /// One turn after another, until there is nothing to do or the session is over.
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<SessionEnd> {
+        self.peer.register(context);
+        loop {
+            match self.turn(context) {
+                Ok(true) => {}
+                Ok(false) => return Poll::Pending,
+                Err(end) => return Poll::Ready(end),
+            }
+        }
     }
 
-    /// Handles what else is ready already, so that it is written together.
-    fn drain<S: AsyncRead + AsyncWrite + Unpin>(
-        &mut self,
-        inbound: &Inbound,
-        stream: &mut SplitStream<WebSocketStream<S>>,
-        commands: &mut mpsc::Receiver<Command>,
-    ) -> Result<(), SessionEnd> {
-        for _ in 0..MAX_BATCH {
-            let mut idle = true;
-            if let Some(message) = stream.next().now_or_never() {
-                self.handle_websocket(inbound, message)?;
-                idle = false;
-            }
-            if let Ok(command) = commands.try_recv() {
+    /// Says whether anything was done.
+    fn turn(&mut self, context: &mut Context<'_>) -> Result<bool, SessionEnd> {
+        let mut busy = false;
+        let mut commands = std::mem::take(&mut self.commands);
+        if self.peer.take(&mut commands) {
+            busy = true;
+            for command in commands.drain(..) {
                 self.handle_command(command);
-                idle = false;
-            }
-            if let Some(Some((id, reply))) = self.answering.next().now_or_never() {
-                self.answer(id, &reply.into());
-                idle = false;
-            }
-            if idle {
-                break;
             }
         }
-        if self.outbox.waiting_bytes() > MAX_QUEUE_BYTES {
+        self.commands = commands;
+        for _ in 0..MAX_BATCH {
+            match Pin::new(&mut self.socket.websocket).poll_next(context) {
+                Poll::Ready(message) => {
+                    busy = true;
+                    self.handle_websocket(message)?;
+                }
+                Poll::Pending => break,
+            }
+        }
+        if self.socket.outbox.is_dirty() && !std::mem::replace(&mut self.waited, true) {
+            // Puts this task behind all others that are ready.
+            context.waker().wake_by_ref();
+        } else if self.socket.outbox.is_dirty() {
+            let Socket {
+                websocket, outbox, ..
+            } = &mut *self.socket;
+            let written = outbox.poll_write(websocket, context);
+            self.waited = outbox.is_dirty();
+            self.peer
+                .set_queued_bytes(self.socket.outbox.waiting_bytes());
+            match written {
+                Poll::Ready(Ok(())) => busy = true,
+                Poll::Ready(Err(error)) => return Err(SessionEnd::from_websocket(error)),
+                Poll::Pending if self.socket.outbox.waiting_bytes() > MAX_QUEUE_BYTES => {
+                    return Err(SessionEnd::Dead);
+                }
+                Poll::Pending => {}
+            }
+        }
+        while self.ticks.poll_tick(context).is_ready() {
+            busy = true;
+            self.tick()?;
+        }
+        Ok(self.look_at_deadlines(context) || busy)
+    }
+
+    fn look_at_deadlines(&mut self, context: &mut Context<'_>) -> bool {
+        let Some(next) = self.socket.session.next_deadline_ms() else {
+            return false;
+        };
+        if next < self.alarm_ms {
+            self.alarm_ms = next;
+            self.alarm.as_mut().reset(self.peer.instant(next));
+        }
+        if self.alarm.as_mut().poll(context).is_pending() {
+            return false;
+        }
+        // Rings early if the request that it was set for is answered by now; then it is set anew.
+        self.alarm_ms = u64::MAX;
+        let now = self.peer.elapsed_ms();
+        for answer in self.socket.session.handle_timeout(now) {
+            answer.complete(Err(LinkError::TimedOut));
+        }
+        true
+    }
+
+    fn tick(&mut self) -> Result<(), SessionEnd> {
+        self.ticks_seen = self.ticks_seen.wrapping_add(1);
+        let outbox = &mut self.socket.outbox;
+        let moved = !outbox.is_dirty() || outbox.written() != self.written_before;
+        self.written_before = outbox.written();
+        self.stalled_ticks = if moved { 0 } else { self.stalled_ticks + 1 };
+        if self.stalled_ticks >= STALLED_TICKS || self.last_heard.elapsed() >= DEAD_AFTER {
             return Err(SessionEnd::Dead);
+        }
+        if self.ticks_seen.is_multiple_of(PING_TICKS) {
+            outbox.ping();
         }
         Ok(())
     }
 
     fn handle_websocket(
         &mut self,
-        inbound: &Inbound,
         message: Option<Result<Message, WebSocketError>>,
     ) -> Result<(), SessionEnd> {
-        self.last_heard = Instant::now();
         match message {
-            Some(Ok(Message::Binary(message))) => self.handle_message(inbound, &message),
+            Some(Ok(Message::Binary(message))) => {
+                self.last_heard = Instant::now();
+                self.handle_message(&message)
+            }
             Some(Ok(Message::Ping(_))) => {
+                self.last_heard = Instant::now();
                 // The WebSocket has queued the pong; a flush sends it.
-                self.outbox.flush_later();
+                self.socket.outbox.flush_later();
                 Ok(())
             }
-            Some(Ok(Message::Pong(_) | Message::Frame(_))) => Ok(()),
+            Some(Ok(Message::Pong(_) | Message::Frame(_))) => {
+                self.last_heard = Instant::now();
+                Ok(())
+            }
             Some(Ok(Message::Text(_))) => Err(SessionEnd::Protocol("text message")),
-            Some(Ok(Message::Close(_))) | None => Err(SessionEnd::PeerClosed),
+            Some(Ok(Message::Close(_))) => Err(SessionEnd::Goodbye),
+            None => Err(SessionEnd::PeerClosed),
             Some(Err(error)) => Err(SessionEnd::from_websocket(error)),
         }
     }
 
-    fn handle_message(&mut self, inbound: &Inbound, message: &Bytes) -> Result<(), SessionEnd> {
-        match self.session.handle_message(self.moment(), message) {
-            Event::Request(request_id, packet) => self.handle_request(inbound, request_id, packet),
-            Event::Reply(ticket, packet) => self.settle(ticket, read_reply(packet)),
-            Event::RequestRefused(ticket, refusal) => {
-                self.settle(ticket, Err(LinkError::NotIlp(refusal.to_string())));
+    fn handle_message(&mut self, message: &Bytes) -> Result<(), SessionEnd> {
+        let moment = self.moment();
+        match self.socket.session.handle_message(moment, message) {
+            Event::Request(request_id, packet) => self.handle_request(request_id, packet),
+            Event::Reply(answer, packet) => answer.complete(read_reply(packet)),
+            Event::RequestRefused(answer, refusal) => {
+                answer.complete(Err(LinkError::NotIlp(refusal.to_string())));
             }
-            Event::Answer(frame) => self.enqueue(Some(frame)),
+            Event::Answer(frame) => self.socket.outbox.push(frame),
             Event::Hangup(answer, reason) => {
                 self.enqueue(answer);
                 return Err(SessionEnd::Protocol(reason));
@@ -460,6 +451,9 @@ impl State {
             Event::Ignored(ignored) => {
                 self.ignored += 1;
                 tracing::debug!(?ignored, "BTP frame without effect");
+                if matches!(ignored, Ignored::UnexpectedReply(_)) {
+                    self.inbound.note_unexpected_reply();
+                }
             }
             // Only before the session is open, and it is.
             Event::Introduced(_) | Event::Opened | Event::Refused(_) => {}
@@ -467,94 +461,83 @@ impl State {
         Ok(())
     }
 
-    fn handle_request(&mut self, inbound: &Inbound, request_id: RequestId, packet: Bytes) {
+    fn handle_request(&mut self, request_id: RequestId, packet: Bytes) {
         let reject = match Packet::decode(packet) {
-            Ok(Packet::Prepare(prepare)) if self.session.answering() <= MAX_ANSWERING => {
-                self.answering.push(inbound.start(request_id, prepare));
-                return;
+            Ok(Packet::Prepare(prepare)) if self.socket.session.answering() <= MAX_ANSWERING => {
+                return self.inbound.start(request_id, prepare, &self.sink);
             }
-            Ok(Packet::Prepare(_)) => {
-                inbound.reject(ErrorCode::ConnectorBusy, "too many requests at once")
-            }
-            Ok(Packet::Fulfill(_) | Packet::Reject(_)) => {
-                inbound.reject(ErrorCode::InvalidPacket, "a request must be a Prepare")
-            }
-            Err(PacketError::Destination(_)) => {
-                inbound.reject(ErrorCode::BadRequest, "invalid destination address")
-            }
+            Ok(Packet::Prepare(_)) => self
+                .inbound
+                .reject(ErrorCode::ConnectorBusy, "too many requests at once"),
+            Ok(Packet::Fulfill(_) | Packet::Reject(_)) => self
+                .inbound
+                .reject(ErrorCode::InvalidPacket, "a request must be a Prepare"),
+            Err(PacketError::Destination(_)) => self
+                .inbound
+                .reject(ErrorCode::BadRequest, "invalid destination address"),
             Err(error) => {
                 // Without a readable packet there is nothing that an ILP reply could answer.
                 let text = format!("unreadable ILP packet: {error}");
                 let now = self.moment();
                 let code = RefusalCode::NotAccepted;
-                let frame = self.session.refuse_request(now, request_id, code, &text);
-                self.enqueue(frame);
-                return;
+                let session = &mut self.socket.session;
+                let frame = session.refuse_request(now, request_id, code, &text);
+                return self.enqueue(frame);
             }
         };
         self.answer(request_id, &Packet::Reject(reject));
     }
 
     fn answer(&mut self, request_id: RequestId, reply: &Packet) {
-        let frame = match self.session.respond(request_id, reply.encode().into()) {
+        let session = &mut self.socket.session;
+        let frame = match session.respond(request_id, reply.encode().into()) {
             Ok(frame) => frame,
             Err(error) => {
                 tracing::warn!(%error, "reply does not fit into a BTP frame");
                 let code = RefusalCode::NotAccepted;
-                self.session
-                    .refuse_request(self.moment(), request_id, code, "reply is too large")
+                let moment = self.moment();
+                self.socket
+                    .session
+                    .refuse_request(moment, request_id, code, "reply is too large")
             }
         };
         self.enqueue(frame);
     }
 
     fn handle_command(&mut self, command: Command) {
-        let Command {
+        let (packet, answer) = match command {
+            Command::Send { packet, answer } => (packet, answer),
+            Command::Reply { request_id, reply } => return self.answer(request_id, &reply.into()),
+        };
+        // A millisecond more, because the clock of deadlines drops what is less than one.
+        let deadline_ms = self.peer.millis(answer.deadline()).saturating_add(1);
+        let longest_ms = self.peer.millis(Instant::now() + MAX_WAIT);
+        let request = self.socket.session.request(
+            rand::random(),
+            deadline_ms.min(longest_ms),
             packet,
-            wait,
-            ticket,
-        } = command;
-        let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-        let deadline_ms = self.elapsed_ms().saturating_add(wait_ms);
-        match self
-            .session
-            .request(rand::random(), deadline_ms, packet, ticket)
-        {
-            Ok(frame) => self.enqueue(Some(frame)),
-            Err((error, ticket)) => {
-                let error = match error {
-                    SendError::NotOpen => LinkError::Closed,
-                    SendError::TooManyPending => LinkError::Busy,
-                    SendError::Encode(_) => LinkError::Unencodable,
-                };
-                self.settle(ticket, Err(error));
-            }
+            answer,
+        );
+        match request {
+            Ok(frame) => self.socket.outbox.push(frame),
+            Err((error, answer)) => answer.complete(Err(match error {
+                SendError::NotOpen => LinkError::Closed,
+                SendError::TooManyPending => LinkError::Busy,
+                SendError::Encode(_) => LinkError::Unencodable,
+            })),
         }
     }
 
-    fn settle(&mut self, ticket: Ticket, reply: Result<Reply, LinkError>) {
-        // The requester may have given up; then the reply has no effect.
-        if ticket.send(reply).is_err() {
-            self.late_replies += 1;
+    fn moment(&self) -> Moment {
+        Moment {
+            elapsed_ms: self.peer.elapsed_ms(),
+            wall: self.socket.clock.now(),
         }
-    }
-
-    fn tick(&mut self, ping: bool) -> Result<(), SessionEnd> {
-        if self.last_heard.elapsed() >= DEAD_AFTER {
-            return Err(SessionEnd::Dead);
-        }
-        for ticket in self.session.handle_timeout(self.elapsed_ms()) {
-            self.settle(ticket, Err(LinkError::TimedOut));
-        }
-        if ping {
-            self.outbox.ping();
-        }
-        Ok(())
     }
 
     fn enqueue(&mut self, frame: Option<Bytes>) {
         if let Some(frame) = frame {
-            self.outbox.push(frame);
+            self.socket.outbox.push(frame);
         }
     }
 }

@@ -12,11 +12,8 @@ use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use host::{FULFILLMENT, Host, Payee, local_payee, local_payer, packet, url};
 use ilp_btp::{Frame, ProtocolData, RefusalCode, RequestId};
-use ilp_connector::{AccountConfig, LinkError, SystemClock};
-use ilp_link::{
-    BtpClient, BtpServer, ConnectError, Credentials, RequestHandler, SessionEnd, Uplink,
-    UplinkState, bind_loopback,
-};
+use ilp_connector::{LinkError, SystemClock};
+use ilp_link::{BtpClient, ConnectError, Credentials, RequestHandler, SessionEnd, bind_loopback};
 use ilp_packet::{ErrorCode, Fulfill, Packet, Prepare, Reply};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -161,7 +158,7 @@ async fn the_newest_socket_of_a_name_wins() {
     let (old, old_payee) = local_payee(address, "bob").await;
     let (_new, new_payee) = local_payee(address, "bob").await;
     let end = soon(old.closed()).await;
-    assert!(matches!(*end, SessionEnd::PeerClosed), "{end:?}");
+    assert!(matches!(*end, SessionEnd::Goodbye), "{end:?}");
     until(|| host.server.connections() == 2).await;
     payer
         .send(packet("test.host.local.u-bob", 5))
@@ -451,7 +448,7 @@ impl RequestHandler for Slow {
 }
 
 #[tokio::test]
-async fn a_connection_that_breaks_ends_the_open_requests() {
+async fn a_client_that_says_goodbye_ends_the_open_requests() {
     let host = Host::new();
     let address = host.listen_local().await;
     let payer = local_payer(address, "payer").await;
@@ -474,7 +471,7 @@ async fn a_connection_that_breaks_ends_the_open_requests() {
     assert_eq!(host.connector.balance(&"local.u-payer".into()), Some(0));
     host.server.shutdown().await;
     let end = soon(payer.closed()).await;
-    assert!(matches!(*end, SessionEnd::PeerClosed), "{end:?}");
+    assert!(matches!(*end, SessionEnd::Goodbye), "{end:?}");
     assert_eq!(
         payer.send(packet("test.x", 0)).await,
         Err(LinkError::Closed)
@@ -595,44 +592,4 @@ async fn both_loopback_addresses_get_a_listener_on_one_port() {
         bind_loopback(ports[0]).unwrap_err().kind(),
         std::io::ErrorKind::AddrInUse
     );
-}
-
-#[tokio::test]
-async fn an_uplink_comes_back_after_its_parent_restarted() {
-    // The parent is another host; ours is a local client of it.
-    let parent = Host::new();
-    let address = parent.listen_local().await;
-    let (_bob, payee) = local_payee(address, "bob").await;
-    let ours = Host::new();
-    // An address that the parent's clients can be reached from differs from `test.host`.
-    let config = ilp_connector::ConnectorConfig::new("test.ours".parse().unwrap(), "XRP", 9);
-    let connector =
-        ilp_connector::Connector::new(config, ours.ledger.clone(), Arc::new(SystemClock));
-    connector
-        .open_account(AccountConfig::parent("parent", "parent"))
-        .unwrap();
-    connector
-        .open_account(AccountConfig::child("c", "c", "c").unlimited())
-        .unwrap();
-    let uplink = Uplink::spawn(url(address, "ours"), connector.clone(), "parent".into());
-    soon(uplink.up()).await;
-    let send = || connector.dispatch(&"c".into(), None, packet("test.host.local.u-bob", 5));
-    soon(send()).await.unwrap();
-    assert_eq!(connector.balance(&"parent".into()), Some(5));
-    assert_eq!(payee.0.lock().unwrap().len(), 1);
-
-    parent.server.shutdown().await;
-    until(|| uplink.state() == UplinkState::Down).await;
-    assert_eq!(
-        soon(send()).await.unwrap_err().code,
-        ErrorCode::PeerUnreachable
-    );
-    let listener = TcpListener::bind(address).await.unwrap();
-    let again = BtpServer::new(parent.connector.clone());
-    again.listen(listener, parent.local.clone());
-    soon(uplink.up()).await;
-    let (_bob, _) = local_payee(address, "bob").await;
-    soon(send()).await.unwrap();
-    uplink.close();
-    until(|| uplink.state() == UplinkState::Down).await;
 }

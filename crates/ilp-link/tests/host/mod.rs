@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use bytes::Bytes;
 use ilp_connector::{
-    AccountConfig, Clock, Connector, ConnectorConfig, Ledger, LedgerError, Movement, SystemClock,
+    AccountConfig, Clock, Connector, ConnectorConfig, Ledger, Movement, Recorded, SystemClock,
 };
 use ilp_link::{
     BtpClient, BtpServer, BtpUrl, Credentials, LocalGate, PodGate, RefuseRequests, RequestHandler,
@@ -27,11 +27,10 @@ pub const FULFILLMENT: Fulfillment = Fulfillment([3; 32]);
 #[derive(Default)]
 pub struct MemoryLedger(pub Mutex<Vec<Movement>>);
 
-#[async_trait]
 impl Ledger for MemoryLedger {
-    async fn record(&self, movement: Movement) -> Result<(), LedgerError> {
+    fn record(&self, movement: Movement, recorded: Recorded) {
         self.0.lock().unwrap().push(movement);
-        Ok(())
+        recorded.complete(Ok(()));
     }
 }
 
