@@ -23,6 +23,8 @@ impl Ledger for Store {
         // What a host gives back to a payer is a refund in its books, however it travels.
         let reason = match from {
             Account::Order(_) | Account::Owed(_) => Reason::Refund,
+            // The host earns by packets only what it is given; all else it charges.
+            _ if to == Account::Earned => Reason::Gift,
             Account::Parent
             | Account::Local(_)
             | Account::Pod(_)
