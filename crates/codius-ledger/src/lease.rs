@@ -254,6 +254,21 @@ impl Lease {
         now.after(self.remaining_ms(now, balance))
     }
 
+    /// How much money may still be added, if the pod is to be paid for at most `ahead` from now on.
+    /// Never a unit too much, and at most one too little. Nothing, if nothing is charged.
+    pub fn room(&self, now: Millis, balance: u64, ahead: Seconds) -> u64 {
+        if self.is_ended() || self.0.rate.is_free() {
+            return 0;
+        }
+        let run_ms = self.run_ms(now).saturating_add(ahead.millis());
+        let paid = self.0.charged.saturating_add(balance);
+        self.0
+            .rate
+            .earned(run_ms)
+            .saturating_sub(paid)
+            .min(Rate::MAX_PRICE.saturating_sub(balance))
+    }
+
     /// How long the pod has run until now.
     pub fn run_ms(&self, now: Millis) -> u64 {
         match self.0.state {
@@ -381,6 +396,8 @@ struct SegmentText {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::Asset;
 
@@ -399,6 +416,48 @@ mod tests {
         let mut lease = starting(rate);
         lease.begin(BOOT, Millis(now)).unwrap();
         lease
+    }
+
+    proptest! {
+        /// Money that fits never pays for more than so long ahead; one unit more pays for all of it.
+        #[test]
+        fn what_fits_is_exact_to_one_unit(
+            scaled in 1..u128::from(u64::MAX),
+            balance in 0..1_000_000_000_000_u64,
+            ran_ms in 0..100_000_000_000_u64,
+            ahead in 1..40_000_000_u64,
+        ) {
+            let rate: Rate = format!("{}.{:012}", scaled / 1_000_000_000_000, scaled % 1_000_000_000_000)
+                .parse()
+                .unwrap();
+            let mut lease = running(rate, 5);
+            let now = Millis(5 + ran_ms);
+            let Charge { amount } = lease.charge(now, balance);
+            let balance = balance - amount;
+            let ahead = Seconds(ahead);
+            let room = lease.room(now, balance, ahead);
+            if room > 0 {
+                prop_assert!(lease.remaining_ms(now, balance + room) <= ahead.millis());
+            }
+            if room < Rate::MAX_PRICE - balance {
+                prop_assert!(lease.remaining_ms(now, balance + room + 1) >= ahead.millis());
+            }
+        }
+    }
+
+    #[test]
+    fn only_a_lease_that_is_charged_and_goes_on_has_room() {
+        let mut lease = running(rate("2.628", 6), 0);
+        assert_eq!(lease.room(Millis(0), 60, Seconds(100)), 40);
+        assert_eq!(lease.room(Millis(0), 100, Seconds(100)), 0);
+        assert_eq!(lease.room(Millis(0), 101, Seconds(100)), 0);
+        // Time that has run is room again, charged or not.
+        assert_eq!(lease.room(Millis(30_500), 100, Seconds(100)), 30);
+        let Charge { amount } = lease.charge(Millis(30_500), 100);
+        assert_eq!(lease.room(Millis(30_500), 100 - amount, Seconds(100)), 30);
+        assert_eq!(running(Rate::FREE, 0).room(Millis(0), 0, Seconds(100)), 0);
+        let _ = lease.end(Millis(30_500), 70, EndReason::Exited).unwrap();
+        assert_eq!(lease.room(Millis(30_500), 0, Seconds(100)), 0);
     }
 
     #[test]

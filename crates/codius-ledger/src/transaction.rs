@@ -39,15 +39,19 @@ pub enum Reason {
     Return,
     /// Money went back to its payer, or is on its way by a packet that is recorded so.
     Refund,
+    /// Somebody paid the host itself, for nothing in return, by a packet. The reference is its
+    /// condition.
+    Gift,
 }
 
 impl Reason {
-    const ALL: [(Self, &'static str); 5] = [
+    const ALL: [(Self, &'static str); 6] = [
         (Self::Packet, "packet"),
         (Self::Payment, "payment"),
         (Self::Charge, "charge"),
         (Self::Return, "return"),
         (Self::Refund, "refund"),
+        (Self::Gift, "gift"),
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -57,6 +61,7 @@ impl Reason {
             Self::Charge => "charge",
             Self::Return => "return",
             Self::Refund => "refund",
+            Self::Gift => "gift",
         }
     }
 }
@@ -258,6 +263,6 @@ mod tests {
             assert_eq!(reason.as_str(), text);
             assert_eq!(text.parse(), Ok(reason));
         }
-        assert_eq!("gift".parse::<Reason>(), Err(InvalidReason));
+        assert_eq!("theft".parse::<Reason>(), Err(InvalidReason));
     }
 }

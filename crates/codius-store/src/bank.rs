@@ -173,6 +173,8 @@ impl Sum {
         // What a host gives back to a payer is a refund in its books, however it travels.
         let reason = match self.from {
             Account::Order(_) | Account::Owed(_) => Reason::Refund,
+            // The host earns by packets only what it is given; all else it charges.
+            _ if to == Account::Earned => Reason::Gift,
             Account::Parent
             | Account::Local(_)
             | Account::Pod(_)

@@ -35,6 +35,7 @@ use crate::{
     orders::Orders,
     pod_money::{PodMoney, PodPort},
     routes::Routes,
+    spsp::Spsp,
     till::Till,
 };
 
@@ -133,10 +134,12 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         proxy: proxy.clone(),
         pod_money,
         rate,
+        max_duration: Seconds(config.price.max_duration_secs),
         public_uri: public_uri.clone(),
         boot: boot_id()?,
         stop_grace: Duration::from_millis(config.pods.stop_grace_ms),
     });
+    let spsp = Spsp::open(&connector, &secret, asset.clone(), Arc::clone(&leases))?;
     let orders = Orders::new(
         Arc::clone(&leases),
         till,
@@ -159,6 +162,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let router = api::router(Api {
         leases: Arc::clone(&leases),
         orders,
+        spsp,
         asset,
         cost_per_month: config.price.cost_per_month.clone(),
         max_duration: Seconds(config.price.max_duration_secs),

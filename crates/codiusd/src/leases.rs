@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!           place                    ready
-//!  (none) ────────▶ Starting ─────────────────▶ Running ──┐ extend, charge
+//!  (none) ────────▶ Starting ─────────────────▶ Running ──┐ extend, top up, charge
 //!                      │ start failed              │ ◀────┘
 //!                      ▼                           ▼ expired, exited, lost, host stopped
 //!               money back to the order     settled: earned + owed
@@ -15,6 +15,8 @@
 //! What others see of a lease (its address, expiry and logs) is published beside the lock, so that
 //! no request waits for a pod that is starting.
 
+mod top_up;
+
 use std::{
     collections::HashMap,
     sync::{
@@ -26,8 +28,8 @@ use std::{
 
 use codius_api::{EndReason as ApiEndReason, LeaseEventKind, Phase, PodReply, UnixMillis};
 use codius_ledger::{
-    Account, BootId, EndReason, Lease, LeaseState, Millis, Order, Rate, Reason, Settlement,
-    StoredResponse, Transaction,
+    Account, BootId, EndReason, Lease, LeaseState, Millis, Order, Rate, Reason, Seconds,
+    Settlement, StoredResponse, Transaction,
 };
 use codius_manifest::{ManifestHash, PodSpec, Upload};
 use codius_pod::{
@@ -39,6 +41,8 @@ use thiserror::Error;
 use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
+
+pub(crate) use top_up::TopUpError;
 
 use crate::{
     clock::{steady_now, wall_now},
@@ -60,6 +64,8 @@ pub(crate) struct Wiring {
     pub(crate) proxy: Proxy,
     pub(crate) pod_money: Arc<PodMoney>,
     pub(crate) rate: Rate,
+    /// How far ahead a lease may be topped up.
+    pub(crate) max_duration: Seconds,
     /// `scheme://host[:port]`, as pods are told and as their URLs are made of.
     pub(crate) public_uri: url::Url,
     pub(crate) boot: BootId,
@@ -110,6 +116,17 @@ pub(crate) struct Shown {
     pub(crate) url: String,
     pub(crate) expires_at: UnixMillis,
     pub(crate) logs: Arc<PodLogs>,
+    /// As of the last payment. What was charged since then has moved from one to the other, and what
+    /// follows from both of them has not changed.
+    lease: Lease,
+    balance: u64,
+}
+
+impl Shown {
+    /// Whether it costs nothing, and ends when its time is up.
+    pub(crate) fn is_free(&self) -> bool {
+        self.lease.rate().is_free()
+    }
 }
 
 /// An order that has been paid in full, with what it pays for.
@@ -352,8 +369,7 @@ impl Leases {
         self.store.commit(batch).await?;
         running.lease = lease;
         running.balance = balance;
-        self.publish(slot, running, expires_at);
-        slot.changed.notify_one();
+        self.moved(slot, running);
         tracing::info!(pod = %slot.hash, expires = %expires_at, "extended");
         Ok(response)
     }
@@ -673,15 +689,32 @@ impl Leases {
         Ok(())
     }
 
+    /// A running lease has more money or time: whoever goes by its expiry is told the new one.
+    fn moved(&self, slot: &Slot, running: &Running) {
+        let expires_at = expiry(&running.lease, running.balance);
+        self.show(slot, running, expires_at);
+        if let Some(progress) = self.progress.get(&slot.hash) {
+            let url = self.url(&slot.hash);
+            progress.phase(Phase::Running { expires_at, url });
+        }
+        slot.changed.notify_one();
+    }
+
     fn publish(&self, slot: &Slot, running: &Running, expires_at: UnixMillis) {
         if let Some(address) = running.pod.address {
             self.routes.insert(&slot.hash, address);
         }
+        self.show(slot, running, expires_at);
+    }
+
+    fn show(&self, slot: &Slot, running: &Running, expires_at: UnixMillis) {
         *slot.shown.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(Shown {
             upload: Arc::clone(&running.upload),
             url: self.url(&slot.hash),
             expires_at,
             logs: Arc::clone(&running.pod.logs),
+            lease: running.lease,
+            balance: running.balance,
         }));
     }
 

@@ -16,4 +16,5 @@ mod orders;
 mod pod_money;
 mod progress;
 mod routes;
+mod spsp;
 mod till;

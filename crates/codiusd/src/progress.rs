@@ -89,11 +89,18 @@ impl Progress {
         if events.last().is_some_and(|last| last.kind.is_last()) {
             return;
         }
-        let same_pull =
-            |event: &LeaseEvent| matches!(event.kind, LeaseEventKind::Phase(Phase::Pulling { .. }));
+        let same_phase = |one: &LeaseEventKind, other: &LeaseEventKind| {
+            use LeaseEventKind::Phase as Now;
+            matches!(
+                (one, other),
+                (Now(Phase::Pulling { .. }), Now(Phase::Pulling { .. }))
+                    | (Now(Phase::Running { .. }), Now(Phase::Running { .. }))
+            )
+        };
         match events.last_mut() {
-            // A pull tells of itself often, and only its latest word matters to those who come late.
-            Some(last) if same_pull(last) && same_pull(&event) => last.kind = event.kind,
+            // A pull tells of itself often, an expiry moves with every packet of a payment, and only
+            // the latest word matters to those who come late.
+            Some(last) if same_phase(&last.kind, &event.kind) => last.kind = event.kind,
             Some(last) if last.kind == event.kind => return,
             _ => events.push(event),
         }
@@ -127,7 +134,7 @@ impl Progress {
 pub(crate) struct Follower {
     progress: Arc<Progress>,
     next: usize,
-    /// The pull that was told last: it changes in its place.
+    /// The event that was told last: a pull, and a running pod, change in their place.
     told: Option<LeaseEventKind>,
 }
 
@@ -212,6 +219,23 @@ mod tests {
         progress.phase(Phase::Booting);
         assert!(follower.next().await.unwrap().kind.is_last());
         assert!(follower.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn an_expiry_that_moves_is_told_to_who_follows_and_kept_once() {
+        let running = |expires_at| Phase::Running {
+            expires_at: UnixMillis::new(expires_at),
+            url: "http://pod/".to_owned(),
+        };
+        let progress = Arc::new(Progress::new());
+        progress.phase(running(1));
+        let mut follower = Arc::clone(&progress).follow();
+        for expires_at in [1, 2, 3] {
+            progress.phase(running(expires_at));
+            let told = follower.next().await.unwrap().kind;
+            assert_eq!(told, LeaseEventKind::Phase(running(expires_at)));
+        }
+        assert_eq!(progress.events.lock().unwrap().len(), 1);
     }
 
     #[test]

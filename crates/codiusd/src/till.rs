@@ -192,10 +192,7 @@ impl Till {
             let clock = self.connector.clock();
             let config = Config {
                 local_address: self.address.with_suffix(token).ok(),
-                asset: Some(AssetDetails {
-                    code: self.asset.code().to_owned(),
-                    scale: self.asset.scale(),
-                }),
+                asset: Some(asset_details(&self.asset)),
                 ..Config::default()
             };
             let entropy = Box::new(SystemEntropy);
@@ -255,12 +252,25 @@ impl Receiver for Till {
             commit
                 .credit(expected.account.clone())
                 .await
-                .map_err(|error| match error {
-                    CommitError::Expired => ErrorCode::TransferTimedOut,
-                    CommitError::Refused(_) | CommitError::Failed(_) => ErrorCode::InternalError,
-                })
+                .map_err(|error| code_of(&error))
         };
         payment.connection.incoming(&prepare, record).await
+    }
+}
+
+/// What payers are told of the host's asset.
+pub(crate) fn asset_details(asset: &Asset) -> AssetDetails {
+    AssetDetails {
+        code: asset.code().to_owned(),
+        scale: asset.scale(),
+    }
+}
+
+/// How a payer is told that its packet could not be recorded.
+pub(crate) fn code_of(error: &CommitError) -> ErrorCode {
+    match error {
+        CommitError::Expired => ErrorCode::TransferTimedOut,
+        CommitError::Refused(_) | CommitError::Failed(_) => ErrorCode::InternalError,
     }
 }
 

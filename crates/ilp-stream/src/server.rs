@@ -5,10 +5,11 @@
 //! travels, encrypted, as one segment of the address, so nothing has to be remembered until the
 //! first packet arrives.
 //!
-//! The token is a synthetic-IV encryption: `mac = HMAC(k1, tag)`, `token = mac | tag xor HMAC(k2,
-//! mac)`. The same tag gives the same token, a token that we did not make fails its MAC after two
-//! short HMACs and leaves nothing behind, and connectors on the way cannot read the tag, which may
-//! be a bearer token of the client.
+//! The token is a synthetic-IV encryption: `mac = HMAC(k1, tag)`, `token = mac | tag xor mask`, where
+//! the mask is `HMAC(k2, mac)`, and `HMAC(k2, mac | n)` for the blocks after the first. The same tag
+//! gives the same token, a token that we did not make fails its MAC after a few short HMACs and leaves
+//! nothing behind, and connectors on the way cannot read the tag, which may be a bearer token of the
+//! client.
 
 use std::fmt;
 
@@ -16,9 +17,12 @@ use ring::hmac;
 
 use crate::seal::{SharedSecret, derive, to_array};
 
-/// Longest tag, bytes.
-pub const MAX_TAG: usize = 32;
+/// Longest tag, bytes: room for a hash of 32, a nonce, and what a receipt is made with (RFC 39: a
+/// nonce of 16 and a secret of 32).
+pub const MAX_TAG: usize = 96;
 const MAC_LEN: usize = 16;
+/// Bytes of the tag that one HMAC hides.
+const MASK_BLOCK: usize = 32;
 
 /// The tag is longer than [`MAX_TAG`]. Our own caller has to hash it first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -28,7 +32,8 @@ pub struct TagTooLong(pub usize);
 /// What a client is given.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Credentials {
-    /// The segment to append to the address of the server. At most 64 characters.
+    /// The segment to append to the address of the server. At most 150 characters; 64 for a tag of 32
+    /// bytes.
     pub token: String,
     /// The secret of the connection.
     pub shared_secret: SharedSecret,
@@ -108,12 +113,22 @@ impl ServerSecret {
     }
 
     fn masked(&self, mac: &[u8; MAC_LEN], bytes: &[u8]) -> Vec<u8> {
-        let mask = hmac::sign(&self.mask, mac);
-        bytes
-            .iter()
-            .zip(mask.as_ref())
-            .map(|(byte, mask)| byte ^ mask)
-            .collect()
+        let mut masked = Vec::with_capacity(bytes.len());
+        for (number, block) in (0_u8..).zip(bytes.chunks(MASK_BLOCK)) {
+            let mut context = hmac::Context::with_key(&self.mask);
+            context.update(mac);
+            if number > 0 {
+                context.update(&[number]);
+            }
+            let mask = context.sign();
+            masked.extend(
+                block
+                    .iter()
+                    .zip(mask.as_ref())
+                    .map(|(byte, mask)| byte ^ mask),
+            );
+        }
+        masked
     }
 
     fn shared_secret(&self, tag: &[u8]) -> SharedSecret {
@@ -130,18 +145,19 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_token_opens_to_its_tag(secret: [u8; 32], tag in prop::collection::vec(any::<u8>(), 0..=32)) {
+        fn a_token_opens_to_its_tag(secret: [u8; 32], tag in prop::collection::vec(any::<u8>(), 0..=MAX_TAG)) {
             let server = ServerSecret::new(&secret);
             let credentials = server.generate(&tag).unwrap();
             prop_assert!(Address::is_segment(&credentials.token));
-            prop_assert!(credentials.token.len() <= 64);
+            let longest = if tag.len() <= 32 { 64 } else { 150 };
+            prop_assert!(credentials.token.len() <= longest);
             let opened = server.open(&credentials.token).unwrap();
             prop_assert_eq!(opened.tag, tag);
             prop_assert_eq!(opened.shared_secret, credentials.shared_secret);
         }
 
         #[test]
-        fn garbage_does_not_open(token in "[A-Za-z0-9_-]{0,90}") {
+        fn garbage_does_not_open(token in "[A-Za-z0-9_-]{0,170}") {
             prop_assert_eq!(ServerSecret::new(&[3; 32]).open(&token), None);
         }
     }
@@ -176,6 +192,30 @@ mod tests {
             .decode(a.token.as_bytes())
             .unwrap();
         assert!(!raw.windows(4).any(|window| window == [0; 4]));
-        assert_eq!(server.generate(&[0; 33]), Err(TagTooLong(33)));
+        assert_eq!(server.generate(&[0; 97]), Err(TagTooLong(97)));
+    }
+
+    #[test]
+    fn each_block_of_a_long_tag_is_hidden_by_a_mask_of_its_own() {
+        let token = ServerSecret::new(&[1; 32])
+            .generate(&[0; MAX_TAG])
+            .unwrap()
+            .token;
+        let raw = data_encoding::BASE64URL_NOPAD
+            .decode(token.as_bytes())
+            .unwrap();
+        let blocks: Vec<_> = raw[MAC_LEN..].chunks(MASK_BLOCK).collect();
+        assert_eq!(blocks.len(), 3);
+        assert!(blocks[0] != blocks[1] && blocks[1] != blocks[2] && blocks[0] != blocks[2]);
+    }
+
+    /// Tokens that were given out before tags could be longer than 32 bytes must stay valid.
+    #[test]
+    fn the_token_of_a_short_tag_is_what_it_was() {
+        let token = ServerSecret::new(&[1; 32])
+            .generate(b"order 7")
+            .unwrap()
+            .token;
+        assert_eq!(token, "x1THcwN3Uzoq-ZhfgO9tYlJ3RhmWzn0");
     }
 }

@@ -5,6 +5,7 @@ mod leases;
 mod logs;
 mod pods;
 mod query;
+mod spsp;
 
 use std::{sync::Arc, time::Instant};
 
@@ -20,7 +21,7 @@ use codius_ledger::{Asset, Seconds, StoredResponse};
 use codius_pod::Isolation;
 use serde::Serialize;
 
-use crate::{http_error::HttpError, leases::Leases, orders::Orders};
+use crate::{http_error::HttpError, leases::Leases, orders::Orders, spsp::Spsp};
 
 /// Longest body of a request, as in the original.
 const MAX_BODY_BYTES: usize = 1024 * 1024;
@@ -29,6 +30,7 @@ const MAX_BODY_BYTES: usize = 1024 * 1024;
 pub(crate) struct Api {
     pub(crate) leases: Arc<Leases>,
     pub(crate) orders: Arc<Orders>,
+    pub(crate) spsp: Arc<Spsp>,
     pub(crate) asset: Asset,
     /// As the operator wrote it.
     pub(crate) cost_per_month: String,
@@ -55,6 +57,8 @@ pub(crate) fn router(api: Api) -> Router {
         .route("/version", get(info::version))
         .route("/peers", get(info::peers))
         .route("/api/v2/leases/{hash}/events", get(leases::events))
+        .route(spsp::HOST_PATH, get(spsp::query).fallback(spsp::other))
+        .route("/{hash}", get(spsp::query).fallback(spsp::other))
         .fallback(unknown)
         .method_not_allowed_fallback(unknown)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))

@@ -25,6 +25,7 @@ pub(crate) struct Settings {
     pub(crate) memory_mib: u64,
     pub(crate) port_timeout_secs: u64,
     pub(crate) max_unpacked_mib: u64,
+    pub(crate) max_duration_secs: u64,
     pub(crate) on_shutdown: &'static str,
 }
 
@@ -34,6 +35,7 @@ impl Default for Settings {
             memory_mib: 2048,
             port_timeout_secs: 40,
             max_unpacked_mib: 1024,
+            max_duration_secs: 31 * 24 * 3600,
             on_shutdown: "stop",
         }
     }
@@ -118,10 +120,12 @@ impl World {
             memory_mib,
             port_timeout_secs,
             max_unpacked_mib,
+            max_duration_secs,
             on_shutdown,
         } = &self.settings;
         format!(
             "data_dir = {data:?}\nlisten = \"127.0.0.1:0\"\n\
+             [price]\nmax_duration_secs = {max_duration_secs}\n\
              [interledger]\nlisten = [\"127.0.0.1:0\"]\npayment_timeout_secs = 5\n\
              [pods]\naccelerator = \"tcg\"\nmemory_mib = {memory_mib}\nport_timeout_secs = {port_timeout_secs}\n\
              on_shutdown = \"{on_shutdown}\"\n\
@@ -233,12 +237,7 @@ impl World {
 
     /// Balances by account, read from the database; the host must not run.
     pub(crate) async fn balances(&self) -> Result<Vec<(String, i64)>> {
-        ensure!(
-            self.process.is_none(),
-            "the database belongs to the host while it runs"
-        );
-        let store = codius_store::Store::open(&self.data_dir().join("codius.db"))?;
-        store.verify().await?;
+        let store = self.books().await?;
         let balances = store.balances().await?;
         let named = balances
             .into_iter()
@@ -246,6 +245,28 @@ impl World {
             .collect();
         store.close().await;
         Ok(named)
+    }
+
+    /// The newest movements of an account; the host must not run.
+    pub(crate) async fn entries(
+        &self,
+        account: &codius_ledger::Account,
+    ) -> Result<Vec<codius_store::Entry>> {
+        let store = self.books().await?;
+        let entries = store.entries(account, codius_store::MAX_ENTRIES).await?;
+        store.close().await;
+        Ok(entries)
+    }
+
+    /// The books, which add up.
+    async fn books(&self) -> Result<codius_store::Store> {
+        ensure!(
+            self.process.is_none(),
+            "the database belongs to the host while it runs"
+        );
+        let store = codius_store::Store::open(&self.data_dir().join("codius.db"))?;
+        store.verify().await?;
+        Ok(store)
     }
 
     /// Pushes an image that holds static busybox.

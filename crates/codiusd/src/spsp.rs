@@ -1,0 +1,520 @@
+//! The host's payment pointers (SPSP, RFC 9): `$HOST` pays the host itself, `$HOST/HASH` a running
+//! lease. This is the STREAM server behind them; the HTTP side is `api/spsp.rs`.
+//!
+//! ```text
+//! query ──▶ address with a token, secret        (nothing is kept)
+//! packet with an authentic token and content ──▶ connected ──stream opened──▶ takes what there is room for
+//!                                                    │ lease over, host ends, idle, or another needs the place
+//!                                                    ▼
+//!                                                 closed
+//! ```
+//!
+//! The token says what is paid and has a nonce of its own, so each query has its own secret. A packet
+//! for a lease is recorded for `lease:HASH`, one for the host for `earned`, before it is fulfilled. It
+//! is the lease that decides whether it takes a packet (`leases/top_up.rs`); what a stream may carry is
+//! only told so that payers need not try.
+//!
+//! Traps:
+//! - What a stream takes is fixed when it is opened, because the room of a lease grows with every
+//!   millisecond that passes: a limit that followed it would be used up a few units at a time. A stream
+//!   that is full and wants more is closed, as RFC 9 has it, so that its payer does not wait for ever.
+//! - A connection that had to make room for another may come back with the next packet of its payer.
+//!   It is then a new one: totals begin at nothing, and so does its stream's limit.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use anyhow::Result;
+use async_trait::async_trait;
+use codius_ledger::{Account, Asset, Rate};
+use codius_manifest::ManifestHash;
+use ilp_connector::{AccountId, Commit, Connector, Receiver, SpendLimit};
+use ilp_link::stream::{Observed, PacketSender, StreamConnection, SystemEntropy};
+use ilp_packet::{Address, ErrorCode, Prepare, Reject, Reply};
+use ilp_stream::{
+    Config, Connection, Keys, SharedSecret, StreamErrorCode, StreamId,
+    server::{Credentials, Opened, ServerSecret},
+};
+use ring::hmac;
+use thiserror::Error;
+use tokio::time::timeout;
+use tracing::Instrument;
+
+use crate::{
+    leases::{Leases, TopUpError},
+    till,
+};
+
+/// The segment of the connector's address below which pointers are paid.
+const SEGMENT: &str = "spsp";
+/// Makes the secret of this server from the host's, so that no token of an order is one of ours.
+const SECRET_LABEL: &[u8] = b"codius_spsp";
+/// Bytes of a token that make each query's secret its own.
+const NONCE_LEN: usize = 12;
+/// Connections at a time; over it, the one that was quiet for longest is closed.
+const MAX_CONNECTIONS: usize = 1024;
+/// A connection ends after this long without an authentic packet, as the JavaScript payer's does.
+const IDLE_TIMEOUT_MILLIS: u64 = 60_000;
+/// How long the other end may take to hear that a connection is over.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Who is paid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Payee {
+    /// The operator, who gives nothing for it.
+    Host,
+    /// The program, which runs longer.
+    Lease(ManifestHash),
+}
+
+impl Payee {
+    const HOST: u8 = 0;
+    const LEASE: u8 = 1;
+
+    /// What a token says: the kind, a nonce, and for a lease its hash.
+    fn tag(self, nonce: [u8; NONCE_LEN]) -> Vec<u8> {
+        let (kind, hash): (u8, &[u8]) = match &self {
+            Self::Host => (Self::HOST, &[]),
+            Self::Lease(hash) => (Self::LEASE, hash.as_bytes()),
+        };
+        [&[kind], &nonce[..], hash].concat()
+    }
+
+    fn of_tag(tag: &[u8]) -> Option<Self> {
+        let (kind, rest) = tag.split_first()?;
+        let (_nonce, hash) = rest.split_first_chunk::<NONCE_LEN>()?;
+        match (*kind, hash) {
+            (Self::HOST, []) => Some(Self::Host),
+            (Self::LEASE, hash) => {
+                Some(Self::Lease(ManifestHash::from_bytes(hash.try_into().ok()?)))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Why a pointer cannot be paid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub(crate) enum NotPayable {
+    #[error("no program of this hash runs here; upload its manifest to run it")]
+    NotRunning,
+    #[error("this program costs nothing, so there is nothing to pay")]
+    Free,
+}
+
+/// What a payer is told.
+#[derive(Debug)]
+pub(crate) struct Destination {
+    pub(crate) address: Address,
+    pub(crate) shared_secret: SharedSecret,
+}
+
+/// The STREAM server of the payment pointers.
+pub(crate) struct Spsp {
+    secret: ServerSecret,
+    asset: Asset,
+    connector: Connector,
+    leases: Arc<Leases>,
+    connections: Connections,
+}
+
+type Connections = Arc<Mutex<Recent<Arc<Inflow>>>>;
+
+/// A connection, and whom it pays.
+struct Inflow {
+    payee: Payee,
+    connection: StreamConnection,
+}
+
+impl Spsp {
+    /// Registers the server with the connector.
+    pub(crate) fn open(
+        connector: &Connector,
+        host_secret: &[u8; 32],
+        asset: Asset,
+        leases: Arc<Leases>,
+    ) -> Result<Arc<Self>> {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, host_secret);
+        let mut secret = [0; 32];
+        secret.copy_from_slice(hmac::sign(&key, SECRET_LABEL).as_ref());
+        let spsp = Arc::new(Self {
+            secret: ServerSecret::new(&secret),
+            asset,
+            connector: connector.clone(),
+            leases,
+            connections: Arc::new(Mutex::new(Recent::new(MAX_CONNECTIONS))),
+        });
+        connector.register_receiver(SEGMENT, Arc::clone(&spsp) as Arc<dyn Receiver>)?;
+        Ok(spsp)
+    }
+
+    /// Where and with which secret a payee can be paid: another one for each query.
+    pub(crate) fn destination(&self, payee: Payee) -> Result<Destination, NotPayable> {
+        if let Payee::Lease(hash) = payee {
+            let shown = self.leases.shown(&hash).ok_or(NotPayable::NotRunning)?;
+            if shown.is_free() {
+                return Err(NotPayable::Free);
+            }
+        }
+        let Credentials {
+            token,
+            shared_secret,
+        } = self
+            .secret
+            .generate(&payee.tag(rand::random()))
+            .expect("a kind, a nonce and a hash are no longer than a tag may be");
+        let address = self
+            .address()
+            .with_suffix(&token)
+            .expect("the connector's address is short enough for accounts below it");
+        Ok(Destination {
+            address,
+            shared_secret,
+        })
+    }
+
+    fn address(&self) -> Address {
+        self.connector
+            .address()
+            .with_suffix(SEGMENT)
+            .expect("it was registered below the connector's address")
+    }
+
+    /// The connection that a packet is for; a new one if its token is one of ours, its payee can be
+    /// paid, and its content was sealed with the secret of the token. Whatever else comes leaves
+    /// nothing behind.
+    fn connection(&self, prepare: &Prepare) -> Option<Arc<Inflow>> {
+        let token = prepare.destination.segment_after(&self.address())?;
+        if let Some(known) = self.lock().get(token) {
+            return Some(Arc::clone(known));
+        }
+        let Opened { tag, shared_secret } = self.secret.open(token)?;
+        let payee = Payee::of_tag(&tag)?;
+        if !self.is_payable(payee) || Keys::new(&shared_secret.0).open(&prepare.data).is_err() {
+            return None;
+        }
+        let mut connections = self.lock();
+        // The first packets of a payer come together.
+        if let Some(known) = connections.get(token) {
+            return Some(Arc::clone(known));
+        }
+        let inflow = Arc::new(Inflow {
+            payee,
+            connection: self.connect(token, &shared_secret),
+        });
+        let quietest = connections.insert(token.to_owned(), Arc::clone(&inflow));
+        drop(connections);
+        if let Some(quietest) = quietest {
+            quietest.end(StreamErrorCode::EndpointBusy, "too many payers");
+        }
+        let attending = attend(
+            Arc::clone(&inflow),
+            token.to_owned(),
+            Arc::clone(&self.connections),
+            Arc::clone(&self.leases),
+        );
+        let span = tracing::info_span!("payer", payee = ?payee);
+        self.leases.tasks.spawn(attending.instrument(span));
+        Some(inflow)
+    }
+
+    fn connect(&self, token: &str, shared_secret: &SharedSecret) -> StreamConnection {
+        let clock = self.connector.clock();
+        let config = Config {
+            local_address: self.address().with_suffix(token).ok(),
+            asset: Some(till::asset_details(&self.asset)),
+            idle_timeout_millis: IDLE_TIMEOUT_MILLIS,
+            ..Config::default()
+        };
+        let machine =
+            Connection::server(clock.now(), config, shared_secret, Box::new(SystemEntropy));
+        let news = News {
+            connector: self.connector.clone(),
+            limit: SpendLimit::new(0),
+        };
+        StreamConnection::spawn(machine, Arc::new(news), clock)
+    }
+
+    fn is_payable(&self, payee: Payee) -> bool {
+        match payee {
+            Payee::Host => !self.leases.closing.is_cancelled(),
+            Payee::Lease(hash) => self.leases.room(&hash).is_some(),
+        }
+    }
+
+    /// Records a packet for its payee, or says why not.
+    async fn take(&self, inflow: &Inflow, commit: Commit) -> Result<(), ErrorCode> {
+        if commit.amount() == 0 {
+            return Ok(());
+        }
+        let refused = match inflow.payee {
+            Payee::Host => {
+                let credited = commit.credit(Account::Earned.to_string().into()).await;
+                return credited.map_err(|error| till::code_of(&error));
+            }
+            Payee::Lease(hash) => match self.leases.top_up(&hash, commit).await {
+                Ok(()) => return Ok(()),
+                Err(TopUpError::NotRecorded(error)) => return Err(till::code_of(&error)),
+                Err(error @ (TopUpError::NotRunning | TopUpError::NoRoom)) => error,
+            },
+        };
+        // Nothing of this connection would be taken after that, and the answer says so.
+        inflow.end(StreamErrorCode::ApplicationError, &refused.to_string());
+        Err(ErrorCode::FinalApplicationError)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Recent<Arc<Inflow>>> {
+        lock(&self.connections)
+    }
+}
+
+#[async_trait]
+impl Receiver for Spsp {
+    async fn receive(&self, _: Option<&AccountId>, prepare: Prepare, commit: Commit) -> Reply {
+        let Some(inflow) = self.connection(&prepare) else {
+            return Err(Reject::new(
+                ErrorCode::UnexpectedPayment,
+                Some(&self.connector.address()),
+                "",
+            ));
+        };
+        if !self.is_payable(inflow.payee) {
+            let over = TopUpError::NotRunning.to_string();
+            inflow.end(StreamErrorCode::ApplicationError, &over);
+        }
+        let record = || self.take(&inflow, commit);
+        inflow.connection.incoming(&prepare, record).await
+    }
+}
+
+impl Inflow {
+    /// Takes nothing any more. The other end hears of it, at the latest with its next packet.
+    fn end(&self, code: StreamErrorCode, message: &str) {
+        self.connection
+            .with(|machine, _| machine.close(code, message));
+    }
+
+    /// What a stream that is opened now may carry.
+    fn room(&self, leases: &Leases) -> u64 {
+        match self.payee {
+            Payee::Host => Rate::MAX_PRICE,
+            Payee::Lease(hash) => leases.room(&hash).unwrap_or_default(),
+        }
+    }
+}
+
+/// What there is to do for a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// The payer has opened a stream.
+    Welcome(StreamId),
+    /// A stream has carried all that it may, and its payer wants to send more.
+    Full(StreamId),
+    /// The connection is over.
+    Over,
+    /// The host ends.
+    Closing,
+}
+
+/// Stays with a connection to its end.
+async fn attend(inflow: Arc<Inflow>, token: String, connections: Connections, leases: Arc<Leases>) {
+    let connection = &inflow.connection;
+    loop {
+        // Nothing is lost if either is dropped: both are looked at anew.
+        let step = tokio::select! {
+            step = connection.until(next_step) => step,
+            () = leases.closing.cancelled() => Step::Closing,
+        };
+        match step {
+            Step::Welcome(stream) => {
+                let room = inflow.room(&leases);
+                connection.with(|machine, observed| welcome(machine, observed, stream, room));
+            }
+            Step::Full(stream) => connection.with(|machine, _| turn_away(machine, stream)),
+            Step::Over => break,
+            Step::Closing => {
+                let text = "this host is being shut down";
+                let closing = connection.close(StreamErrorCode::NoError, text);
+                if timeout(CLOSE_TIMEOUT, closing).await.is_err() {
+                    tracing::debug!("the payer did not hear that its connection is over");
+                }
+                break;
+            }
+        }
+    }
+    lock(&connections).remove(&token, |it| Arc::ptr_eq(it, &inflow));
+    let received = connection.with(|machine, _| machine.total_received());
+    if received > 0 {
+        tracing::info!(received, "paid");
+    }
+}
+
+fn next_step(machine: &mut Connection, observed: &mut Observed) -> Option<Step> {
+    // Nobody reads what payers write; and their streams are looked up in the machine.
+    observed.data.clear();
+    observed.opened.clear();
+    if observed.closed.is_some() {
+        return Some(Step::Over);
+    }
+    observed
+        .blocked
+        .retain(|stream, _| machine.receive_max(*stream).is_some());
+    machine.open_streams().find_map(|stream| {
+        let receive_max = machine.receive_max(stream)?;
+        if receive_max == 0 {
+            return Some(Step::Welcome(stream));
+        }
+        let is_full = machine.stream_received(stream)? >= receive_max;
+        (is_full && observed.blocked.contains_key(&stream)).then_some(Step::Full(stream))
+    })
+}
+
+/// Sets what a new stream may carry.
+fn welcome(machine: &mut Connection, observed: &mut Observed, stream: StreamId, room: u64) {
+    if room == 0 {
+        turn_away(machine, stream);
+        return;
+    }
+    // What the payer has said until now was of a stream that took nothing.
+    observed.blocked.remove(&stream);
+    if let Err(error) = machine.set_receive_max(stream, room) {
+        tracing::debug!(%error, "a stream was over before it was welcomed");
+    }
+}
+
+fn turn_away(machine: &mut Connection, stream: StreamId) {
+    let message = TopUpError::NoRoom.to_string();
+    if let Err(error) = machine.close_stream(stream, StreamErrorCode::ApplicationError, &message) {
+        tracing::debug!(%error, "a stream was over before it was turned away");
+    }
+}
+
+/// Tells a payer what its connection takes. No money ever leaves by it.
+struct News {
+    connector: Connector,
+    limit: SpendLimit,
+}
+
+#[async_trait]
+impl PacketSender for News {
+    async fn send(&self, prepare: Prepare) -> Reply {
+        let account = Account::Earned.to_string().into();
+        self.connector
+            .originate(&account, &self.limit, prepare)
+            .await
+    }
+}
+
+fn lock<T>(recent: &Mutex<Recent<T>>) -> MutexGuard<'_, Recent<T>> {
+    recent.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A bounded number of things by name. When there are too many, the one that was asked for least
+/// recently has to go: those who take up places can keep them only as long as they keep asking faster
+/// than an honest payer does.
+struct Recent<T> {
+    most: usize,
+    by_name: HashMap<String, (u64, T)>,
+    /// Counts what was asked for.
+    clock: u64,
+}
+
+impl<T> Recent<T> {
+    fn new(most: usize) -> Self {
+        Self {
+            most,
+            by_name: HashMap::new(),
+            clock: 0,
+        }
+    }
+
+    fn get(&mut self, name: &str) -> Option<&T> {
+        self.clock += 1;
+        let (asked, it) = self.by_name.get_mut(name)?;
+        *asked = self.clock;
+        Some(it)
+    }
+
+    /// Puts something there, and gives back what has to go for it.
+    fn insert(&mut self, name: String, it: T) -> Option<T> {
+        let is_full = self.by_name.len() >= self.most && !self.by_name.contains_key(&name);
+        let oldest = is_full.then(|| {
+            let (name, _) = self.by_name.iter().min_by_key(|(_, (asked, _))| *asked)?;
+            let name = name.clone();
+            self.by_name.remove(&name)
+        });
+        self.clock += 1;
+        let replaced = self.by_name.insert(name, (self.clock, it));
+        oldest.flatten().or(replaced).map(|(_, it)| it)
+    }
+
+    /// Takes something away, if it is what the name still stands for.
+    fn remove(&mut self, name: &str, is_it: impl FnOnce(&T) -> bool) {
+        if self.by_name.get(name).is_some_and(|(_, it)| is_it(it)) {
+            self.by_name.remove(name);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hash(byte: u8) -> ManifestHash {
+        ManifestHash::from_bytes([byte; 32])
+    }
+
+    #[test]
+    fn a_tag_says_who_is_paid_and_its_nonce_is_in_it() {
+        for payee in [Payee::Host, Payee::Lease(hash(7))] {
+            let (one, two) = (payee.tag([1; NONCE_LEN]), payee.tag([2; NONCE_LEN]));
+            assert_ne!(one, two);
+            for tag in [one, two] {
+                assert_eq!(Payee::of_tag(&tag), Some(payee));
+                // Neither more nor less.
+                assert_eq!(Payee::of_tag(&tag[..tag.len() - 1]), None);
+                assert_eq!(Payee::of_tag(&[&tag[..], &[0]].concat()), None);
+            }
+        }
+        assert_eq!(Payee::of_tag(&[2; 1 + NONCE_LEN]), None);
+        assert_eq!(Payee::of_tag(&[]), None);
+    }
+
+    #[test]
+    fn a_tag_survives_the_token_and_other_tokens_are_not_heard() {
+        let server = ServerSecret::new(&[1; 32]);
+        let tag = Payee::Lease(hash(9)).tag([5; NONCE_LEN]);
+        let token = server.generate(&tag).unwrap().token;
+        let opened = server.open(&token).unwrap();
+        assert_eq!(Payee::of_tag(&opened.tag), Some(Payee::Lease(hash(9))));
+        // An order's tag is 32 bytes, whatever they are.
+        for kind in [Payee::HOST, Payee::LEASE] {
+            assert_eq!(Payee::of_tag(&[kind; 32]), None);
+        }
+    }
+
+    #[test]
+    fn the_one_that_was_quiet_for_longest_has_to_go() {
+        let mut recent = Recent::new(3);
+        for (name, it) in [("a", 1), ("b", 2), ("c", 3)] {
+            assert_eq!(recent.insert(name.to_owned(), it), None);
+        }
+        assert_eq!(recent.get("a"), Some(&1));
+        assert_eq!(recent.insert("d".to_owned(), 4), Some(2));
+        assert_eq!(recent.get("b"), None);
+        assert_eq!(
+            recent.insert("a".to_owned(), 5),
+            Some(1),
+            "replaced, and nobody else goes"
+        );
+        // What is gone and came back is not taken away by who held it before.
+        recent.remove("a", |it| *it == 1);
+        assert_eq!(recent.get("a"), Some(&5));
+        recent.remove("a", |it| *it == 5);
+        assert_eq!(recent.get("a"), None);
+        assert_eq!(recent.insert("e".to_owned(), 6), None);
+    }
+}
