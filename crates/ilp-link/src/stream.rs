@@ -6,29 +6,49 @@
 //!                                        └── replies, timers ◀─────────┘
 //! ```
 //! The lock is held for single steps and never across an await. One task sends what the machine has to
-//! send and wakes those who wait for something to become true ([`StreamConnection::until`]). The
-//! packets on their way run in tasks of their own and always give their reply back.
+//! send, waits for the replies, and wakes those who wait for something to become true
+//! ([`StreamConnection::until`]).
+//!
+//! Traps that shaped the code:
+//!
+//! * At thousands of packets a second a task, a timer or a wake-up for each is most of the work. The
+//!   packets on their way are futures of the pump, replies that are there are handled together, the
+//!   timer is only set again when it has to fire earlier, and a packet that arrives wakes the pump only
+//!   if there is something to send because of it.
+//! * Data stays in the machine, whose sender stops after a while, when nobody takes it from here.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     future::Future,
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 use ilp_connector::Clock;
-use ilp_packet::{ErrorCode, Prepare, Reject, Reply};
+use ilp_packet::{ErrorCode, Prepare, Reject, Reply, Timestamp};
 use ilp_stream::{
     Accepted, CloseReason, Connection, Entropy, Event, Incoming, StreamErrorCode, StreamId,
 };
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 use tracing::Instrument;
 
-/// Data that is kept of one stream until somebody takes it; what comes after that is dropped and the
-/// connection closed.
+/// Data that is kept of one connection until somebody takes it, bytes, beside what the windows of its
+/// streams let the machine hold. The other end has to wait when it is reached.
 const MAX_UNREAD: usize = 64 * 1024;
+/// Streams that the other end has opened and nobody has taken from the list; with more the connection
+/// is closed.
+const MAX_OPENED: usize = 1_024;
+/// Streams that are over and whose reasons are kept.
+const MAX_ENDED: usize = 64;
+/// Replies that are handled before anything else gets its turn.
+const MAX_BATCH: usize = 256;
 
 /// Sends the packets of a connection.
 #[async_trait]
@@ -50,10 +70,13 @@ impl Entropy for SystemEntropy {
 /// What a connection has told so far.
 #[derive(Debug, Default)]
 pub struct Observed {
-    /// Bytes that nobody has taken yet, by stream.
+    /// Bytes that nobody has taken yet, by stream. While much is here, the other end may send no more:
+    /// whoever expects a lot of data has to take it.
     pub data: BTreeMap<StreamId, Vec<u8>>,
     /// Streams that the other end has opened, in order.
     pub opened: Vec<StreamId>,
+    /// Why streams are over, of those that ended last.
+    pub ended: BTreeMap<StreamId, (StreamErrorCode, String)>,
     /// What the other end last said that it wants to send in all and has sent, by stream.
     pub blocked: BTreeMap<StreamId, (u64, u64)>,
     /// Why it is over.
@@ -77,6 +100,10 @@ struct Shared {
 struct State {
     connection: Connection,
     observed: Observed,
+    /// Streams whose machine holds data.
+    readable: BTreeSet<StreamId>,
+    /// When the pump looks at the machine by itself.
+    pump_wakes_at: Option<Timestamp>,
 }
 
 impl StreamConnection {
@@ -90,6 +117,8 @@ impl StreamConnection {
             state: Mutex::new(State {
                 connection,
                 observed: Observed::default(),
+                readable: BTreeSet::new(),
+                pump_wakes_at: None,
             }),
             clock,
             work: Notify::new(),
@@ -107,6 +136,7 @@ impl StreamConnection {
             let State {
                 connection,
                 observed,
+                ..
             } = &mut *state;
             work(connection, observed)
         };
@@ -128,6 +158,7 @@ impl StreamConnection {
                 let State {
                     connection,
                     observed,
+                    ..
                 } = &mut *state;
                 look(connection, observed)
             };
@@ -148,20 +179,28 @@ impl StreamConnection {
         R: Future<Output = Result<(), ErrorCode>>,
     {
         let now = self.0.clock.now();
-        let incoming = self.0.lock().connection.handle_prepare(now, prepare);
-        let reply = match incoming {
-            Incoming::Reject(reject) => Err(reject),
-            Incoming::Accept(accepted) => {
-                let mut held = Held {
-                    shared: &self.0,
-                    accepted: Some(accepted),
-                };
-                let recorded = record().await;
-                held.settle(recorded)
+        let accepted = {
+            let mut state = self.0.lock();
+            match state.connection.handle_prepare(now, prepare) {
+                Incoming::Accept(accepted) if accepted.amount() > 0 => accepted,
+                // There is nothing to record.
+                Incoming::Accept(accepted) => {
+                    let fulfill = state.connection.commit(accepted);
+                    self.0.stepped(state, now);
+                    return Ok(fulfill);
+                }
+                Incoming::Reject(reject) => {
+                    self.0.stepped(state, now);
+                    return Err(reject);
+                }
             }
         };
-        self.0.work.notify_one();
-        reply
+        let mut held = Held {
+            shared: &self.0,
+            accepted: Some(accepted),
+        };
+        let recorded = record().await;
+        held.settle(recorded)
     }
 
     /// Closes the connection and waits until the other end has been told, as far as it can be.
@@ -192,11 +231,14 @@ impl Held<'_> {
         let Some(accepted) = self.accepted.take() else {
             return Err(Reject::new(ErrorCode::InternalError, None, ""));
         };
-        let connection = &mut self.shared.lock().connection;
-        match recorded {
-            Ok(()) => Ok(connection.commit(accepted)),
-            Err(code) => Err(connection.refuse(accepted, code)),
-        }
+        let mut state = self.shared.lock();
+        let reply = match recorded {
+            Ok(()) => Ok(state.connection.commit(accepted)),
+            Err(code) => Err(state.connection.refuse(accepted, code)),
+        };
+        let now = self.shared.clock.now();
+        self.shared.stepped(state, now);
+        reply
     }
 }
 
@@ -215,85 +257,163 @@ impl Shared {
     }
 }
 
-/// Sends what there is to send, until the connection is over and everything is answered.
-async fn pump(shared: Arc<Shared>, sender: Arc<dyn PacketSender>) {
-    loop {
-        let (transmits, wake_at, drained) = {
-            let mut state = shared.lock();
-            let now = shared.clock.now();
-            state.connection.handle_timeout(now);
-            let transmits: Vec<_> =
-                std::iter::from_fn(|| state.connection.poll_transmit(now)).collect();
-            while let Some(event) = state.connection.poll_event() {
-                observe(&mut state, event);
-            }
-            (
-                transmits,
-                state.connection.poll_timeout(),
-                state.connection.is_drained(),
-            )
-        };
-        shared
-            .changes
-            .send_modify(|count| *count = count.wrapping_add(1));
-        for transmit in transmits {
-            let (shared, sender) = (Arc::clone(&shared), Arc::clone(&sender));
-            let sending = async move {
-                let reply = sender.send(transmit.prepare).await;
-                let now = shared.clock.now();
-                shared
-                    .lock()
-                    .connection
-                    .handle_reply(now, transmit.id, reply);
-                shared.work.notify_one();
-            };
-            tokio::spawn(sending.in_current_span());
+impl Shared {
+    /// The machine has taken a step outside of the pump.
+    fn stepped(&self, mut state: MutexGuard<'_, State>, now: Timestamp) {
+        state.observe();
+        let due = state.connection.poll_timeout();
+        let earlier = due.is_some_and(|due| state.pump_wakes_at.is_none_or(|at| due < at));
+        let wake =
+            earlier || state.connection.wants_to_transmit(now) || state.connection.is_drained();
+        drop(state);
+        if wake {
+            self.work.notify_one();
         }
-        if drained {
-            return;
-        }
-        let sleep = async {
-            match wake_at {
-                Some(at) => tokio::time::sleep(at.since(shared.clock.now())).await,
-                None => std::future::pending().await,
-            }
-        };
-        // Nothing is lost if either is dropped: the machine is asked anew.
-        tokio::select! {
-            () = shared.work.notified() => {}
-            () = sleep => {}
+        self.tell();
+    }
+
+    /// Those who wait look again.
+    fn tell(&self) {
+        if self.changes.receiver_count() > 0 {
+            self.changes
+                .send_modify(|count| *count = count.wrapping_add(1));
         }
     }
 }
 
-fn observe(state: &mut State, event: Event) {
-    let State {
-        connection,
-        observed,
-    } = state;
-    match event {
-        Event::StreamOpened { stream } => observed.opened.push(stream),
-        Event::Data { stream, data } => {
-            let unread = observed.data.entry(stream).or_default();
-            if unread.len() + data.len() > MAX_UNREAD {
-                connection.close(StreamErrorCode::FlowControlError, "nobody reads this data");
-            } else {
-                unread.extend_from_slice(&data);
+/// Sends what there is to send, until the connection is over and everything is answered.
+async fn pump(shared: Arc<Shared>, sender: Arc<dyn PacketSender>) {
+    let mut on_their_way = FuturesUnordered::new();
+    let mut replies = Vec::new();
+    let mut transmits = Vec::new();
+    let mut alarm = pin!(tokio::time::sleep_until(Instant::now()));
+    let mut alarm_at = None;
+    loop {
+        let (now, wake_at, drained) = {
+            let mut state = shared.lock();
+            let now = shared.clock.now();
+            for (id, reply) in replies.drain(..) {
+                state.connection.handle_reply(now, id, reply);
+            }
+            state.connection.handle_timeout(now);
+            transmits.extend(std::iter::from_fn(|| state.connection.poll_transmit(now)));
+            state.observe();
+            let wake_at = state.connection.poll_timeout();
+            state.pump_wakes_at = wake_at;
+            (now, wake_at, state.connection.is_drained())
+        };
+        shared.tell();
+        if drained {
+            return;
+        }
+        for transmit in transmits.drain(..) {
+            let sender = &sender;
+            on_their_way.push(async move { (transmit.id, sender.send(transmit.prepare).await) });
+        }
+        // An alarm that rings too early does no harm; setting it for every packet would cost more.
+        if let Some(at) = wake_at
+            && alarm_at.is_none_or(|set| at < set)
+        {
+            alarm.as_mut().reset(Instant::now() + at.since(now));
+            alarm_at = Some(at);
+        }
+        // Nothing is lost if any of them is dropped: packets stay where they are, and the machine is
+        // asked anew. New packets are sent when they are first polled, so they come first.
+        tokio::select! {
+            biased;
+            Some(reply) = on_their_way.next() => {
+                replies.push(reply);
+                while replies.len() < MAX_BATCH
+                    && let Some(Some(reply)) = on_their_way.next().now_or_never()
+                {
+                    replies.push(reply);
+                }
+            }
+            () = shared.work.notified() => {}
+            () = alarm.as_mut(), if alarm_at.is_some() => alarm_at = None,
+        }
+    }
+}
+
+impl State {
+    /// Takes what the machine has to tell.
+    fn observe(&mut self) {
+        while let Some(event) = self.connection.poll_event() {
+            self.take(event);
+        }
+        if !self.readable.is_empty() {
+            self.take_readable();
+            // A stream is over only when its data was read.
+            while let Some(event) = self.connection.poll_event() {
+                self.take(event);
             }
         }
-        Event::MoneyBlocked {
-            stream,
-            send_max,
-            total_sent,
-        } => {
-            observed.blocked.insert(stream, (send_max, total_sent));
+    }
+
+    fn take(&mut self, event: Event) {
+        let observed = &mut self.observed;
+        match event {
+            Event::StreamOpened { stream } => {
+                if observed.opened.len() < MAX_OPENED {
+                    observed.opened.push(stream);
+                } else {
+                    let message = "nobody takes these streams";
+                    self.connection
+                        .close(StreamErrorCode::EndpointBusy, message);
+                }
+            }
+            Event::Readable { stream } => {
+                self.readable.insert(stream);
+            }
+            Event::MoneyBlocked {
+                stream,
+                send_max,
+                total_sent,
+            } => {
+                observed.blocked.insert(stream, (send_max, total_sent));
+            }
+            Event::StreamClosed {
+                stream,
+                code,
+                message,
+            } => {
+                observed.blocked.remove(&stream);
+                observed.ended.insert(stream, (code, message));
+                if observed.ended.len() > MAX_ENDED {
+                    observed.ended.pop_first();
+                }
+            }
+            Event::Closed { reason } => observed.closed = Some(reason),
+            Event::Connected { .. }
+            | Event::RateKnown { .. }
+            | Event::MoneyReceived { .. }
+            | Event::MoneySent { .. }
+            | Event::Undeliverable { .. }
+            | Event::Receipt { .. }
+            | Event::RemoteMaxMoney { .. } => {}
         }
-        Event::Closed { reason } => observed.closed = Some(reason),
-        Event::Connected { .. }
-        | Event::MoneyReceived { .. }
-        | Event::MoneySent { .. }
-        | Event::RemoteMaxMoney { .. }
-        | Event::StreamClosed { .. } => {}
+    }
+
+    /// Takes data out of the machine as long as there is room. When the connection is over, all of it:
+    /// nothing follows.
+    fn take_readable(&mut self) {
+        let observed = &mut self.observed;
+        let mut unread: usize = observed.data.values().map(Vec::len).sum();
+        let connection = &mut self.connection;
+        self.readable.retain(|stream| {
+            while unread < MAX_UNREAD || observed.closed.is_some() {
+                let Some(data) = connection.read(*stream) else {
+                    return false;
+                };
+                unread += data.len();
+                observed
+                    .data
+                    .entry(*stream)
+                    .or_default()
+                    .extend_from_slice(&data);
+            }
+            true
+        });
     }
 }
 

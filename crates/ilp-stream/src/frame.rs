@@ -239,76 +239,122 @@ impl Frame {
         }
     }
 
-    /// Appends the frame.
-    pub(crate) fn write(&self, out: &mut Writer) {
-        let mut body = Writer::new();
+    /// Bytes of the contents, without type and length.
+    fn body_len(&self) -> usize {
+        let uint = oer::var_uint_len;
+        let octets = oer::var_octets_len;
         match self {
-            Self::ConnectionClose { code, message } => {
-                body.u8(code.to_byte());
-                body.var_octets(message.as_bytes());
-            }
-            Self::ConnectionNewAddress { address } => body.var_octets(address.as_bytes()),
+            Self::ConnectionClose { message, .. } => 1 + octets(message.len()),
+            Self::ConnectionNewAddress { address } => octets(address.as_bytes().len()),
             Self::ConnectionMaxData { max_offset } | Self::ConnectionDataBlocked { max_offset } => {
-                body.var_uint(*max_offset);
+                uint(*max_offset)
             }
             Self::ConnectionMaxStreamId { max_stream_id }
-            | Self::ConnectionStreamIdBlocked { max_stream_id } => body.var_uint(*max_stream_id),
+            | Self::ConnectionStreamIdBlocked { max_stream_id } => uint(*max_stream_id),
+            Self::ConnectionAssetDetails { code, .. } => octets(code.len()) + 1,
+            Self::StreamClose {
+                stream, message, ..
+            } => uint(stream.0) + 1 + octets(message.len()),
+            Self::StreamMoney { stream, shares } => uint(stream.0) + uint(*shares),
+            Self::StreamMaxMoney {
+                stream,
+                receive_max,
+                total_received,
+            } => uint(stream.0) + uint(*receive_max) + uint(*total_received),
+            Self::StreamMoneyBlocked {
+                stream,
+                send_max,
+                total_sent,
+            } => uint(stream.0) + uint(*send_max) + uint(*total_sent),
+            Self::StreamData {
+                stream,
+                offset,
+                data,
+            } => uint(stream.0) + uint(*offset) + octets(data.len()),
+            Self::StreamMaxData { stream, max_offset }
+            | Self::StreamDataBlocked { stream, max_offset } => uint(stream.0) + uint(*max_offset),
+            Self::StreamReceipt { stream, receipt } => uint(stream.0) + octets(receipt.len()),
+        }
+    }
+
+    /// Bytes that the frame takes in a packet.
+    pub(crate) fn encoded_len(&self) -> usize {
+        1 + oer::var_octets_len(self.body_len())
+    }
+
+    /// Appends the frame. Lengths are counted first: packets are made too often to put each frame
+    /// together in a buffer of its own.
+    pub(crate) fn write(&self, out: &mut Writer) {
+        let body_len = self.body_len();
+        out.u8(self.kind());
+        out.length(body_len);
+        let start = out.len();
+        match self {
+            Self::ConnectionClose { code, message } => {
+                out.u8(code.to_byte());
+                out.var_octets(message.as_bytes());
+            }
+            Self::ConnectionNewAddress { address } => out.var_octets(address.as_bytes()),
+            Self::ConnectionMaxData { max_offset } | Self::ConnectionDataBlocked { max_offset } => {
+                out.var_uint(*max_offset);
+            }
+            Self::ConnectionMaxStreamId { max_stream_id }
+            | Self::ConnectionStreamIdBlocked { max_stream_id } => out.var_uint(*max_stream_id),
             Self::ConnectionAssetDetails { code, scale } => {
-                body.var_octets(code.as_bytes());
-                body.u8(*scale);
+                out.var_octets(code.as_bytes());
+                out.u8(*scale);
             }
             Self::StreamClose {
                 stream,
                 code,
                 message,
             } => {
-                body.var_uint(stream.0);
-                body.u8(code.to_byte());
-                body.var_octets(message.as_bytes());
+                out.var_uint(stream.0);
+                out.u8(code.to_byte());
+                out.var_octets(message.as_bytes());
             }
             Self::StreamMoney { stream, shares } => {
-                body.var_uint(stream.0);
-                body.var_uint(*shares);
+                out.var_uint(stream.0);
+                out.var_uint(*shares);
             }
             Self::StreamMaxMoney {
                 stream,
                 receive_max,
                 total_received,
             } => {
-                body.var_uint(stream.0);
-                body.var_uint(*receive_max);
-                body.var_uint(*total_received);
+                out.var_uint(stream.0);
+                out.var_uint(*receive_max);
+                out.var_uint(*total_received);
             }
             Self::StreamMoneyBlocked {
                 stream,
                 send_max,
                 total_sent,
             } => {
-                body.var_uint(stream.0);
-                body.var_uint(*send_max);
-                body.var_uint(*total_sent);
+                out.var_uint(stream.0);
+                out.var_uint(*send_max);
+                out.var_uint(*total_sent);
             }
             Self::StreamData {
                 stream,
                 offset,
                 data,
             } => {
-                body.var_uint(stream.0);
-                body.var_uint(*offset);
-                body.var_octets(data);
+                out.var_uint(stream.0);
+                out.var_uint(*offset);
+                out.var_octets(data);
             }
             Self::StreamMaxData { stream, max_offset }
             | Self::StreamDataBlocked { stream, max_offset } => {
-                body.var_uint(stream.0);
-                body.var_uint(*max_offset);
+                out.var_uint(stream.0);
+                out.var_uint(*max_offset);
             }
             Self::StreamReceipt { stream, receipt } => {
-                body.var_uint(stream.0);
-                body.var_octets(receipt);
+                out.var_uint(stream.0);
+                out.var_octets(receipt);
             }
         }
-        out.u8(self.kind());
-        out.var_octets(body.as_slice());
+        debug_assert_eq!(out.len() - start, body_len, "frame {:#x}", self.kind());
     }
 
     /// Reads one frame; none if its type is unknown. `whole` is what `reader` reads from, so that

@@ -13,13 +13,15 @@
 mod connection;
 mod frame;
 mod packet;
+mod receipt;
 mod seal;
 pub mod server;
 
 pub use connection::{
-    Accepted, AssetDetails, CloseReason, CommandError, Config, Connection, Event, Incoming, Rate,
-    Role, Transmit,
+    Accepted, AssetDetails, CloseReason, CommandError, Config, Connection, Event, Incoming,
+    MAX_IN_FLIGHT, Quote, Rate, RatePolicy, Role, Transmit,
 };
 pub use frame::{Frame, FrameError, StreamErrorCode, StreamId};
 pub use packet::{MAX_FRAMES, PacketType, StreamPacket};
+pub use receipt::{RECEIPT_LEN, Receipt, ReceiptKey};
 pub use seal::{Entropy, Keys, MAX_PLAINTEXT, SEAL_OVERHEAD, SealError, SharedSecret};

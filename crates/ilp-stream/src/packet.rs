@@ -9,6 +9,9 @@ use crate::frame::{Frame, FrameError};
 /// Version of the protocol.
 const VERSION: u8 = 1;
 
+/// Longest header: version, type, and three integers of up to nine bytes.
+pub(crate) const MAX_HEADER: usize = 2 + 3 * 9;
+
 /// Most frames of one packet that we read. Two bytes are the shortest frame, so a packet could hold
 /// sixteen thousand; nobody sends more than a few dozen.
 pub const MAX_FRAMES: usize = 1_024;
@@ -42,7 +45,8 @@ pub struct StreamPacket {
 impl StreamPacket {
     /// The plaintext.
     pub fn encode(&self) -> Vec<u8> {
-        let mut writer = Writer::with_capacity(256);
+        let frames: usize = self.frames.iter().map(Frame::encoded_len).sum();
+        let mut writer = Writer::with_capacity(MAX_HEADER + frames);
         writer.u8(VERSION);
         writer.u8(match self.packet_type {
             PacketType::Prepare => kind::PREPARE,

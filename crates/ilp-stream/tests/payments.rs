@@ -6,7 +6,10 @@ mod pair;
 
 use bytes::Bytes;
 use ilp_packet::{ErrorCode, Fulfillment, Reject};
-use ilp_stream::{CloseReason, CommandError, Config, Event, Incoming, StreamErrorCode, StreamId};
+use ilp_stream::{
+    CloseReason, CommandError, Config, Event, Incoming, RatePolicy, ReceiptKey, StreamErrorCode,
+    StreamId,
+};
 use pair::{FAIR, Pair, Side, Weather, bytes, config};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -157,7 +160,7 @@ fn a_path_that_takes_its_part_is_used_if_the_rate_allows_it() {
         denominator: 100,
     };
     let client = Config {
-        rate,
+        rate: rate.into(),
         ..config("test.client")
     };
     let weather = Weather {
@@ -617,4 +620,210 @@ fn storms_lose_no_money_and_no_data() {
     for seed in 0..200 {
         storm(seed);
     }
+}
+
+fn probing(slippage_ppm: u32, max_amount: u64) -> Config {
+    Config {
+        rate: RatePolicy::Probed {
+            slippage_ppm,
+            max_amount,
+        },
+        ..config("test.client")
+    }
+}
+
+#[test]
+fn a_quote_moves_no_money() {
+    let weather = Weather {
+        spread_permille: 20,
+        max_packet_amount: 70_000,
+        ..FAIR
+    };
+    let server = config("test.server.token");
+    let mut pair = Pair::with(20, weather, probing(10_000, 1_000_000), server);
+    pair.run_until("the rate is known", |pair| {
+        pair.client
+            .saw(|event| matches!(event, Event::RateKnown { .. }))
+    });
+    let quote = pair.client.connection.quote().unwrap();
+    assert_eq!(quote.max_packet_amount, 70_000);
+    assert_eq!(quote.estimate.arriving(1_000), 980);
+    assert_eq!(quote.minimum.arriving(100_000), 97_020);
+    assert_eq!(pair.client.connection.remote_asset().unwrap().code, "XRP");
+    pair.client.connection.close(StreamErrorCode::NoError, "");
+    pair.run_until("drained", |pair| pair.client.connection.is_drained());
+    assert_eq!(pair.server.connection.total_received(), 0);
+    // Three amounts, the largest that passes, and the close.
+    assert_eq!(pair.client.prepares, 5);
+}
+
+#[test]
+fn a_probed_path_is_paid_through_to_the_last_unit() {
+    let weather = Weather {
+        spread_permille: 500,
+        max_packet_amount: 777,
+        ..FAIR
+    };
+    let server = config("test.server.token");
+    let mut pair = Pair::with(21, weather, probing(10_000, u64::MAX), server);
+    let stream = pair.open_stream(100_000);
+    assert_eq!(pair.client.connection.total_sent(), 0);
+    pair.server
+        .connection
+        .set_receive_max(stream, 4_321)
+        .unwrap();
+    pair.run_until("all that is wanted has arrived", |pair| {
+        pair.server.connection.total_received() == 4_321
+    });
+    pair.run_for(1_000);
+    // Each packet of an odd amount loses half a unit to rounding on the way.
+    let sent = pair.client.connection.total_sent();
+    assert!((8_642..=8_700).contains(&sent), "{sent}");
+}
+
+#[test]
+fn a_path_that_delivers_nothing_is_given_up_without_money() {
+    let weather = Weather {
+        spread_permille: 1_000,
+        ..FAIR
+    };
+    let server = config("test.server.token");
+    let mut pair = Pair::with(22, weather, probing(10_000, 1_000), server);
+    pair.run_until("closed", |pair| {
+        pair.client.connection.close_reason().is_some()
+    });
+    assert_eq!(
+        pair.client.connection.close_reason(),
+        Some(&CloseReason::NoRate {
+            sent: 1_000,
+            last_reject: Some(ErrorCode::FinalApplicationError)
+        })
+    );
+}
+
+#[test]
+fn dust_is_reported_and_not_sent() {
+    let rate = ilp_stream::Rate {
+        numerator: 1,
+        denominator: 100,
+    };
+    let client = Config {
+        rate: rate.into(),
+        ..config("test.client")
+    };
+    let weather = Weather {
+        spread_permille: 990,
+        ..FAIR
+    };
+    let mut pair = Pair::with(23, weather, client, config("test.server.token"));
+    let stream = pair.open_stream(99);
+    pair.server
+        .connection
+        .set_receive_max(stream, 1_000)
+        .unwrap();
+    pair.run_for(20_000);
+    assert!(
+        pair.client
+            .saw(|event| matches!(event, Event::Undeliverable { amount: 99, .. }))
+    );
+    assert_eq!(pair.client.connection.total_sent(), 0);
+    assert!(pair.client.prepares < 5, "{}", pair.client.prepares);
+    pair.client.connection.set_send_max(stream, 100).unwrap();
+    pair.run_until("one unit arrives", |pair| {
+        pair.server.connection.total_received() == 1
+    });
+}
+
+#[test]
+fn packets_too_small_to_deliver_anything_end_the_connection() {
+    let rate = ilp_stream::Rate {
+        numerator: 1,
+        denominator: 100,
+    };
+    let client = Config {
+        rate: rate.into(),
+        ..config("test.client")
+    };
+    let weather = Weather {
+        spread_permille: 990,
+        max_packet_amount: 60,
+        ..FAIR
+    };
+    let mut pair = Pair::with(24, weather, client, config("test.server.token"));
+    let stream = pair.open_stream(10_000);
+    pair.server
+        .connection
+        .set_receive_max(stream, 1_000)
+        .unwrap();
+    pair.run_until("closed", |pair| {
+        pair.client.connection.close_reason().is_some()
+    });
+    assert_eq!(
+        pair.client.connection.close_reason(),
+        Some(&CloseReason::PacketsTooSmall {
+            maximum: 60,
+            least: 100
+        })
+    );
+}
+
+#[test]
+fn receipts_prove_the_total_of_each_stream() {
+    let key = ReceiptKey {
+        nonce: [1; 16],
+        secret: [2; 32],
+    };
+    let server = Config {
+        receipts: Some(key.clone()),
+        ..config("test.server.token")
+    };
+    let weather = Weather {
+        max_packet_amount: 100,
+        delay_millis: (1, 50),
+        ..FAIR
+    };
+    let mut pair = Pair::with(25, weather, config("test.client"), server);
+    let streams = [pair.open_stream(1_000), pair.open_stream(500)];
+    for stream in streams {
+        pair.server
+            .connection
+            .set_receive_max(stream, 5_000)
+            .unwrap();
+    }
+    pair.run_until("paid", |pair| pair.client.connection.total_sent() == 1_500);
+    for (stream, total) in streams.into_iter().zip([1_000, 500]) {
+        let receipt = pair.client.connection.receipt(stream).unwrap();
+        assert!(key.verify(receipt));
+        assert_eq!(
+            (receipt.stream(), receipt.total_received()),
+            (stream, total)
+        );
+        assert!(pair.client.saw(
+            |event| matches!(event, Event::Receipt { stream: of, total_received } if *of == stream && *total_received == total)
+        ));
+    }
+}
+
+#[test]
+fn unread_data_stops_its_sender_and_closed_streams_use_up_no_window() {
+    let mut pair = Pair::new(26, FAIR);
+    for _ in 0..30 {
+        let stream = pair.open_stream(0);
+        pair.client.connection.write(stream, bytes(10_000)).unwrap();
+        pair.run_until("the data is there", |pair| {
+            pair.server
+                .data
+                .get(&stream)
+                .is_some_and(|data| data.len() == 10_000)
+        });
+        // The server closes it while the client may still be sending.
+        pair.server
+            .connection
+            .close_stream(stream, StreamErrorCode::NoError, "")
+            .unwrap();
+        pair.run_until("the stream is over", |pair| {
+            pair.client.connection.unconfirmed_data(stream).is_none()
+        });
+    }
+    assert_eq!(pair.client.connection.close_reason(), None);
 }

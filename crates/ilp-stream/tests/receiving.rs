@@ -500,7 +500,7 @@ fn too_many_packets_before_the_ledger_are_turned_away_for_a_while() {
             Err(reject) => break reject,
         }
     };
-    assert_eq!(waiting.len(), 256);
+    assert_eq!(waiting.len(), ilp_stream::MAX_IN_FLIGHT);
     assert_eq!(reject.code, ErrorCode::TemporaryApplicationError);
     let accepted = waiting.pop().unwrap();
     client.commit(accepted);

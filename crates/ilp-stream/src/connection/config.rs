@@ -2,6 +2,9 @@
 
 use ilp_packet::Address;
 
+use super::rate::{Rate, RatePolicy};
+use crate::receipt::ReceiptKey;
+
 /// Largest stream id that the other end may use at first (RFC 29 section 3.3 says 20). It grows by
 /// two with each stream of the other end that is closed, so at most ten are open at a time.
 pub(super) const INITIAL_MAX_STREAM_ID: u64 = 20;
@@ -14,8 +17,12 @@ pub(super) const MAX_SEND_BUFFER: usize = 1 << 20;
 /// Bytes of data that ride in one reply. They are repeated in every reply until a Prepare of ours
 /// that carries them is fulfilled.
 pub(super) const REPLY_DATA: usize = 4_096;
-/// Prepares that may be accepted and neither committed nor refused at one time.
-pub(super) const MAX_PENDING: usize = 256;
+/// Most Prepares of ours on their way at one time: at 17,000 packets a second this fills a path with a
+/// round trip of 60 ms.
+pub const MAX_IN_FLIGHT: usize = 1_024;
+/// Prepares that may be accepted and neither committed nor refused at one time. No lower than what a
+/// sender of ours may have on its way.
+pub(super) const MAX_PENDING: usize = MAX_IN_FLIGHT;
 /// Sequence numbers below the highest one by more than this are taken for replays.
 pub(super) const REPLAY_WINDOW: u64 = 4_096;
 /// A connection ends after this many packets of one end (RFC 29 section 5.1.3).
@@ -26,6 +33,8 @@ pub(super) const BACKOFF_MIN_MILLIS: u64 = 100;
 pub(super) const BACKOFF_MAX_MILLIS: u64 = 5_000;
 /// Packets in a row that deliver less than their minimum before we give the path up.
 pub(super) const MAX_SHORTFALLS: u32 = 5;
+/// A test packet expires no later than this, milliseconds: nothing is lost with it but time.
+pub(super) const PROBE_TIMEOUT_MILLIS: u64 = 10_000;
 /// Longest message of a close that we send, bytes.
 pub(super) const MAX_CLOSE_MESSAGE: usize = 512;
 /// Streams that were closed and whose totals can still be asked for.
@@ -49,42 +58,6 @@ pub struct AssetDetails {
     pub scale: u8,
 }
 
-/// Units that must arrive for units that are sent: `numerator / denominator`.
-///
-/// The receiver refuses a packet that arrives with less. Rounding is always down: to the disadvantage
-/// of what must arrive, never above what the other end takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rate {
-    /// Units of the receiver.
-    pub numerator: u64,
-    /// Units of the sender. Zero is taken for one.
-    pub denominator: u64,
-}
-
-impl Rate {
-    /// Both ends use the same asset and nobody on the way takes a part.
-    pub const ONE: Self = Self {
-        numerator: 1,
-        denominator: 1,
-    };
-
-    /// The least that must arrive when `amount` is sent.
-    pub fn arriving(self, amount: u64) -> u64 {
-        scale(amount, self.numerator, self.denominator)
-    }
-
-    /// The most that can be sent if at most `amount` may arrive.
-    pub fn sendable(self, amount: u64) -> u64 {
-        scale(amount, self.denominator, self.numerator)
-    }
-}
-
-/// `amount * times / by`, rounded down, at most [`u64::MAX`].
-pub(super) fn scale(amount: u64, times: u64, by: u64) -> u64 {
-    let scaled = u128::from(amount) * u128::from(times) / u128::from(by.max(1));
-    u64::try_from(scaled).unwrap_or(u64::MAX)
-}
-
 /// Settings of one connection.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -94,15 +67,18 @@ pub struct Config {
     /// The asset of our account; told to the other end.
     pub asset: Option<AssetDetails>,
     /// What must arrive of what we send.
-    pub rate: Rate,
+    pub rate: RatePolicy,
+    /// With this, each Fulfill proves to a third party what its streams have received.
+    pub receipts: Option<ReceiptKey>,
     /// A Prepare of ours expires this long after it was made, milliseconds.
     pub packet_timeout_millis: u64,
     /// The connection ends after this long without an authentic packet, milliseconds.
     pub idle_timeout_millis: u64,
-    /// While the other end takes no more money, it is asked again this often, milliseconds, so that
-    /// one lost packet cannot stop a payment. Zero never asks.
+    /// While the other end takes no more money, data or streams, it is asked again this often,
+    /// milliseconds, so that one lost packet cannot stop a payment. Zero never asks.
     pub ask_again_millis: u64,
-    /// Most Prepares of ours on their way at one time.
+    /// Most Prepares of ours on their way at one time, at most [`MAX_IN_FLIGHT`]. How many there are
+    /// below that is decided by what the path carries.
     pub max_in_flight: usize,
     /// Largest amount of one Prepare of ours.
     pub max_packet_amount: u64,
@@ -117,32 +93,14 @@ impl Default for Config {
         Self {
             local_address: None,
             asset: None,
-            rate: Rate::ONE,
+            rate: RatePolicy::Fixed(Rate::ONE),
+            receipts: None,
             packet_timeout_millis: 30_000,
             idle_timeout_millis: 60_000,
             ask_again_millis: 2_000,
-            max_in_flight: 32,
+            max_in_flight: MAX_IN_FLIGHT,
             max_packet_amount: u64::MAX,
             receive_tolerance_permille: 0,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        /// What is sent because of a limit never demands more than the limit.
-        #[test]
-        fn sendable_never_arrives_above_the_limit(
-            limit: u64, numerator in 1_u64.., denominator in 1_u64..,
-        ) {
-            let rate = Rate { numerator, denominator };
-            let amount = rate.sendable(limit);
-            prop_assert!(amount == u64::MAX || rate.arriving(amount) <= limit);
         }
     }
 }

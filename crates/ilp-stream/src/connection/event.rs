@@ -1,9 +1,9 @@
 //! What a connection tells its owner, and what it takes and gives at its edges.
 
-use bytes::Bytes;
 use ilp_packet::{Address, Condition, ErrorCode, Prepare, Reject};
 
 use super::config::AssetDetails;
+use super::rate::Quote;
 use crate::frame::{StreamErrorCode, StreamId};
 
 /// Something that the owner of the connection may want to act on.
@@ -24,12 +24,16 @@ pub enum Event {
         /// Which.
         stream: StreamId,
     },
-    /// The next bytes of a stream, in order.
-    Data {
-        /// Which.
+    /// The path has been asked what it delivers. Money can move from now on.
+    RateKnown {
+        /// The answer; [`Connection::quote`](super::Connection::quote) follows it as it changes.
+        quote: Quote,
+    },
+    /// There is data to be read. It stays where it is, and its sender stops after a while, until
+    /// [`Connection::read`](super::Connection::read) takes it.
+    Readable {
+        /// Which stream.
         stream: StreamId,
-        /// The bytes.
-        data: Bytes,
     },
     /// Money arrived and was committed.
     MoneyReceived {
@@ -49,6 +53,21 @@ pub enum Event {
         /// In all, in our units.
         total: u64,
     },
+    /// What is still to be sent on a stream is so little that nothing of it would arrive. It is not
+    /// sent; a higher limit makes it worth sending.
+    Undeliverable {
+        /// Which stream.
+        stream: StreamId,
+        /// What is left, in our units.
+        amount: u64,
+    },
+    /// The other end has proved, to a third party, what it received.
+    Receipt {
+        /// Which stream; the receipt is [`Connection::receipt`](super::Connection::receipt).
+        stream: StreamId,
+        /// What it received on the stream in all, in its units.
+        total_received: u64,
+    },
     /// The other end takes more money, or confirmed more, than we knew.
     RemoteMaxMoney {
         /// Which stream.
@@ -67,7 +86,7 @@ pub enum Event {
         /// What it sent so far, in its units.
         total_sent: u64,
     },
-    /// The stream is over. Nothing follows for it.
+    /// The stream is over and its data was read. Nothing follows for it.
     StreamClosed {
         /// Which.
         stream: StreamId,
@@ -117,6 +136,26 @@ pub enum CloseReason {
         by: String,
         /// Why; from the network.
         message: String,
+    },
+    /// The path was asked and its rate could not be found out, or is zero. No money was sent.
+    #[error(
+        "the path has no usable rate: nothing arrives of {sent} units (last rejection: {last_reject:?})"
+    )]
+    NoRate {
+        /// The largest amount that was asked with and arrived; zero if none did.
+        sent: u64,
+        /// Code of the last Reject of one of our packets, if there was one.
+        last_reject: Option<ErrorCode>,
+    },
+    /// Nothing would arrive of the largest packet that the path carries.
+    #[error(
+        "packets of the path are too small: at most {maximum} units, but {least} are needed for one to arrive"
+    )]
+    PacketsTooSmall {
+        /// The largest amount of one packet.
+        maximum: u64,
+        /// The smallest amount of which something arrives.
+        least: u64,
     },
     /// The path delivers less than the rate demands.
     #[error("only {arrived} of {minimum} units arrive")]

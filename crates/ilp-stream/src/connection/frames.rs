@@ -5,6 +5,7 @@ use super::event::CloseReason;
 use super::stream::{Phase, Stream};
 use super::{AssetDetails, Connection, State};
 use crate::frame::{Frame, StreamErrorCode, StreamId};
+use crate::receipt::Receipt;
 
 /// The other end broke the protocol, and the connection is to be closed with this.
 pub(super) struct Violation {
@@ -68,15 +69,17 @@ impl Connection {
             }
             Frame::ConnectionMaxStreamId { max_stream_id } => {
                 self.remote_max_stream_id = self.remote_max_stream_id.max(*max_stream_id);
+                self.streams_blocked =
+                    self.streams_blocked && self.next_local_stream > self.remote_max_stream_id;
             }
             Frame::StreamClose {
                 stream,
                 code,
                 message,
             } => {
-                if let Some(state) = self.streams.get_mut(stream) {
-                    state.finish(*code, message.clone());
-                    self.noteworthy.insert(*stream);
+                // It may be the first that is heard of the stream.
+                if self.stream_of_frame(*stream)?.is_some() {
+                    self.finish_stream(*stream, *code, message.clone());
                 }
             }
             Frame::StreamMoney { stream, .. } => {
@@ -129,20 +132,38 @@ impl Connection {
                     }
                 };
                 self.data_received = self.data_received.saturating_add(after - before);
-                if self.data_received > self.data_read.saturating_add(CONNECTION_DATA_WINDOW) {
+                // Other implementations forget the bytes of streams that are gone, so both counts
+                // must be above the limit: all that was ever sent, and what waits to be read.
+                if self.data_received > self.told_max_data
+                    && self.unread_data() > CONNECTION_DATA_WINDOW
+                {
                     return violation(
                         StreamErrorCode::FlowControlError,
                         "data is beyond the limit of the connection",
                     );
                 }
             }
-            // Said for debugging only, or for third parties.
+            Frame::StreamReceipt { stream, receipt } => {
+                let receipt = Receipt::from_bytes(receipt).filter(|it| it.stream() == *stream);
+                if let (Some(receipt), Some(state)) = (receipt, self.streams.get_mut(stream)) {
+                    state.take_receipt(receipt);
+                    self.noteworthy.insert(*stream);
+                }
+            }
+            // Said for debugging only: every packet of ours tells the limits.
             Frame::ConnectionDataBlocked { .. }
             | Frame::ConnectionStreamIdBlocked { .. }
-            | Frame::StreamDataBlocked { .. }
-            | Frame::StreamReceipt { .. } => {}
+            | Frame::StreamDataBlocked { .. } => {}
         }
         Ok(())
+    }
+
+    /// Bytes that arrived and were not read, over all streams.
+    fn unread_data(&self) -> u64 {
+        let streams = self.streams.values().map(|stream| &stream.incoming);
+        streams.fold(0, |sum: u64, incoming| {
+            sum.saturating_add(incoming.received_to().saturating_sub(incoming.read_to()))
+        })
     }
 
     /// The stream that a frame is about. A frame for a new stream of the other end opens it, and all
@@ -211,16 +232,18 @@ impl Connection {
     /// Our limits, as every packet of ours tells them. Repeating them costs a few bytes per stream
     /// and makes a lost packet harmless.
     pub(super) fn limit_frames(&mut self) -> Vec<Frame> {
-        self.data_advertised = self.data_read.saturating_add(CONNECTION_DATA_WINDOW);
-        let mut frames = vec![Frame::ConnectionMaxData {
-            max_offset: self.data_advertised,
-        }];
+        self.told_max_data = self.data_credit.saturating_add(CONNECTION_DATA_WINDOW);
+        let mut frames = Vec::with_capacity(4 + 3 * self.streams.len());
+        frames.push(Frame::ConnectionMaxData {
+            max_offset: self.told_max_data,
+        });
         if self.local_max_stream_id > super::INITIAL_MAX_STREAM_ID {
             frames.push(Frame::ConnectionMaxStreamId {
                 max_stream_id: self.local_max_stream_id,
             });
         }
-        for stream in self.streams.values().filter(|stream| stream.is_open()) {
+        for stream in self.streams.values_mut().filter(|stream| stream.is_open()) {
+            stream.told_max_data = stream.max_data();
             frames.push(Frame::StreamMaxMoney {
                 stream: stream.id,
                 receive_max: stream.receive_max,
@@ -228,7 +251,7 @@ impl Connection {
             });
             frames.push(Frame::StreamMaxData {
                 stream: stream.id,
-                max_offset: stream.max_data(),
+                max_offset: stream.told_max_data,
             });
         }
         frames
@@ -250,6 +273,8 @@ impl Connection {
                     CloseReason::Remote { .. } => return Vec::new(),
                     CloseReason::Idle { .. }
                     | CloseReason::Rejected { .. }
+                    | CloseReason::NoRate { .. }
+                    | CloseReason::PacketsTooSmall { .. }
                     | CloseReason::BadRate { .. } => (
                         StreamErrorCode::InternalError,
                         "the connection is over".to_owned(),
@@ -272,6 +297,7 @@ impl Connection {
         }
         let no_way_to_send = self.remote_address.is_none();
         let mut left = REPLY_DATA;
+        let mut told_of_close = Vec::new();
         for stream in self.streams.values_mut() {
             if stream.phase != Phase::Over && left > 0 {
                 let room = self.remote_max_data.saturating_sub(self.data_sent);
@@ -301,9 +327,11 @@ impl Connection {
                     code,
                     message: message.clone(),
                 });
-                stream.finish(code, message);
-                self.noteworthy.insert(stream.id);
+                told_of_close.push((stream.id, code, message));
             }
+        }
+        for (id, code, message) in told_of_close {
+            self.finish_stream(id, code, message);
         }
         frames
     }

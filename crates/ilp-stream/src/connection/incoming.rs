@@ -4,8 +4,9 @@ use bytes::Bytes;
 use ilp_packet::{ErrorCode, Fulfill, Prepare, Reject, Timestamp};
 
 use super::Connection;
-use super::config::{MAX_PENDING, MAX_SEQUENCE, scale};
+use super::config::{MAX_PENDING, MAX_SEQUENCE};
 use super::event::{Accepted, Incoming};
+use super::rate::scale;
 use crate::frame::{Frame, StreamErrorCode, StreamId};
 use crate::packet::{PacketType, StreamPacket};
 
@@ -102,6 +103,17 @@ impl Connection {
                     receive_max: stream.receive_max,
                     total_received: stream.total_received,
                 });
+            }
+        }
+        if let Some(key) = &self.config.receipts {
+            for (id, _) in &accepted.streams {
+                let total = self.streams.get(id).map(|stream| stream.total_received);
+                if let Some(receipt) = total.and_then(|total| key.issue(*id, total)) {
+                    frames.push(Frame::StreamReceipt {
+                        stream: *id,
+                        receipt: Bytes::copy_from_slice(receipt.as_bytes()),
+                    });
+                }
             }
         }
         let data = self.seal(

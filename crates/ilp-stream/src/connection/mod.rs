@@ -23,9 +23,13 @@
 //!   `F99` here carries a sealed answer.
 //! * An amount is spent when the fulfillment is valid, even if the answer sealed next to it cannot be
 //!   read: our connector has debited us.
+//! * Without a rate no money moves: a connection that probes first knows what a packet must deliver.
+//! * What a stream was told it may send is given back to the connection when the stream ends, or the
+//!   bytes of streams that are gone would use up the window of the connection for ever.
 //! * Packets are accepted in parallel, so amounts that wait for the ledger count against
 //!   `receive_max`.
 
+mod commands;
 mod config;
 mod congestion;
 mod data;
@@ -33,26 +37,32 @@ mod event;
 mod frames;
 mod incoming;
 mod outgoing;
+mod probe;
+mod rate;
 mod replay;
+mod replies;
 mod stream;
+mod totals;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 
-use bytes::Bytes;
 use ilp_packet::{Address, ErrorCode, Timestamp};
 
-pub use config::{AssetDetails, Config, Rate, Role};
+pub use config::{AssetDetails, Config, MAX_IN_FLIGHT, Role};
 pub use event::{Accepted, CloseReason, CommandError, Event, Incoming, Transmit};
+pub use rate::{Quote, Rate, RatePolicy};
 
 use crate::frame::{StreamErrorCode, StreamId};
+use crate::receipt::Receipt;
 use crate::seal::{Entropy, Keys, SharedSecret};
 use config::{
-    CONNECTION_DATA_WINDOW, INITIAL_MAX_STREAM_ID, MAX_CLOSE_MESSAGE, MAX_FINISHED,
-    MAX_SEND_BUFFER, MAX_SEQUENCE,
+    CONNECTION_DATA_WINDOW, INITIAL_MAX_STREAM_ID, MAX_CLOSE_MESSAGE, MAX_FINISHED, MAX_SEQUENCE,
 };
 use congestion::Congestion;
 use outgoing::InFlight;
+use probe::Probe;
+use rate::PathRate;
 use replay::ReplayWindow;
 use stream::{Phase, Stream};
 
@@ -76,12 +86,14 @@ pub struct Connection {
     streams: BTreeMap<StreamId, Stream>,
     /// Streams with something to report.
     noteworthy: BTreeSet<StreamId>,
-    /// Totals (sent, received) of the streams that were closed last.
-    finished: VecDeque<(StreamId, u64, u64)>,
+    /// The streams that were closed last.
+    finished: VecDeque<Finished>,
     next_local_stream: u64,
     next_remote_stream: u64,
     local_max_stream_id: u64,
     remote_max_stream_id: u64,
+    /// A stream could not be opened because the other end allows no more.
+    streams_blocked: bool,
 
     total_sent: u64,
     total_received: u64,
@@ -93,18 +105,35 @@ pub struct Connection {
     next_sequence: u64,
     in_flight: BTreeMap<u64, InFlight>,
     congestion: Congestion,
+    /// None until the path has been asked.
+    rate: Option<PathRate>,
+    /// Asks the path.
+    probe: Option<Probe>,
+    rate_unreported: bool,
     /// There is news that no packet on its way carries.
     news: bool,
     ask_again_at: Timestamp,
     shortfalls: u32,
+    /// Packets up to this one were on their way at the last shortfall, which counts once for them all.
+    shortfall_until: u64,
 
-    /// Sum over all streams, of streams that are gone too.
+    /// Highest offsets that arrived, summed over all streams, of streams that are gone too.
     data_received: u64,
-    data_read: u64,
+    /// Bytes that were read, or that will never come.
+    data_credit: u64,
     /// What we last said we take on the whole connection.
-    data_advertised: u64,
+    told_max_data: u64,
     data_sent: u64,
     remote_max_data: u64,
+}
+
+/// What is left of a stream.
+#[derive(Debug)]
+struct Finished {
+    id: StreamId,
+    sent: u64,
+    received: u64,
+    receipt: Option<Receipt>,
 }
 
 /// How far the connection is.
@@ -177,6 +206,14 @@ impl Connection {
             Role::Client => (1, 2),
             Role::Server => (2, 1),
         };
+        let (rate, probe) = match config.rate {
+            RatePolicy::Fixed(rate) => (Some(PathRate::fixed(rate)), None),
+            RatePolicy::Probed { max_amount, .. } => {
+                let most = max_amount.min(config.max_packet_amount);
+                (None, Some(Probe::new(most)))
+            }
+        };
+        let max_in_flight = config.max_in_flight.min(MAX_IN_FLIGHT);
         Self {
             role,
             keys: Keys::new(&shared_secret.0),
@@ -197,6 +234,7 @@ impl Connection {
             next_remote_stream: remote,
             local_max_stream_id: INITIAL_MAX_STREAM_ID,
             remote_max_stream_id: INITIAL_MAX_STREAM_ID,
+            streams_blocked: false,
             total_sent: 0,
             total_received: 0,
             total_delivered: 0,
@@ -204,221 +242,23 @@ impl Connection {
             pending_packets: 0,
             next_sequence: 1,
             in_flight: BTreeMap::new(),
-            congestion: Congestion::new(config.max_in_flight, config.max_packet_amount),
+            congestion: Congestion::new(max_in_flight, config.max_packet_amount),
+            rate,
+            probe,
+            rate_unreported: false,
             // A client introduces itself; a server waits to be spoken to.
             news: role == Role::Client,
             ask_again_at: now,
             shortfalls: 0,
+            shortfall_until: 0,
             data_received: 0,
-            data_read: 0,
-            data_advertised: CONNECTION_DATA_WINDOW,
+            data_credit: 0,
+            told_max_data: CONNECTION_DATA_WINDOW,
             data_sent: 0,
             remote_max_data: CONNECTION_DATA_WINDOW,
             config,
         }
     }
-
-    // ---- commands -------------------------------------------------------------------------------
-
-    /// Opens a stream. The other end hears of it with the next packet.
-    pub fn open_stream(&mut self) -> Result<StreamId, CommandError> {
-        self.check_alive()?;
-        if self.next_local_stream > self.remote_max_stream_id {
-            return Err(CommandError::TooManyStreams);
-        }
-        let id = StreamId(self.next_local_stream);
-        self.next_local_stream += 2;
-        self.streams.insert(id, Stream::new(id));
-        self.news = true;
-        Ok(id)
-    }
-
-    /// Sets how much may be sent on a stream in all, in our units. It is sent as soon and as far as
-    /// the other end takes it.
-    pub fn set_send_max(&mut self, stream: StreamId, send_max: u64) -> Result<(), CommandError> {
-        let rate = self.config.rate;
-        let state = self.open_stream_mut(stream)?;
-        let least = state.total_sent + state.held;
-        if send_max < least {
-            return Err(CommandError::LimitTooLow {
-                wanted: send_max,
-                least,
-            });
-        }
-        state.send_max = send_max;
-        if state.is_money_blocked(rate) {
-            self.news = true;
-        }
-        Ok(())
-    }
-
-    /// Sets how much is taken on a stream in all, in our units. It can only be raised (RFC 29
-    /// section 4.4.4).
-    pub fn set_receive_max(
-        &mut self,
-        stream: StreamId,
-        receive_max: u64,
-    ) -> Result<(), CommandError> {
-        let state = self.open_stream_mut(stream)?;
-        if receive_max < state.receive_max {
-            let least = state.receive_max;
-            return Err(CommandError::LimitTooLow {
-                wanted: receive_max,
-                least,
-            });
-        }
-        if receive_max > state.receive_max {
-            state.receive_max = receive_max;
-            self.news = true;
-        }
-        Ok(())
-    }
-
-    /// Appends data to a stream.
-    pub fn write(&mut self, stream: StreamId, data: Bytes) -> Result<(), CommandError> {
-        let state = self.open_stream_mut(stream)?;
-        if state.outgoing.len() + data.len() > MAX_SEND_BUFFER {
-            return Err(CommandError::BufferFull);
-        }
-        state.outgoing.push(data);
-        Ok(())
-    }
-
-    /// Closes a stream. Data that was written, and money that the other end takes, still goes out
-    /// first.
-    pub fn close_stream(
-        &mut self,
-        stream: StreamId,
-        code: StreamErrorCode,
-        message: &str,
-    ) -> Result<(), CommandError> {
-        let message = shortened(message);
-        let state = self.open_stream_mut(stream)?;
-        state.phase = Phase::Closing {
-            close_in_flight: false,
-        };
-        state.note_closing(code, message);
-        self.news = true;
-        Ok(())
-    }
-
-    /// Closes the connection. Money that waits is not sent any more; what is on its way is counted.
-    pub fn close(&mut self, code: StreamErrorCode, message: &str) {
-        let reason = CloseReason::Local {
-            code,
-            message: shortened(message),
-        };
-        self.end(reason, code, message);
-    }
-
-    // ---- questions ------------------------------------------------------------------------------
-
-    /// Which end this is.
-    pub fn role(&self) -> Role {
-        self.role
-    }
-
-    /// Where the other end receives.
-    pub fn remote_address(&self) -> Option<&Address> {
-        self.remote_address.as_ref()
-    }
-
-    /// The asset of the other end.
-    pub fn remote_asset(&self) -> Option<&AssetDetails> {
-        self.remote_asset.as_ref()
-    }
-
-    /// Whether an authentic packet of the other end has arrived and the connection is not closed.
-    pub fn is_connected(&self) -> bool {
-        matches!(self.state, State::Connected)
-    }
-
-    /// Why the connection is over, if it is. It may still have to tell the other end.
-    pub fn close_reason(&self) -> Option<&CloseReason> {
-        match &self.state {
-            State::Fresh | State::Connected => None,
-            State::Closing { reason, .. } | State::Closed { reason } => Some(reason),
-        }
-    }
-
-    /// Whether nothing is left to do: the connection is closed, every packet was answered, every
-    /// event was taken.
-    pub fn is_drained(&self) -> bool {
-        matches!(self.state, State::Closed { .. })
-            && self.in_flight.is_empty()
-            && self.pending_packets == 0
-            && !self.closed_unreported
-            && self.noteworthy.is_empty()
-    }
-
-    /// Sent on a stream so far, in our units; also of the streams that were closed last.
-    pub fn stream_sent(&self, stream: StreamId) -> Option<u64> {
-        let open = self.streams.get(&stream).map(|state| state.total_sent);
-        open.or_else(|| {
-            self.finished
-                .iter()
-                .find(|it| it.0 == stream)
-                .map(|it| it.1)
-        })
-    }
-
-    /// Received on a stream so far; also of the streams that were closed last.
-    pub fn stream_received(&self, stream: StreamId) -> Option<u64> {
-        let open = self.streams.get(&stream).map(|state| state.total_received);
-        open.or_else(|| {
-            self.finished
-                .iter()
-                .find(|it| it.0 == stream)
-                .map(|it| it.2)
-        })
-    }
-
-    /// What we take on a stream in all.
-    pub fn receive_max(&self, stream: StreamId) -> Option<u64> {
-        self.streams.get(&stream).map(|state| state.receive_max)
-    }
-
-    /// What the other end takes on a stream in all, in its units; zero if it has not said so.
-    pub fn remote_receive_max(&self, stream: StreamId) -> Option<u64> {
-        self.streams
-            .get(&stream)
-            .map(|state| state.remote_receive_max)
-    }
-
-    /// Sent on a stream and not answered yet, in our units.
-    pub fn stream_held(&self, stream: StreamId) -> Option<u64> {
-        self.streams.get(&stream).map(|state| state.held)
-    }
-
-    /// Bytes that were written to a stream and that the other end has not confirmed.
-    pub fn unconfirmed_data(&self, stream: StreamId) -> Option<usize> {
-        self.streams.get(&stream).map(|state| state.outgoing.len())
-    }
-
-    /// Sent over all streams, in our units.
-    pub fn total_sent(&self) -> u64 {
-        self.total_sent
-    }
-
-    /// Received over all streams.
-    pub fn total_received(&self) -> u64 {
-        self.total_received
-    }
-
-    /// What the other end says has arrived, in its units.
-    pub fn total_delivered(&self) -> u64 {
-        self.total_delivered
-    }
-
-    /// The streams that are not closed.
-    pub fn open_streams(&self) -> impl Iterator<Item = StreamId> {
-        self.streams
-            .values()
-            .filter(|state| state.is_open())
-            .map(|state| state.id)
-    }
-
-    // ---- events and time ------------------------------------------------------------------------
 
     /// The next thing that the owner should know.
     pub fn poll_event(&mut self) -> Option<Event> {
@@ -428,23 +268,17 @@ impl Connection {
                 remote_asset: self.remote_asset.clone(),
             });
         }
+        if std::mem::take(&mut self.rate_unreported)
+            && let Some(quote) = self.quote()
+        {
+            return Some(Event::RateKnown { quote });
+        }
         while let Some(id) = self.noteworthy.first().copied() {
             let Some(stream) = self.streams.get_mut(&id) else {
                 self.noteworthy.remove(&id);
                 continue;
             };
             if let Some(event) = stream.poll_event() {
-                if let Event::Data { data, .. } = &event {
-                    self.data_read = self.data_read.saturating_add(data.len() as u64);
-                    // Say so before the other end has used up what we told it.
-                    let half = CONNECTION_DATA_WINDOW / 2;
-                    if self.data_received.saturating_add(half) > self.data_advertised
-                        || stream.incoming.received_to() + config::STREAM_DATA_WINDOW / 2
-                            > stream.max_data()
-                    {
-                        self.news = true;
-                    }
-                }
                 return Some(event);
             }
             self.noteworthy.remove(&id);
@@ -466,6 +300,9 @@ impl Connection {
             return None;
         }
         let mut next = self.last_heard.plus_millis(self.config.idle_timeout_millis);
+        if let Some(at) = self.next_test_at() {
+            next = next.min(at);
+        }
         if self.wants_to_ask() {
             next = next.min(self.ask_again_at.max(self.congestion.pause_until()));
         }
@@ -488,19 +325,18 @@ impl Connection {
         }
     }
 
-    // ---- shared by the parts --------------------------------------------------------------------
-
-    /// Money waits only because the other end does not take it.
+    /// Something waits only because the other end does not take it.
     fn wants_to_ask(&self) -> bool {
-        let rate = self.config.rate;
         self.config.ask_again_millis > 0
             && matches!(self.state, State::Connected)
             && self.remote_address.is_some()
             && self.in_flight.is_empty()
-            && self
-                .streams
-                .values()
-                .any(|stream| stream.is_money_blocked(rate))
+            && (self.streams_blocked || {
+                let data_room = self.data_room();
+                self.streams.values().any(|stream| {
+                    stream.is_money_blocked(self.rate) || stream.is_data_blocked(data_room)
+                })
+            })
     }
 
     fn check_alive(&self) -> Result<(), CommandError> {
@@ -564,18 +400,41 @@ impl Connection {
     }
 
     fn finish_streams(&mut self) {
-        for (id, stream) in &mut self.streams {
-            stream.finish(StreamErrorCode::NoError, String::new());
-            self.noteworthy.insert(*id);
+        let ids: Vec<_> = self.streams.keys().copied().collect();
+        for id in ids {
+            self.finish_stream(id, StreamErrorCode::NoError, String::new());
         }
+    }
+
+    /// Nothing more is sent or taken on a stream.
+    fn finish_stream(&mut self, id: StreamId, code: StreamErrorCode, message: String) {
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return;
+        };
+        let received_to = stream.incoming.received_to();
+        // An end that closes a stream has sent all of its data before. If we close it, data may be on
+        // its way that will not be looked at any more, at most as much as we said we take.
+        let sent_to = match stream.phase {
+            Phase::Open => received_to,
+            Phase::Closing { .. } => received_to.max(stream.told_max_data),
+            Phase::Over => return,
+        };
+        let unread = sent_to.saturating_sub(stream.incoming.read_to());
+        self.data_credit = self.data_credit.saturating_add(unread);
+        stream.finish(code, message);
+        self.noteworthy.insert(id);
     }
 
     fn remove_if_over(&mut self, id: StreamId) {
         let Some(stream) = self.streams.get(&id).filter(|stream| stream.is_removable()) else {
             return;
         };
-        self.finished
-            .push_back((id, stream.total_sent, stream.total_received));
+        self.finished.push_back(Finished {
+            id,
+            sent: stream.total_sent,
+            received: stream.total_received,
+            receipt: stream.receipt.clone(),
+        });
         if self.finished.len() > MAX_FINISHED {
             self.finished.pop_front();
         }

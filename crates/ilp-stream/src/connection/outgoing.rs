@@ -1,45 +1,85 @@
-//! Our own Prepares and what comes back for them.
+//! Our own Prepares: what they carry and when they go.
 
 use bytes::Bytes;
-use ilp_packet::{
-    Address, Condition, ErrorClass, ErrorCode, Fulfill, Prepare, Reject, Reply, Timestamp,
-};
+use ilp_packet::{Address, Condition, Prepare, Timestamp};
 
-use super::config::{MAX_SHORTFALLS, scale};
+use super::config::PROBE_TIMEOUT_MILLIS;
 use super::event::{CloseReason, Transmit};
 use super::stream::Phase;
-use super::{Connection, State};
+use super::{Connection, Rate, Role, State};
 use crate::frame::{Frame, StreamErrorCode, StreamId};
-use crate::packet::{PacketType, StreamPacket};
+use crate::packet::{MAX_HEADER, PacketType, StreamPacket};
 use crate::seal::MAX_PLAINTEXT;
 
-/// Bytes of a packet that are left free for its header.
-const HEADER_ROOM: usize = 40;
+/// Bytes that are left free for frames that say why there is not more data in the packet.
+const BLOCKED_ROOM: usize = 256;
+
+/// The longest of these frames, bytes.
+const MAX_BLOCKED_FRAME: usize = 2 + 2 * 9;
 
 /// What has to be remembered of a Prepare until its reply.
 #[derive(Debug)]
 pub(super) struct InFlight {
-    condition: Condition,
+    pub(super) purpose: Purpose,
+    pub(super) condition: Condition,
+    pub(super) amount: u64,
+    pub(super) minimum: u64,
+    pub(super) sent_at: Timestamp,
+    pub(super) expires_at: Timestamp,
+    pub(super) money: Vec<Part>,
+    pub(super) data: Vec<(StreamId, u64)>,
+    pub(super) closes: Vec<StreamId>,
+    pub(super) introduces_us: bool,
+}
+
+/// What a Prepare is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// It carries money, data or news.
+    Payload,
+    /// It asks the path what it delivers, and cannot be fulfilled.
+    Test,
+    /// It tells that the connection is over.
+    Close,
+}
+
+/// The money of one stream in a packet.
+#[derive(Debug)]
+pub(super) struct Part {
+    pub(super) stream: StreamId,
+    pub(super) amount: u64,
+    pub(super) arriving: u64,
+}
+
+/// What is put into a packet.
+struct Load {
+    purpose: Purpose,
     amount: u64,
     minimum: u64,
+    frames: Vec<Frame>,
     money: Vec<Part>,
     data: Vec<(StreamId, u64)>,
     closes: Vec<StreamId>,
-    introduces_us: bool,
-    closes_connection: bool,
 }
 
-#[derive(Debug)]
-struct Part {
-    stream: StreamId,
-    amount: u64,
-    arriving: u64,
+impl Load {
+    fn news(purpose: Purpose, amount: u64, frames: Vec<Frame>) -> Self {
+        Self {
+            purpose,
+            amount,
+            minimum: 0,
+            frames,
+            money: Vec::new(),
+            data: Vec::new(),
+            closes: Vec::new(),
+        }
+    }
 }
 
 impl Connection {
     /// The next Prepare to be sent now, if there is one.
     pub fn poll_transmit(&mut self, now: Timestamp) -> Option<Transmit> {
-        let destination = self.remote_address.clone()?;
+        let destination = self.remote_address.as_ref()?;
         if let State::Closing {
             code,
             message,
@@ -47,82 +87,50 @@ impl Connection {
             ..
         } = &self.state
         {
-            let close = Frame::ConnectionClose {
-                code: *code,
-                message: message.clone(),
-            };
+            let (destination, code, message) = (destination.clone(), *code, message.clone());
+            let close = Frame::ConnectionClose { code, message };
             return self.transmit_close(now, destination, close);
         }
-        if self.check_alive().is_err()
-            || self.in_flight.len() >= self.congestion.window()
-            || now < self.congestion.pause_until()
-            || !self.has_something_to_send()
-        {
+        if self.check_alive().is_err() {
             return None;
         }
-        let Some(sequence) = self.take_sequence() else {
-            let message = "this connection has sent all the packets it may".to_owned();
-            self.closed(CloseReason::Local {
-                code: StreamErrorCode::NoError,
-                message,
-            });
+        if self.next_test_at().is_some_and(|at| at <= now) {
+            return self.transmit_test(now);
+        }
+        if !self.may_transmit(now) {
             return None;
-        };
-        let mut frames = Vec::new();
+        }
+        if let Some(reason) = self.packets_too_small() {
+            let message = reason.to_string();
+            self.end(reason, StreamErrorCode::ApplicationError, &message);
+            return self.poll_transmit(now);
+        }
+        let destination = self.remote_address.clone()?;
         let introduces_us = !self.remote_knows_us;
-        if introduces_us {
-            frames.extend(self.introduction());
-        }
-        frames.extend(self.limit_frames());
-        let money = self.load_money(&mut frames);
-        let closes = self.load_closes(&mut frames);
-        let data = self.load_data(&mut frames);
+        let mut load = Load::news(Purpose::Payload, 0, self.news_frames());
+        self.load_money(&mut load);
+        self.load_closes(&mut load);
+        self.load_data(&mut load);
         self.news = false;
         self.ask_again_at = now.plus_millis(self.config.ask_again_millis);
-
-        let amount = money.iter().map(|part| part.amount).sum();
-        let minimum = self.config.rate.arriving(amount);
-        let (prepare, condition) =
-            self.seal_prepare(now, destination, sequence, amount, minimum, frames)?;
-        self.in_flight.insert(
-            sequence,
-            InFlight {
-                condition,
-                amount,
-                minimum,
-                money,
-                data,
-                closes,
-                introduces_us,
-                closes_connection: false,
-            },
-        );
-        Some(Transmit {
-            id: sequence,
-            prepare,
-        })
+        self.transmit(now, destination, load, introduces_us)
     }
 
-    /// The reply to a transmitted Prepare. A second reply to the same one has no effect.
-    pub fn handle_reply(&mut self, now: Timestamp, id: u64, reply: Reply) {
-        let Some(sent) = self.in_flight.remove(&id) else {
-            return;
-        };
-        match reply {
-            Ok(fulfill) => self.handle_fulfill(now, id, sent, &fulfill),
-            Err(reject) => self.handle_reject(now, id, sent, &reject),
+    /// Whether [`Connection::poll_transmit`] would give a packet now.
+    pub fn wants_to_transmit(&self, now: Timestamp) -> bool {
+        match self.state {
+            State::Fresh | State::Connected => {
+                self.next_test_at().is_some_and(|at| at <= now) || self.may_transmit(now)
+            }
+            State::Closing { .. } => self.has_something_to_send(),
+            State::Closed { .. } => false,
         }
-        if let State::Closing {
-            reason,
-            in_flight: true,
-            ..
-        } = &self.state
-            && !self.in_flight.values().any(|sent| sent.closes_connection)
-        {
-            // The close was answered in whatever way.
-            let reason = reason.clone();
-            self.closed(reason);
-        }
+    }
+
+    fn may_transmit(&self, now: Timestamp) -> bool {
+        self.in_flight.len() < self.congestion.window()
+            && now >= self.congestion.pause_until()
+            && self.has_something_to_send()
     }
 
     /// Whether a packet would carry anything that is not on its way already.
@@ -130,22 +138,56 @@ impl Connection {
         if self.remote_address.is_none() {
             return false;
         }
-        let rate = self.config.rate;
-        let data_room = self.data_room();
         match self.state {
             State::Fresh | State::Connected => {
+                let (rate, most) = (self.rate, self.congestion.max_amount());
+                let data_room = self.data_room();
                 self.news
                     || self.streams.values().any(|stream| {
-                        let data = stream.outgoing.next_offset().is_some_and(|offset| {
-                            offset < stream.remote_max_data
-                                && (data_room > 0 || offset < stream.outgoing.sent_to())
-                        });
-                        data || stream.sendable(rate) > 0 || stream.is_ready_to_close(rate)
+                        stream.sendable(rate, most) > 0
+                            || stream.has_data_to_send(data_room)
+                            || stream.is_ready_to_close(rate)
                     })
+                    || self.packets_too_small().is_some()
             }
             State::Closing { in_flight, .. } => !in_flight,
             State::Closed { .. } => false,
         }
+    }
+
+    /// When the next test packet can be sent, if there is one. A client knows whom it asks; a server
+    /// asks only when it wants to pay, and no faster than an address allows that somebody only named.
+    pub(super) fn next_test_at(&self) -> Option<Timestamp> {
+        let at = self.probe.as_ref()?.ready_at()?;
+        let wanted = match self.role {
+            Role::Client => true,
+            Role::Server => {
+                self.in_flight.len() < self.congestion.window()
+                    && self.streams.values().any(|stream| stream.wants_to_send())
+            }
+        };
+        (wanted && self.remote_address.is_some() && self.check_alive().is_ok()).then_some(at)
+    }
+
+    /// The path carries so little in one packet that nothing of it would arrive.
+    fn packets_too_small(&self) -> Option<CloseReason> {
+        let rate = self.rate?;
+        let maximum = self.congestion.path_max();
+        let least = rate.least_amount().unwrap_or(u64::MAX);
+        let affected =
+            maximum < least && self.streams.values().any(|stream| stream.wants_to_send());
+        affected.then_some(CloseReason::PacketsTooSmall { maximum, least })
+    }
+
+    fn transmit_test(&mut self, now: Timestamp) -> Option<Transmit> {
+        let destination = self.remote_address.clone()?;
+        let amount = self.probe.as_mut()?.next(now)?;
+        let frames = self.news_frames();
+        let load = Load::news(Purpose::Test, amount, frames);
+        // It says all that there is to say; if it is lost, its Reject makes us say it again.
+        self.news = false;
+        let introduces_us = !self.remote_knows_us;
+        self.transmit(now, destination, load, introduces_us)
     }
 
     fn transmit_close(
@@ -157,96 +199,153 @@ impl Connection {
         if let State::Closing { in_flight, .. } = &mut self.state {
             *in_flight = true;
         }
+        let load = Load::news(Purpose::Close, 0, vec![close]);
+        let transmit = self.transmit(now, destination, load, false);
         // With the keys used up or the frame too long, the other end has to find out by itself.
-        let sent = self.take_sequence().and_then(|sequence| {
-            let sealed = self.seal_prepare(now, destination, sequence, 0, 0, vec![close]);
-            sealed.map(|(prepare, condition)| (sequence, prepare, condition))
-        });
-        let Some((sequence, prepare, condition)) = sent else {
-            if let State::Closing { reason, .. } = &self.state {
-                let reason = reason.clone();
-                self.closed(reason);
-            }
+        if transmit.is_none()
+            && let State::Closing { reason, .. } = &self.state
+        {
+            let reason = reason.clone();
+            self.closed(reason);
+        }
+        transmit
+    }
+
+    /// Numbers, seals and remembers a packet.
+    fn transmit(
+        &mut self,
+        now: Timestamp,
+        destination: Address,
+        load: Load,
+        introduces_us: bool,
+    ) -> Option<Transmit> {
+        let Some(sequence) = self.take_sequence() else {
+            self.give_back_parts(&load.money, &load.data, &load.closes);
+            let message = "this connection has sent all the packets it may".to_owned();
+            self.closed(CloseReason::Local {
+                code: StreamErrorCode::NoError,
+                message,
+            });
             return None;
         };
+        let packet = StreamPacket {
+            packet_type: PacketType::Prepare,
+            sequence,
+            prepare_amount: load.minimum,
+            frames: load.frames,
+        };
+        let iv = self.iv();
+        let Ok(data) = self.keys.seal(iv, &packet.encode()) else {
+            // The loaders leave room, so this is the reason of a close that is too long.
+            self.give_back_parts(&load.money, &load.data, &load.closes);
+            return None;
+        };
+        let data = Bytes::from(data);
+        let timeout = self.config.packet_timeout_millis;
+        let (condition, timeout) = match load.purpose {
+            Purpose::Payload | Purpose::Close => (self.keys.condition(&data), timeout),
+            Purpose::Test => {
+                let mut condition = Condition([0; 32]);
+                self.entropy.fill(&mut condition.0);
+                (condition, timeout.min(PROBE_TIMEOUT_MILLIS))
+            }
+        };
+        let expires_at = now.plus_millis(timeout);
         self.in_flight.insert(
             sequence,
             InFlight {
+                purpose: load.purpose,
                 condition,
-                amount: 0,
-                minimum: 0,
-                money: Vec::new(),
-                data: Vec::new(),
-                closes: Vec::new(),
-                introduces_us: false,
-                closes_connection: true,
+                amount: load.amount,
+                minimum: load.minimum,
+                sent_at: now,
+                expires_at,
+                money: load.money,
+                data: load.data,
+                closes: load.closes,
+                introduces_us,
             },
         );
         Some(Transmit {
             id: sequence,
-            prepare,
+            prepare: Prepare {
+                amount: load.amount,
+                expires_at,
+                condition,
+                destination,
+                data,
+            },
         })
     }
 
-    fn introduction(&self) -> Vec<Frame> {
+    /// Who we are, until the other end has seen it, and our limits.
+    fn news_frames(&mut self) -> Vec<Frame> {
         let mut frames = Vec::new();
-        if let Some(address) = &self.config.local_address {
-            frames.push(Frame::ConnectionNewAddress {
-                address: address.clone(),
-            });
+        if !self.remote_knows_us {
+            if let Some(address) = &self.config.local_address {
+                let address = address.clone();
+                frames.push(Frame::ConnectionNewAddress { address });
+            }
+            if let Some(asset) = &self.config.asset {
+                let (code, scale) = (asset.code.clone(), asset.scale);
+                frames.push(Frame::ConnectionAssetDetails { code, scale });
+            }
         }
-        if let Some(asset) = &self.config.asset {
-            let (code, scale) = (asset.code.clone(), asset.scale);
-            frames.push(Frame::ConnectionAssetDetails { code, scale });
+        frames.append(&mut self.limit_frames());
+        if self.streams_blocked {
+            frames.push(Frame::ConnectionStreamIdBlocked {
+                max_stream_id: self.next_local_stream,
+            });
         }
         frames
     }
 
     /// Takes as much money as one packet may carry.
-    fn load_money(&mut self, frames: &mut Vec<Frame>) -> Vec<Part> {
-        let rate = self.config.rate;
+    fn load_money(&mut self, load: &mut Load) {
+        let rate = self.rate;
         let mut left = self.congestion.max_amount();
-        let mut parts: Vec<Part> = Vec::new();
         for stream in self.streams.values_mut() {
-            let amount = stream.sendable(rate).min(left);
-            if amount > 0 {
+            let amount = stream.sendable(rate, left);
+            if amount > 0
+                && let Some(rate) = rate
+            {
                 // Rounded up: what is on its way may arrive rounded in favour of any stream.
-                let arriving = rate
-                    .arriving(amount)
-                    .saturating_add(u64::from(rate != super::Rate::ONE));
+                let arriving = rate.estimate.arriving(amount);
+                let arriving = arriving.saturating_add(u64::from(rate.estimate != Rate::ONE));
                 stream.hold(amount, arriving);
                 left -= amount;
-                frames.push(Frame::StreamMoney {
+                load.frames.push(Frame::StreamMoney {
                     stream: stream.id,
                     shares: amount,
                 });
-                parts.push(Part {
+                load.money.push(Part {
                     stream: stream.id,
                     amount,
                     arriving,
                 });
             }
             if stream.is_money_blocked(rate) {
-                frames.push(Frame::StreamMoneyBlocked {
+                load.frames.push(Frame::StreamMoneyBlocked {
                     stream: stream.id,
                     send_max: stream.send_max,
                     total_sent: stream.total_sent,
                 });
             }
         }
-        parts
+        // Cannot overflow: the parts were taken from `left`.
+        load.amount = load.money.iter().map(|part| part.amount).sum();
+        load.minimum = rate.map_or(0, |rate| rate.minimum_of(load.amount));
     }
 
-    fn load_closes(&mut self, frames: &mut Vec<Frame>) -> Vec<StreamId> {
-        let rate = self.config.rate;
-        let mut closes = Vec::new();
+    fn load_closes(&mut self, load: &mut Load) {
+        let rate = self.rate;
         for stream in self
             .streams
             .values_mut()
             .filter(|stream| stream.is_ready_to_close(rate))
         {
             let (code, message) = stream.close_reason();
-            frames.push(Frame::StreamClose {
+            load.frames.push(Frame::StreamClose {
                 stream: stream.id,
                 code,
                 message,
@@ -254,26 +353,25 @@ impl Connection {
             stream.phase = Phase::Closing {
                 close_in_flight: true,
             };
-            closes.push(stream.id);
+            load.closes.push(stream.id);
         }
-        closes
     }
 
     /// Bytes that the other end still takes on the whole connection.
-    fn data_room(&self) -> u64 {
+    pub(super) fn data_room(&self) -> u64 {
         self.remote_max_data.saturating_sub(self.data_sent)
     }
 
     /// Fills the rest of the packet with data.
-    fn load_data(&mut self, frames: &mut Vec<Frame>) -> Vec<(StreamId, u64)> {
-        let used = StreamPacket {
-            packet_type: PacketType::Prepare,
-            sequence: 0,
-            prepare_amount: 0,
-            frames: frames.clone(),
-        };
-        let mut left = MAX_PLAINTEXT.saturating_sub(used.encode().len() + HEADER_ROOM);
-        let mut sent = Vec::new();
+    fn load_data(&mut self, load: &mut Load) {
+        let waits = |stream: &super::Stream| stream.outgoing.next_offset().is_some();
+        if !self.streams.values().any(waits) {
+            return;
+        }
+        let used: usize = load.frames.iter().map(Frame::encoded_len).sum();
+        let mut left = MAX_PLAINTEXT.saturating_sub(used + MAX_HEADER + BLOCKED_ROOM);
+        let mut blocked_room = BLOCKED_ROOM - MAX_BLOCKED_FRAME;
+        let mut connection_blocked = false;
         for stream in self.streams.values_mut() {
             while let Some(offset) = stream.outgoing.next_offset() {
                 let overhead = Frame::data_frame_len(stream.id, offset, left) - left;
@@ -285,12 +383,13 @@ impl Connection {
                 let room = self.remote_max_data.saturating_sub(self.data_sent);
                 let limit = stream.remote_max_data.min(before.saturating_add(room));
                 let Some((offset, data)) = stream.outgoing.take(max, limit) else {
+                    connection_blocked |= room == 0;
                     break;
                 };
                 self.data_sent += stream.outgoing.sent_to() - before;
                 left -= (overhead + data.len()).min(left);
-                sent.push((stream.id, offset));
-                frames.push(Frame::StreamData {
+                load.data.push((stream.id, offset));
+                load.frames.push(Frame::StreamData {
                     stream: stream.id,
                     offset,
                     data,
@@ -300,206 +399,27 @@ impl Connection {
                 && offset >= stream.remote_max_data
             {
                 let max_offset = stream.outgoing.end();
-                frames.push(Frame::StreamDataBlocked {
+                let frame = Frame::StreamDataBlocked {
                     stream: stream.id,
                     max_offset,
-                });
-                left = left.saturating_sub(16);
-            }
-        }
-        sent
-    }
-
-    fn seal_prepare(
-        &mut self,
-        now: Timestamp,
-        destination: Address,
-        sequence: u64,
-        amount: u64,
-        minimum: u64,
-        frames: Vec<Frame>,
-    ) -> Option<(Prepare, Condition)> {
-        let packet = StreamPacket {
-            packet_type: PacketType::Prepare,
-            sequence,
-            prepare_amount: minimum,
-            frames,
-        };
-        let iv = self.iv();
-        let data: Bytes = self.keys.seal(iv, &packet.encode()).ok()?.into();
-        let condition = self.keys.condition(&data);
-        let expires_at = now.plus_millis(self.config.packet_timeout_millis);
-        Some((
-            Prepare {
-                amount,
-                expires_at,
-                condition,
-                destination,
-                data,
-            },
-            condition,
-        ))
-    }
-
-    /// The sealed answer that came with a reply, if it is really the answer to this packet. Nobody
-    /// on the way can make one, but somebody could move one.
-    fn open_answer(&self, id: u64, packet_type: PacketType, data: &[u8]) -> Option<StreamPacket> {
-        let plaintext = self.keys.open(data).ok()?;
-        let answer = StreamPacket::decode(plaintext.into()).ok()?;
-        (answer.sequence == id && answer.packet_type == packet_type).then_some(answer)
-    }
-
-    fn handle_fulfill(&mut self, now: Timestamp, id: u64, sent: InFlight, fulfill: &Fulfill) {
-        if fulfill.fulfillment.condition() != sent.condition {
-            // Our own connector let a wrong fulfillment pass. It is not a payment.
-            self.give_back(&sent);
-            self.congestion.on_loss(now, id, self.next_sequence);
-            return;
-        }
-        let answer = self.open_answer(id, PacketType::Fulfill, &fulfill.data);
-        // A receiver that fulfils has got the minimum, whatever became of its answer.
-        let arrived = answer
-            .as_ref()
-            .map_or(sent.minimum, |answer| answer.prepare_amount)
-            .max(sent.minimum);
-        for part in &sent.money {
-            if let Some(stream) = self.streams.get_mut(&part.stream) {
-                stream.release(part.amount, part.arriving);
-                stream.sent(part.amount, scale(arrived, part.amount, sent.amount));
-                self.noteworthy.insert(part.stream);
-            }
-        }
-        self.total_sent = self.total_sent.saturating_add(sent.amount);
-        if sent.amount > 0 {
-            self.total_delivered = self.total_delivered.saturating_add(arrived);
-        }
-        for (stream, offset) in &sent.data {
-            if let Some(stream) = self.streams.get_mut(stream) {
-                stream.outgoing.acknowledge(*offset);
-            }
-        }
-        for id in &sent.closes {
-            if let Some(stream) = self.streams.get_mut(id) {
-                let (code, message) = stream.close_reason();
-                stream.finish(code, message);
-                self.noteworthy.insert(*id);
-            }
-        }
-        self.congestion.on_fulfill(sent.amount);
-        self.shortfalls = 0;
-        self.last_reject = None;
-        self.heard(now);
-        if sent.introduces_us {
-            self.remote_knows_us = true;
-        }
-        if let Some(answer) = answer {
-            self.take_frames(&answer.frames);
-        }
-    }
-
-    fn handle_reject(&mut self, now: Timestamp, id: u64, sent: InFlight, reject: &Reject) {
-        self.give_back(&sent);
-        self.last_reject = Some(reject.code);
-        if sent.closes_connection {
-            return;
-        }
-        let answer = self.open_answer(id, PacketType::Reject, &reject.data);
-        if let Some(answer) = &answer {
-            self.heard(now);
-            if sent.introduces_us {
-                self.remote_knows_us = true;
-            }
-            let limits_before = self.limits_of(&sent);
-            self.take_frames(&answer.frames);
-            let shortfall = sent.amount > 0 && answer.prepare_amount < sent.minimum;
-            if shortfall {
-                self.shortfalls += 1;
-                if self.shortfalls >= MAX_SHORTFALLS {
-                    let (minimum, arrived) = (sent.minimum, answer.prepare_amount);
-                    let reason = CloseReason::BadRate { minimum, arrived };
-                    self.end(
-                        reason,
-                        StreamErrorCode::ApplicationError,
-                        "exchange rate is too low",
-                    );
-                    return;
-                }
-            }
-            // Without a reason that will keep us from repeating it, the packet waits its turn.
-            if shortfall || limits_before == self.limits_of(&sent) {
-                self.congestion.pause(now);
-            }
-            return;
-        }
-        // Nobody knows what the other end has read of the packet.
-        self.news = true;
-        match reject.code {
-            ErrorCode::AmountTooLarge => {
-                if sent.amount > 0 && self.congestion.on_too_large(sent.amount, &reject.data) {
-                    return;
-                }
-                self.rejected(reject);
-            }
-            // An answer that cannot be read, or a hop that is not satisfied for the moment.
-            ErrorCode::FinalApplicationError | ErrorCode::InsufficientDestinationAmount => {
-                self.congestion.pause(now);
-            }
-            ErrorCode::InsufficientLiquidity => {
-                self.congestion.on_no_liquidity(sent.amount);
-                self.congestion.on_loss(now, id, self.next_sequence);
-            }
-            code => match code.class() {
-                ErrorClass::Temporary | ErrorClass::Relative => {
-                    self.congestion.on_loss(now, id, self.next_sequence);
-                }
-                ErrorClass::Final => self.rejected(reject),
-            },
-        }
-    }
-
-    fn rejected(&mut self, reject: &Reject) {
-        self.closed(CloseReason::Rejected {
-            code: reject.code,
-            by: reject
-                .triggered_by
-                .as_ref()
-                .map(ToString::to_string)
-                .unwrap_or_default(),
-            message: super::shortened(&reject.message),
-        });
-    }
-
-    /// The limits that stopped a packet: what the streams can send now.
-    fn limits_of(&self, sent: &InFlight) -> Vec<u64> {
-        let rate = self.config.rate;
-        let streams = sent
-            .money
-            .iter()
-            .filter_map(|part| self.streams.get(&part.stream));
-        streams.map(|stream| stream.sendable(rate)).collect()
-    }
-
-    /// Nothing of the packet arrived as far as we know.
-    fn give_back(&mut self, sent: &InFlight) {
-        for part in &sent.money {
-            if let Some(stream) = self.streams.get_mut(&part.stream) {
-                stream.release(part.amount, part.arriving);
-                self.noteworthy.insert(part.stream);
-            }
-        }
-        for (stream, offset) in &sent.data {
-            if let Some(stream) = self.streams.get_mut(stream) {
-                stream.outgoing.lost(*offset);
-            }
-        }
-        for id in &sent.closes {
-            if let Some(stream) = self.streams.get_mut(id)
-                && stream.phase != Phase::Over
-            {
-                stream.phase = Phase::Closing {
-                    close_in_flight: false,
                 };
+                if let Some(rest) = blocked_room.checked_sub(frame.encoded_len()) {
+                    blocked_room = rest;
+                    load.frames.push(frame);
+                }
             }
+        }
+        if connection_blocked {
+            let waiting = |stream: &super::Stream| {
+                stream
+                    .outgoing
+                    .end()
+                    .saturating_sub(stream.outgoing.sent_to())
+            };
+            let waiting = self.streams.values().map(waiting);
+            load.frames.push(Frame::ConnectionDataBlocked {
+                max_offset: waiting.fold(self.data_sent, u64::saturating_add),
+            });
         }
     }
 }

@@ -10,10 +10,12 @@
 
 use bytes::Bytes;
 
-use super::config::{Rate, STREAM_DATA_WINDOW};
+use super::config::STREAM_DATA_WINDOW;
 use super::data::{ReceiveBuffer, SendBuffer};
 use super::event::Event;
+use super::rate::PathRate;
 use crate::frame::{StreamErrorCode, StreamId};
+use crate::receipt::Receipt;
 
 /// Life of a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +35,9 @@ pub(super) enum Phase {
 #[derive(Debug, Default)]
 struct Unreported {
     opened: bool,
+    readable: bool,
+    undeliverable: bool,
+    receipt: bool,
     received: u64,
     sent: u64,
     remote_max: bool,
@@ -72,6 +77,13 @@ pub(super) struct Stream {
     /// Highest offset that the other end takes.
     pub(super) remote_max_data: u64,
     pub(super) incoming: ReceiveBuffer,
+    /// What we last said we take of its data.
+    pub(super) told_max_data: u64,
+
+    /// An amount that the application knows to be too little to arrive.
+    told_undeliverable: Option<u64>,
+    /// The receipt for the most that the other end has given us.
+    pub(super) receipt: Option<Receipt>,
 
     unreported: Unreported,
 }
@@ -96,6 +108,9 @@ impl Stream {
             // What an end assumes until it is told; the other implementations assume the same.
             remote_max_data: STREAM_DATA_WINDOW,
             incoming: ReceiveBuffer::default(),
+            told_max_data: STREAM_DATA_WINDOW,
+            told_undeliverable: None,
+            receipt: None,
             unreported: Unreported::default(),
         }
     }
@@ -119,17 +134,64 @@ impl Stream {
             .saturating_sub(self.held)
     }
 
-    /// What can be sent now, in our units.
-    pub(super) fn sendable(&self, rate: Rate) -> u64 {
-        if self.phase == Phase::Over {
+    /// What one packet with room for `most` can take now, in our units. Nothing if nothing of it
+    /// would arrive, or if nobody knows what would.
+    pub(super) fn sendable(&self, rate: Option<PathRate>, most: u64) -> u64 {
+        let Some(rate) = rate.filter(|_| self.phase != Phase::Over) else {
+            return 0;
+        };
+        let wanted = self.wanted();
+        if wanted == 0 {
             return 0;
         }
-        self.wanted().min(rate.sendable(self.remote_room()))
+        let amount = wanted
+            .min(rate.estimate.sendable(self.remote_room()))
+            .min(most);
+        if rate.estimate.arriving(amount) == 0 {
+            return 0;
+        }
+        amount
     }
 
     /// More is wanted than the other end takes.
-    pub(super) fn is_money_blocked(&self, rate: Rate) -> bool {
-        self.is_open() && self.wanted() > rate.sendable(self.remote_room())
+    pub(super) fn is_money_blocked(&self, rate: Option<PathRate>) -> bool {
+        let wanted = self.wanted();
+        self.is_open()
+            && wanted > 0
+            && match rate {
+                Some(rate) => wanted > rate.estimate.sendable(self.remote_room()),
+                None => self.remote_room() == 0,
+            }
+    }
+
+    /// Money is to be sent, as soon as the other end takes it.
+    pub(super) fn wants_to_send(&self) -> bool {
+        self.phase != Phase::Over && self.wanted() > 0
+    }
+
+    /// Notes that what is left is too little to arrive. True if there is news for the application.
+    pub(super) fn check_deliverable(&mut self, rate: PathRate) -> bool {
+        let wanted = self.wanted();
+        let too_little = self.is_open() && wanted > 0 && rate.estimate.arriving(wanted) == 0;
+        let news = too_little && self.held == 0 && self.told_undeliverable != Some(wanted);
+        if news {
+            self.told_undeliverable = Some(wanted);
+            self.unreported.undeliverable = true;
+        }
+        news
+    }
+
+    /// Data waits that the other end does not take.
+    pub(super) fn is_data_blocked(&self, connection_room: u64) -> bool {
+        self.outgoing.next_offset().is_some() && !self.has_data_to_send(connection_room)
+    }
+
+    /// Data waits that the other end takes; bytes that were sent before do not count again.
+    pub(super) fn has_data_to_send(&self, connection_room: u64) -> bool {
+        self.outgoing.next_offset().is_some_and(|offset| {
+            offset < self.remote_max_data
+                && (connection_room > 0 || offset < self.outgoing.sent_to())
+        })
     }
 
     pub(super) fn hold(&mut self, amount: u64, arriving: u64) {
@@ -206,14 +268,15 @@ impl Stream {
     }
 
     /// Everything that was to be sent before the close is sent and confirmed.
-    pub(super) fn is_ready_to_close(&self, rate: Rate) -> bool {
+    pub(super) fn is_ready_to_close(&self, rate: Option<PathRate>) -> bool {
         self.phase
             == Phase::Closing {
                 close_in_flight: false,
             }
             && self.outgoing.is_drained()
             && self.held == 0
-            && self.sendable(rate) == 0
+            && (rate.is_some() || self.wanted() == 0)
+            && self.sendable(rate, u64::MAX) == 0
     }
 
     /// Nothing of the stream is on its way and the application knows everything.
@@ -222,6 +285,7 @@ impl Stream {
             && self.held == 0
             && self.pending_packets == 0
             && self.unreported.closed.is_none()
+            && !self.incoming.is_readable()
     }
 
     /// Offset up to which we take data.
@@ -236,8 +300,8 @@ impl Stream {
         if std::mem::take(&mut unreported.opened) {
             return Some(Event::StreamOpened { stream });
         }
-        if let Some(data) = self.incoming.read() {
-            return Some(Event::Data { stream, data });
+        if std::mem::take(&mut unreported.readable) && self.incoming.is_readable() {
+            return Some(Event::Readable { stream });
         }
         if unreported.received > 0 {
             let amount = std::mem::take(&mut unreported.received);
@@ -255,6 +319,19 @@ impl Stream {
                 total: self.total_sent,
             });
         }
+        if std::mem::take(&mut unreported.receipt)
+            && let Some(receipt) = &self.receipt
+        {
+            let total_received = receipt.total_received();
+            return Some(Event::Receipt {
+                stream,
+                total_received,
+            });
+        }
+        if std::mem::take(&mut unreported.undeliverable) {
+            let amount = self.send_max.saturating_sub(self.total_sent);
+            return Some(Event::Undeliverable { stream, amount });
+        }
         if std::mem::take(&mut unreported.remote_max) {
             return Some(Event::RemoteMaxMoney {
                 stream,
@@ -270,7 +347,7 @@ impl Stream {
             });
         }
         // The last word on a stream, when no packet can change its totals any more.
-        let settled = self.held == 0 && self.pending_packets == 0;
+        let settled = self.held == 0 && self.pending_packets == 0 && !self.incoming.is_readable();
         if self.phase == Phase::Over && settled {
             let (code, message) = unreported.closed.take()?;
             return Some(Event::StreamClosed {
@@ -286,6 +363,16 @@ impl Stream {
     pub(super) fn take_data(&mut self, offset: u64, data: &Bytes) {
         if self.phase != Phase::Over {
             self.incoming.insert(offset, data);
+            self.unreported.readable = self.unreported.readable || self.incoming.is_readable();
+        }
+    }
+
+    /// The other end gave a receipt. The one for the most counts, whatever the order.
+    pub(super) fn take_receipt(&mut self, receipt: Receipt) {
+        let known = self.receipt.as_ref().map(Receipt::total_received);
+        if known.is_none_or(|known| receipt.total_received() > known) {
+            self.receipt = Some(receipt);
+            self.unreported.receipt = true;
         }
     }
 }

@@ -218,8 +218,10 @@ impl Pair {
             }
             let end = self.end(side);
             while let Some(event) = end.connection.poll_event() {
-                if let Event::Data { stream, data } = &event {
-                    end.data.entry(*stream).or_default().extend_from_slice(data);
+                if let Event::Readable { stream } = event
+                    && let Some(data) = end.connection.read(stream)
+                {
+                    end.data.entry(stream).or_default().extend_from_slice(&data);
                 }
                 end.events.push(event);
             }
