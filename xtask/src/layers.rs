@@ -78,7 +78,7 @@ pub(crate) fn check() -> Result<()> {
         .collect();
     for package in metadata.workspace_packages() {
         let name = package.name.as_str();
-        if matches!(name, "xtask" | "codius-testkit") {
+        if matches!(name, "xtask" | "codius-testkit" | "codius-bench") {
             continue;
         }
         let Some(&own) = rank.get(name) else {
