@@ -271,6 +271,7 @@ pub struct LocalGate {
     connector: Connector,
     prefix: Arc<str>,
     ledger_account: LedgerAccount,
+    max_packet_amount: u64,
     roster: SharedRoster,
     connections: Arc<Semaphore>,
 }
@@ -292,9 +293,17 @@ impl LocalGate {
             connector: connector.clone(),
             prefix: prefix.into(),
             ledger_account,
+            max_packet_amount: u64::MAX,
             roster: Arc::new(Mutex::new(Roster::new(max_clients))),
             connections: connections_for(max_clients),
         }
+    }
+
+    /// The most that one packet of a client, or to one, may move. Without it there is no such limit.
+    #[must_use]
+    pub fn with_max_packet_amount(mut self, amount: u64) -> Self {
+        self.max_packet_amount = amount;
+        self
     }
 }
 
@@ -308,8 +317,9 @@ impl Gate for LocalGate {
         }
         let name = format!("{}.{segment}", self.prefix);
         let account = AccountId::new(name.as_str());
-        let config =
+        let mut config =
             AccountConfig::child(account.clone(), name, self.ledger_account.clone()).unlimited();
+        config.max_packet_amount = self.max_packet_amount;
         match self.connector.open_account(config) {
             // It is the same client's; its older socket is about to be closed.
             Ok(()) | Err(AccountError::AlreadyOpen(_)) => {}
