@@ -174,7 +174,7 @@ impl Sum {
         let reason = match self.from {
             Account::Order(_) | Account::Owed(_) => Reason::Refund,
             // The host earns by packets only what it is given; all else it charges.
-            _ if to == Account::Earned => Reason::Gift,
+            _ if self.to == Account::Earned => Reason::Gift,
             Account::Parent
             | Account::Local(_)
             | Account::Pod(_)

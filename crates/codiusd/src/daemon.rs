@@ -150,12 +150,13 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         .recover(snapshot.open_orders, &undone, &snapshot.balances)
         .await?;
 
-    let clients: Arc<LocalGate> = Arc::new(LocalGate::new(
+    let clients = LocalGate::new(
         &connector,
         LOCAL_SEGMENT,
         LOCAL_ACCOUNT.into(),
         LocalGate::DEFAULT_MAX_CLIENTS,
-    ));
+    );
+    let clients = Arc::new(clients.with_limits(config.interledger.max_packet_amount, None));
     for listener in interledger {
         btp.listen(listener, Arc::clone(&clients) as _);
     }
