@@ -8,7 +8,7 @@ use tracing_subscriber::EnvFilter;
 use url::Url;
 
 use crate::{
-    config::{Config, OnShutdown},
+    config::{Config, InterledgerMode, OnShutdown},
     daemon,
 };
 
@@ -64,6 +64,12 @@ struct Settings {
     /// Address for local Interledger clients (BTP); may be repeated [default: 127.0.0.1:7768 and [::1]:7768]
     #[arg(long, value_name = "ADDRESS")]
     interledger_listen: Vec<SocketAddr>,
+    /// The Interledger parent, such as `btp+ws://localhost:7768` for moneyd; mode = "uplink"
+    #[arg(long, value_name = "URL", conflicts_with = "local")]
+    uplink: Option<String>,
+    /// File with the secret (BTP token) for the parent [default: one that follows from the host's own]
+    #[arg(long, value_name = "FILE", conflicts_with = "local")]
+    uplink_secret_file: Option<PathBuf>,
     /// How the host is reached from outside [default: http://localhost:PORT]
     #[arg(long, value_name = "URL")]
     public_uri: Option<Url>,
@@ -92,8 +98,11 @@ fn on_shutdown(text: &str) -> Result<OnShutdown, String> {
 
 impl Settings {
     fn into_config(self) -> Result<Config> {
-        if self.config.is_none() && !self.local {
-            bail!("give --config FILE, or --local for a host with no other daemon");
+        if self.config.is_none() && !self.local && self.uplink.is_none() {
+            bail!(
+                "give --config FILE, or --local for a host with no other daemon, or --uplink URL for \
+                 one below moneyd"
+            );
         }
         let mut config = match &self.config {
             Some(path) => Config::load(path)?,
@@ -106,7 +115,14 @@ impl Settings {
             config.listen = listen;
         }
         if !self.interledger_listen.is_empty() {
-            config.interledger.listen = self.interledger_listen;
+            config.interledger.listen = Some(self.interledger_listen);
+        }
+        if let Some(parent) = self.uplink {
+            config.interledger.mode = InterledgerMode::Uplink;
+            config.interledger.parent = parent;
+        }
+        if self.uplink_secret_file.is_some() {
+            config.interledger.parent_secret_file = self.uplink_secret_file;
         }
         if self.public_uri.is_some() {
             config.public_uri = self.public_uri;

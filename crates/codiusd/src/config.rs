@@ -9,7 +9,8 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use codius_microvm::Ipv4Pool;
-use serde::Deserialize;
+use ilp_link::BtpUrl;
+use serde::{Deserialize, Serialize};
 use url::Url;
 
 /// Bounds that no setting may leave.
@@ -45,23 +46,35 @@ pub(crate) struct Price {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Interledger {
-    /// `local`: this host is the root of a private network and its clients get play money.
     pub(crate) mode: InterledgerMode,
-    /// Where local clients connect (BTP). Programs in pods have their own port.
-    pub(crate) listen: Vec<SocketAddr>,
-    /// In local mode: the asset that everything is counted in.
+    /// In local mode: where local clients connect (BTP). Programs in pods have their own port.
+    pub(crate) listen: Option<Vec<SocketAddr>>,
+    /// In local mode: the asset that everything is counted in. A parent says its own.
     pub(crate) asset_code: String,
     pub(crate) asset_scale: u8,
+    /// In uplink mode: the parent, `btp+ws://` or `btp+wss://`, perhaps with a user name.
+    pub(crate) parent: String,
+    /// In uplink mode: a file with the secret (BTP token) for the parent. Without it the host uses one
+    /// that follows from its own secret, which is what `moneyd` expects.
+    pub(crate) parent_secret_file: Option<PathBuf>,
+    /// In uplink mode: the most that the parent may owe this host, in the asset's smallest unit; what
+    /// would exceed it is refused (T04). Default: no limit.
+    pub(crate) parent_credit: Option<u64>,
+    /// The most packets that the programs of one pod may send in a second.
+    pub(crate) max_packets_per_sec: u32,
     /// The most that one packet may move, in the asset's smallest unit.
     pub(crate) max_packet_amount: u64,
     /// How long the price of an order may take to arrive, once the client has asked again.
     pub(crate) payment_timeout_secs: u64,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum InterledgerMode {
+    /// This host is the root of a private network and its local clients get play money.
     Local,
+    /// This host is a child of `moneyd` or another connector.
+    Uplink,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -155,12 +168,13 @@ impl Default for Interledger {
     fn default() -> Self {
         Self {
             mode: InterledgerMode::Local,
-            listen: vec![
-                SocketAddr::from(([127, 0, 0, 1], 7768)),
-                "[::1]:7768".parse().expect("a literal address"),
-            ],
+            listen: None,
             asset_code: "XRP".to_owned(),
             asset_scale: 9,
+            parent: format!("btp+ws://localhost:{}", ilp_link::DEFAULT_PORT),
+            parent_secret_file: None,
+            parent_credit: None,
+            max_packets_per_sec: 5000,
             max_packet_amount: 1_000_000_000_000,
             payment_timeout_secs: 60,
         }
@@ -243,6 +257,7 @@ impl Config {
             self.interledger.payment_timeout_secs > 0,
             "interledger.payment_timeout_secs is 0"
         );
+        self.interledger.check()?;
         self.pool()?;
         if let Some(uri) = &self.public_uri {
             ensure!(
@@ -261,6 +276,46 @@ impl Config {
     /// The pod network.
     pub(crate) fn pool(&self) -> Result<Ipv4Pool> {
         self.network.pool.parse().context("network.pool")
+    }
+}
+
+impl Interledger {
+    fn check(&self) -> Result<()> {
+        ensure!(
+            self.max_packets_per_sec > 0,
+            "interledger.max_packets_per_sec is 0"
+        );
+        match self.mode {
+            InterledgerMode::Local => ensure!(
+                self.parent_secret_file.is_none() && self.parent_credit.is_none(),
+                "interledger.parent_secret_file and parent_credit are for mode = \"uplink\""
+            ),
+            InterledgerMode::Uplink => {
+                ensure!(
+                    self.listen.is_none(),
+                    "interledger.listen is for mode = \"local\": below a parent, local clients \
+                     connect to the parent"
+                );
+                let parent: BtpUrl = self.parent.parse().context("interledger.parent")?;
+                ensure!(
+                    parent.credentials().token.is_empty(),
+                    "interledger.parent has a secret in it; put that into a file of its own, mode \
+                     0600, and name it in interledger.parent_secret_file"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Where local clients connect in local mode.
+    pub(crate) fn local_addresses(&self) -> Vec<SocketAddr> {
+        self.listen.clone().unwrap_or_else(|| {
+            let port = ilp_link::DEFAULT_PORT;
+            vec![
+                SocketAddr::from(([127, 0, 0, 1], port)),
+                SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, port)),
+            ]
+        })
     }
 }
 
@@ -284,6 +339,19 @@ mod tests {
             ("[network]\npool = \"10.0.0.0/30\"", "network.pool"),
             ("[price]\nmax_duration_secs = 0", "max_duration_secs"),
             ("public_uri = \"ftp://host\"", "public_uri"),
+            (
+                "[interledger]\nmode = \"uplink\"\nparent = \"http://host\"",
+                "interledger.parent",
+            ),
+            (
+                "[interledger]\nmode = \"uplink\"\nparent = \"btp+ws://:secret@host\"",
+                "parent_secret_file",
+            ),
+            (
+                "[interledger]\nmode = \"uplink\"\nlisten = []",
+                "interledger.listen",
+            ),
+            ("[interledger]\nparent_credit = 5", "parent_credit"),
             ("public_uri = \"http://host/path\"", "public_uri"),
         ] {
             let config: Config = toml::from_str(text).unwrap();

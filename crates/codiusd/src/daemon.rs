@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use codius_image::{ImageLimits, ImageStore, RegistryConfig};
-use codius_ledger::{Asset, BootId, Cost, Rate, Seconds};
+use codius_ledger::{BootId, Cost, Rate, Seconds};
 use codius_microvm::{AcceleratorChoice, Instance, MicrovmConfig, MicrovmDriver};
 use codius_pod::{Admission, Capacity, Driver, Supervisor};
 use codius_proxy::{Proxy, Scheme};
@@ -19,7 +19,6 @@ use codius_store::{Batch, Snapshot, Store};
 use hyper_util::service::TowerToHyperService;
 use ilp_connector::{Connector, ConnectorConfig, SystemClock};
 use ilp_link::{BtpServer, LocalGate};
-use ilp_packet::Address;
 use tokio::{
     net::{TcpListener, TcpSocket},
     signal::unix::{SignalKind, signal},
@@ -30,17 +29,16 @@ use url::Url;
 use crate::{
     api::{self, Api},
     clock,
-    config::{Accelerator, Config, OnShutdown},
+    config::{Accelerator, Config, InterledgerMode, OnShutdown},
     leases::{Leases, Wiring},
     orders::Orders,
-    pod_money::{PodMoney, PodPort},
+    pod_money::{PacketLimits, PodMoney, PodPort},
     routes::Routes,
     spsp::Spsp,
+    standing::{Line, Standing},
     till::Till,
 };
 
-/// The address of a host that is the root of its own network.
-const LOCAL_ADDRESS: &str = "private.codius";
 /// Play-money clients are recorded together.
 const LOCAL_ACCOUNT: &str = "local:clients";
 /// The segment below which local clients are.
@@ -74,10 +72,17 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     tracing::info!(?verified, "ledger adds up");
     let secret = host_secret(&store, &snapshot).await?;
 
-    let asset = Asset::new(
-        &config.interledger.asset_code,
-        config.interledger.asset_scale,
-    )?;
+    let known = snapshot.meta.get(Standing::meta_key());
+    // The first start below a parent waits for it, and can be told to end meanwhile.
+    let standing = tokio::select! {
+        standing = Standing::find(&config.interledger, &secret, &store, known) => standing?,
+        name = told_to_end() => {
+            tracing::info!("{}: ending before the parent was found", name?);
+            store.close().await;
+            return Ok(());
+        }
+    };
+    let asset = standing.asset()?;
     let cost: Cost = config
         .price
         .cost_per_month
@@ -92,12 +97,17 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         Some(uri) => uri.clone(),
         None => Url::parse(&format!("http://localhost:{}", api_address.port()))?,
     };
-    let interledger = listen_interledger(&config.interledger.listen)?;
-    let interledger_address = interledger[0].local_addr()?;
+    let interledger = match config.interledger.mode {
+        InterledgerMode::Local => listen_interledger(&config.interledger.local_addresses())?,
+        InterledgerMode::Uplink => Vec::new(),
+    };
+    let interledger_shown = match interledger.first() {
+        Some(listener) => format!("btp+ws://{}", listener.local_addr()?),
+        None => config.interledger.parent.clone(),
+    };
 
-    let address: Address = LOCAL_ADDRESS.parse()?;
     let connector = Connector::new(
-        ConnectorConfig::new(address, asset.code(), asset.scale()),
+        ConnectorConfig::new(standing.address()?, asset.code(), asset.scale()),
         Arc::new(store.clone()),
         Arc::new(SystemClock),
     );
@@ -106,7 +116,10 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         store.clone(),
         connector.clone(),
         btp.clone(),
-        config.interledger.max_packet_amount,
+        PacketLimits {
+            max_amount: config.interledger.max_packet_amount,
+            max_per_sec: config.interledger.max_packets_per_sec,
+        },
     );
     let till = Till::open(&connector, &secret, asset.clone())?;
 
@@ -160,6 +173,13 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     for listener in interledger {
         btp.listen(listener, Arc::clone(&clients) as _);
     }
+    let line = match config.interledger.mode {
+        InterledgerMode::Local => None,
+        InterledgerMode::Uplink => {
+            let interledger = &config.interledger;
+            Some(Line::open(interledger, &secret, standing, &store, &connector, &btp).await?)
+        }
+    };
     let router = api::router(Api {
         leases: Arc::clone(&leases),
         orders,
@@ -188,7 +208,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
 
     let api = public_uri.as_str().trim_end_matches('/');
     println!(
-        "ready api={api} interledger=btp+ws://{interledger_address} isolation={isolation} \
+        "ready api={api} interledger={interledger_shown} isolation={isolation} \
          isolation-reason=\"{isolation_reason}\""
     );
     let name = told_to_end().await?;
@@ -201,6 +221,9 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         let _ = tokio::time::timeout(DRAIN_TIMEOUT, serving).await;
         let _ = tokio::time::timeout(DRAIN_TIMEOUT, connector.drain()).await;
         let _ = tokio::time::timeout(DRAIN_TIMEOUT, btp.shutdown()).await;
+        if let Some(line) = line {
+            line.close();
+        }
         store.close().await;
         if stop_pods && let Err(error) = driver.retire().await {
             tracing::warn!(%error, "the firewall table stays");

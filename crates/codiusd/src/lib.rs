@@ -17,4 +17,5 @@ mod pod_money;
 mod progress;
 mod routes;
 mod spsp;
+mod standing;
 mod till;

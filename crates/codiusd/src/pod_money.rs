@@ -21,9 +21,18 @@ pub(crate) struct PodMoney {
     store: Store,
     connector: Connector,
     server: BtpServer,
-    max_packet_amount: u64,
+    limits: PacketLimits,
     /// Opened at the first connection of a program. The lock makes sure that it is opened once.
     gates: Mutex<HashMap<ManifestHash, Arc<Entrance>>>,
+}
+
+/// What the programs of one pod may send.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PacketLimits {
+    /// Most in one packet, from or to them.
+    pub(crate) max_amount: u64,
+    /// Most packets in a second.
+    pub(crate) max_per_sec: u32,
 }
 
 /// The gate of one pod, once it is open.
@@ -34,13 +43,13 @@ impl PodMoney {
         store: Store,
         connector: Connector,
         server: BtpServer,
-        max_packet_amount: u64,
+        limits: PacketLimits,
     ) -> Arc<Self> {
         Arc::new(Self {
             store,
             connector,
             server,
-            max_packet_amount,
+            limits,
             gates: Mutex::default(),
         })
     }
@@ -79,7 +88,8 @@ impl PodMoney {
             format!("{SEGMENT}.{hash}"),
             ledger_account.to_string(),
         );
-        config.max_packet_amount = self.max_packet_amount;
+        config.max_packet_amount = self.limits.max_amount;
+        config.max_packets_per_sec = Some(self.limits.max_per_sec);
         self.connector
             .open_account(config.with_balance(balance.into()))?;
         let gate = Arc::new(PodGate::new(

@@ -52,7 +52,6 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// The host's STREAM server.
 pub(crate) struct Till {
     secret: ServerSecret,
-    address: Address,
     asset: Asset,
     connector: Connector,
     expected: Mutex<HashMap<OrderId, Arc<Expected>>>,
@@ -124,13 +123,20 @@ impl Till {
     ) -> Result<Arc<Self>> {
         let till = Arc::new(Self {
             secret: ServerSecret::new(secret),
-            address: connector.address().with_suffix(SEGMENT)?,
             asset,
             connector: connector.clone(),
             expected: Mutex::default(),
         });
         connector.register_receiver(SEGMENT, Arc::clone(&till) as Arc<dyn Receiver>)?;
         Ok(till)
+    }
+
+    /// Where orders are paid now; the parent may give the host another address.
+    fn address(&self) -> Address {
+        self.connector
+            .address()
+            .with_suffix(SEGMENT)
+            .expect("it was registered below the connector's address")
     }
 
     /// `interledger-stream ADDRESS SECRET`, as the `Pay` header has it.
@@ -144,7 +150,7 @@ impl Till {
             .expect("an order id is as long as a tag may be");
         format!(
             "interledger-stream {}.{token} {}",
-            self.address,
+            self.address(),
             STANDARD.encode(shared_secret.0)
         )
     }
@@ -183,7 +189,7 @@ impl Till {
         from: Option<&AccountId>,
         prepare: &Prepare,
     ) -> Option<(Arc<Expected>, Payment)> {
-        let token = prepare.destination.segment_after(&self.address)?;
+        let token = prepare.destination.segment_after(&self.address())?;
         let opened = self.secret.open(token)?;
         let id = OrderId::from_bytes(opened.tag.try_into().ok()?);
         let expected = self.lock().get(&id).cloned()?;
@@ -191,7 +197,7 @@ impl Till {
         let payment = link.get_or_insert_with(|| {
             let clock = self.connector.clock();
             let config = Config {
-                local_address: self.address.with_suffix(token).ok(),
+                local_address: self.address().with_suffix(token).ok(),
                 asset: Some(asset_details(&self.asset)),
                 ..Config::default()
             };
