@@ -103,6 +103,9 @@ pub(crate) enum NotPayable {
     NotRunning,
     #[error("this program costs nothing, so there is nothing to pay")]
     Free,
+    /// The parent of this host has given it an address that leaves no room for one below it.
+    #[error("this host's Interledger address is too long to be paid at")]
+    NoAddress,
 }
 
 /// What a payer is told.
@@ -166,28 +169,24 @@ impl Spsp {
             .secret
             .generate(&payee.tag(rand::random()))
             .expect("a kind, a nonce and a hash are no longer than a tag may be");
-        let address = self
-            .address()
-            .with_suffix(&token)
-            .expect("the connector's address is short enough for accounts below it");
+        let address = self.address().and_then(|it| it.with_suffix(&token).ok());
+        let address = address.ok_or(NotPayable::NoAddress)?;
         Ok(Destination {
             address,
             shared_secret,
         })
     }
 
-    fn address(&self) -> Address {
-        self.connector
-            .address()
-            .with_suffix(SEGMENT)
-            .expect("it was registered below the connector's address")
+    /// Where pointers are paid. Asked each time, because a parent may give the host another address.
+    fn address(&self) -> Option<Address> {
+        self.connector.address().with_suffix(SEGMENT).ok()
     }
 
     /// The connection that a packet is for; a new one if its token is one of ours, its payee can be
     /// paid, and its content was sealed with the secret of the token. Whatever else comes leaves
     /// nothing behind.
     fn connection(&self, prepare: &Prepare) -> Option<Arc<Inflow>> {
-        let token = prepare.destination.segment_after(&self.address())?;
+        let token = prepare.destination.segment_after(&self.address()?)?;
         if let Some(known) = self.lock().get(token) {
             return Some(Arc::clone(known));
         }
@@ -224,7 +223,7 @@ impl Spsp {
     fn connect(&self, token: &str, shared_secret: &SharedSecret) -> StreamConnection {
         let clock = self.connector.clock();
         let config = Config {
-            local_address: self.address().with_suffix(token).ok(),
+            local_address: self.address().and_then(|it| it.with_suffix(token).ok()),
             asset: Some(till::asset_details(&self.asset)),
             idle_timeout_millis: IDLE_TIMEOUT_MILLIS,
             ..Config::default()
