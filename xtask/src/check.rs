@@ -29,7 +29,10 @@ pub(crate) fn test(yes: bool, filter: &[String]) -> Result<()> {
         })?;
     }
     step("guest image", || {
-        guest::build(&guest::default_dir(), &guest::Options::default()).map(drop)
+        let dir = guest::default_dir();
+        guest::build(&dir, &guest::Options::default())?;
+        // What the tests of the whole host upload.
+        guest::build_static(&dir, "codius-example-hello").map(drop)
     })?;
     // Tests of the whole host run these programs; they are built once, here.
     step("programs", || {

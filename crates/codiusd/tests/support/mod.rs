@@ -27,6 +27,8 @@ pub(crate) struct Settings {
     pub(crate) max_unpacked_mib: u64,
     pub(crate) max_duration_secs: u64,
     pub(crate) on_shutdown: &'static str,
+    /// The Interledger parent; without one the host is in local mode.
+    pub(crate) parent: Option<String>,
 }
 
 impl Default for Settings {
@@ -37,6 +39,7 @@ impl Default for Settings {
             max_unpacked_mib: 1024,
             max_duration_secs: 31 * 24 * 3600,
             on_shutdown: "stop",
+            parent: None,
         }
     }
 }
@@ -122,11 +125,16 @@ impl World {
             max_unpacked_mib,
             max_duration_secs,
             on_shutdown,
+            parent,
         } = &self.settings;
+        let interledger = match parent {
+            Some(parent) => format!("mode = \"uplink\"\nparent = {parent:?}"),
+            None => "listen = [\"127.0.0.1:0\"]".to_owned(),
+        };
         format!(
             "data_dir = {data:?}\nlisten = \"127.0.0.1:0\"\n\
              [price]\nmax_duration_secs = {max_duration_secs}\n\
-             [interledger]\nlisten = [\"127.0.0.1:0\"]\npayment_timeout_secs = 5\n\
+             [interledger]\n{interledger}\npayment_timeout_secs = 5\n\
              [pods]\naccelerator = \"tcg\"\nmemory_mib = {memory_mib}\nport_timeout_secs = {port_timeout_secs}\n\
              on_shutdown = \"{on_shutdown}\"\n\
              [images]\ninsecure_registries = [{registry:?}]\nmax_unpacked_mib = {max_unpacked_mib}\n\
@@ -154,8 +162,23 @@ impl World {
         HostClient::new(&self.api).expect("the host's own address is valid")
     }
 
+    /// A wallet at the host in local mode, or at its parent.
     pub(crate) async fn wallet(&self) -> Result<Wallet> {
         Ok(Wallet::connect(&self.interledger).await?)
+    }
+
+    /// Waits until the host has logged this text more than `before` times.
+    pub(crate) async fn logged(&self, text: &str, before: usize) -> Result<()> {
+        let deadline = Instant::now() + READY_TIMEOUT;
+        while self.log().matches(text).count() <= before {
+            ensure!(
+                Instant::now() < deadline,
+                "not logged: {text}\n{}",
+                self.log()
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
     }
 
     /// As `kill -9` does.
