@@ -261,6 +261,11 @@ fn answers_of_the_path_after_the_close_are_not_reported() {
 }
 
 #[test]
+fn streams_that_are_filled_in_one_packet_leave_room_for_its_rounding() {
+    schedule(4_250);
+}
+
+#[test]
 fn a_long_path_is_filled_within_a_handful_of_round_trips() {
     let weather = Weather {
         delay_millis: (100, 100),
