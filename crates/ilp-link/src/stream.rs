@@ -459,7 +459,7 @@ mod tests {
                 None
             };
             let record = || async {
-                if money {
+                if money && self.record_millis > 0 {
                     tokio::time::sleep(Duration::from_millis(self.record_millis)).await;
                 }
                 Ok(())
@@ -471,17 +471,26 @@ mod tests {
     }
 
     fn pair(patience_millis: Vec<u64>) -> (StreamConnection, StreamConnection) {
+        pair_with(patience_millis, 20, u64::MAX)
+    }
+
+    fn pair_with(
+        patience_millis: Vec<u64>,
+        record_millis: u64,
+        max_packet_amount: u64,
+    ) -> (StreamConnection, StreamConnection) {
         let clock = Arc::new(SystemClock);
         let address = |text: &str| text.parse::<Address>().unwrap();
         let config = |text| Config {
             local_address: Some(address(text)),
+            max_packet_amount,
             ..Config::default()
         };
         let (to_client, to_server) = (Arc::new(OnceLock::new()), Arc::new(OnceLock::new()));
         let wire = |other: &Arc<OnceLock<StreamConnection>>, patience_millis| {
             Arc::new(Wire {
                 other: Arc::clone(other),
-                record_millis: 20,
+                record_millis,
                 patience_millis: Mutex::new(patience_millis),
             })
         };
@@ -541,5 +550,95 @@ mod tests {
             matches!(&reason, CloseReason::Remote { message, .. } if message == "bye"),
             "{reason}"
         );
+    }
+
+    /// More than anything here takes on a busy machine.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn thousands_of_packets_pass_on_several_streams_in_both_directions() {
+        let (client, server) = pair_with(Vec::new(), 0, 10);
+        let streams = [1, 3, 5].map(StreamId);
+        client.with(|machine, _| {
+            for stream in streams {
+                assert_eq!(machine.open_stream(), Ok(stream));
+                machine.set_send_max(stream, 10_000).unwrap();
+                machine.set_receive_max(stream, 5_000).unwrap();
+            }
+        });
+        let opened = server.until(|machine, seen| {
+            (seen.opened == streams).then(|| {
+                for stream in streams {
+                    machine.set_send_max(stream, 5_000).unwrap();
+                    machine.set_receive_max(stream, 10_000).unwrap();
+                }
+            })
+        });
+        tokio::time::timeout(PATIENCE, opened).await.unwrap();
+        for (end, sent, received) in [(&client, 30_000, 15_000), (&server, 15_000, 30_000)] {
+            let done = end.until(|machine, seen| {
+                assert_eq!(seen.closed, None);
+                let totals = (machine.total_sent(), machine.total_received());
+                (totals == (sent, received)).then_some(())
+            });
+            tokio::time::timeout(PATIENCE, done).await.unwrap();
+        }
+        client.with(|machine, _| {
+            for stream in streams {
+                assert_eq!(machine.stream_sent(stream), Some(10_000));
+                assert_eq!(machine.stream_received(stream), Some(5_000));
+            }
+        });
+    }
+
+    #[tokio::test]
+    async fn data_that_nobody_takes_stops_its_sender() {
+        let (client, server) = pair(Vec::new());
+        let whole: Vec<u8> = (0..500_000_u32).map(|at| at.to_be_bytes()[3]).collect();
+        client.with(|machine, _| {
+            machine.open_stream().unwrap();
+            machine.write(STREAM, whole.clone().into()).unwrap();
+        });
+        let filled = server.until(|_, seen| {
+            let held = seen.data.get(&STREAM).map_or(0, Vec::len);
+            (held >= MAX_UNREAD).then_some(())
+        });
+        tokio::time::timeout(PATIENCE, filled).await.unwrap();
+        // Everything that is allowed has arrived when the sender has nothing on its way.
+        let stopped = client.until(|machine, _| (machine.packets_in_flight() == 0).then_some(()));
+        tokio::time::timeout(PATIENCE, stopped).await.unwrap();
+        let (held, left) = (
+            server.with(|_, seen| seen.data.get(&STREAM).map_or(0, Vec::len)),
+            client.with(|machine, _| machine.unconfirmed_data(STREAM).unwrap()),
+        );
+        assert!(held < MAX_UNREAD + 16_384, "{held}");
+        assert!(left > whole.len() - MAX_UNREAD - 3 * 16_384, "{left}");
+        let mut read = Vec::new();
+        while read.len() < whole.len() {
+            let some = server.until(|_, seen| seen.data.remove(&STREAM));
+            read.extend(tokio::time::timeout(PATIENCE, some).await.unwrap());
+        }
+        assert_eq!(read, whole);
+    }
+
+    #[tokio::test]
+    async fn an_error_closes_both_ends_and_their_streams() {
+        let (client, server) = pair(Vec::new());
+        client.with(|machine, _| machine.open_stream().unwrap());
+        server
+            .until(|_, observed| observed.opened.first().copied())
+            .await;
+        server
+            .close(StreamErrorCode::ApplicationError, "out of order")
+            .await;
+        let reason = client.until(|_, observed| observed.closed.clone()).await;
+        let CloseReason::Remote { code, message } = reason else {
+            panic!("{reason}");
+        };
+        assert_eq!(code, StreamErrorCode::ApplicationError);
+        assert_eq!(message, "out of order");
+        client
+            .until(|_, observed| observed.ended.contains_key(&STREAM).then_some(()))
+            .await;
     }
 }

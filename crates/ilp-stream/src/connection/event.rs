@@ -95,7 +95,8 @@ pub enum Event {
         /// Why, for people; from the network if the other end closed it.
         message: String,
     },
-    /// The connection is over. This is the last event.
+    /// The connection is over. Only streams with packets on their way, or with data that was not read,
+    /// have something to tell after this: how that money ended, and that they are closed.
     Closed {
         /// Why.
         reason: CloseReason,

@@ -400,6 +400,9 @@ impl Connection {
     }
 
     fn finish_streams(&mut self) {
+        // Late answers of the path are of no use.
+        self.probe = None;
+        self.rate_unreported = false;
         let ids: Vec<_> = self.streams.keys().copied().collect();
         for id in ids {
             self.finish_stream(id, StreamErrorCode::NoError, String::new());

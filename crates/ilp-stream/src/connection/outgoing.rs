@@ -305,7 +305,11 @@ impl Connection {
         let rate = self.rate;
         let mut left = self.congestion.max_amount();
         for stream in self.streams.values_mut() {
-            let amount = stream.sendable(rate, left);
+            // The parts of a packet are rounded down when they arrive, and what that leaves goes to
+            // any of its streams. With a unit free in each but the first there is room for it.
+            let exact = rate.is_some_and(|rate| rate.estimate == Rate::ONE);
+            let spare = u64::from(!exact && !load.money.is_empty());
+            let amount = stream.sendable_with_spare(rate, left, spare);
             if amount > 0
                 && let Some(rate) = rate
             {

@@ -137,6 +137,11 @@ impl Stream {
     /// What one packet with room for `most` can take now, in our units. Nothing if nothing of it
     /// would arrive, or if nobody knows what would.
     pub(super) fn sendable(&self, rate: Option<PathRate>, most: u64) -> u64 {
+        self.sendable_with_spare(rate, most, 0)
+    }
+
+    /// The same if `spare` units of what the other end takes are left free.
+    pub(super) fn sendable_with_spare(&self, rate: Option<PathRate>, most: u64, spare: u64) -> u64 {
         let Some(rate) = rate.filter(|_| self.phase != Phase::Over) else {
             return 0;
         };
@@ -144,9 +149,8 @@ impl Stream {
         if wanted == 0 {
             return 0;
         }
-        let amount = wanted
-            .min(rate.estimate.sendable(self.remote_room()))
-            .min(most);
+        let room = self.remote_room().saturating_sub(spare);
+        let amount = wanted.min(rate.estimate.sendable(room)).min(most);
         if rate.estimate.arriving(amount) == 0 {
             return 0;
         }
