@@ -2,6 +2,7 @@
 
 use std::{
     env,
+    ffi::OsString,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -39,8 +40,7 @@ pub(crate) fn programs(profile: Profile) -> Result<Programs> {
 
 /// Runs cargo in the workspace, with its output shown.
 pub(crate) fn cargo(args: &[&str]) -> Result<()> {
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo)
+    let status = Command::new(cargo_program())
         .args(args)
         .current_dir(workspace())
         .status()?;
@@ -51,6 +51,11 @@ pub(crate) fn cargo(args: &[&str]) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// The cargo that runs us.
+pub(crate) fn cargo_program() -> OsString {
+    env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
 }
 
 pub(crate) fn workspace() -> &'static Path {

@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod check;
 mod demo;
+mod fuzz;
 mod guest;
 mod layers;
 mod packages;
@@ -55,6 +56,15 @@ enum Command {
         #[arg(long)]
         yes: bool,
     },
+    /// Try to break every parser and state machine with made-up input
+    Fuzz {
+        /// Time for each target
+        #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
+        seconds: u32,
+        /// Only this target; may be repeated
+        #[arg(long, value_name = "NAME")]
+        target: Vec<String>,
+    },
     /// Build the kernel and initramfs that every pod boots, into target/guest
     Guest {
         /// A bzImage or vmlinux instead of the distribution's kernel
@@ -83,6 +93,7 @@ fn run() -> Result<()> {
         Command::Demo { once, yes, port } => demo::run(once, yes, port),
         Command::Test { yes, filter } => check::test(yes, &filter),
         Command::Bench { name, runs, yes } => bench::run(name, runs, yes),
+        Command::Fuzz { seconds, target } => fuzz::run(seconds, &target),
         Command::Guest { kernel, modules } => {
             let guest = guest::build(&guest::default_dir(), &guest::Options { kernel, modules })?;
             println!("{}", guest.description.display());

@@ -298,7 +298,7 @@ impl<T> Session<T> {
         request_id: RequestId,
         packet: Bytes,
     ) -> Result<Option<Bytes>, EncodeError> {
-        if !self.answering.contains(&request_id) {
+        if self.phase == Phase::Closed || !self.answering.contains(&request_id) {
             return Ok(None);
         }
         let frame = Frame::ilp_response(request_id, packet).encode()?;
@@ -315,7 +315,7 @@ impl<T> Session<T> {
         code: RefusalCode,
         text: &str,
     ) -> Option<Bytes> {
-        if !self.answering.remove(&request_id) {
+        if self.phase == Phase::Closed || !self.answering.remove(&request_id) {
             return None;
         }
         Frame::error(request_id, Refusal::new(code, now.wall, text))

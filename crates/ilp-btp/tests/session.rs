@@ -394,3 +394,31 @@ fn what_is_carried_over_still_expires() {
     assert!(after.handle_timeout(999).is_empty());
     assert_eq!(after.handle_timeout(1_000), ["ticket"]);
 }
+
+/// Found by the fuzz target `btp_session`: a session that the peer's garbage had closed still answered.
+#[test]
+fn a_session_that_hung_up_answers_nothing() {
+    let (mut client, mut server) = pair(SessionLimits {
+        max_unreadable: 0,
+        ..SessionLimits::default()
+    });
+    for deadline_ms in [100, 200] {
+        let request = client.request(7, deadline_ms, PREPARE.into(), "t").unwrap();
+        assert!(matches!(
+            server.handle_message(at(0), &request),
+            Event::Request(..)
+        ));
+    }
+    assert!(matches!(
+        server.handle_message(at(1), &Bytes::from_static(b"garbage")),
+        Event::Hangup(None, _)
+    ));
+    assert_eq!(server.respond(RequestId(7), FULFILL.into()).unwrap(), None);
+    let code = RefusalCode::NotAccepted;
+    assert_eq!(
+        server.refuse_request(at(2), RequestId(8), code, "too late"),
+        None
+    );
+    // They stay what they are: open, for whoever closes the session.
+    assert_eq!(server.answering(), 2);
+}
