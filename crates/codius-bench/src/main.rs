@@ -6,6 +6,7 @@
 mod host;
 mod load;
 mod relay;
+mod stream;
 
 use std::process::ExitCode;
 
@@ -24,6 +25,8 @@ enum Command {
     Host(host::Options),
     /// Prepares from client to client through a connector, as fast as they are fulfilled
     Load(load::Options),
+    /// STREAM payments through a connector
+    Stream(stream::Options),
     /// Two clients joined to each other: what the load itself can do
     Relay,
 }
@@ -32,6 +35,7 @@ fn main() -> ExitCode {
     let done: Result<()> = match Arguments::parse().command {
         Command::Host(options) => host::run(&options),
         Command::Load(options) => load::run(&options),
+        Command::Stream(options) => stream::run(&options),
         Command::Relay => relay::run(),
     };
     match done {
