@@ -3,7 +3,7 @@
 #![no_main]
 
 use bytes::Bytes;
-use ilp_packet::{AmountTooLarge, MAX_DATA, MAX_MESSAGE, Packet, PacketError, Prepare};
+use ilp_packet::{AmountTooLarge, MAX_DATA_READ, MAX_MESSAGE, Packet, PacketError, Prepare};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: &[u8]| {
@@ -40,7 +40,7 @@ fuzz_target!(|input: &[u8]| {
             &reject.data
         }
     };
-    assert!(data.len() <= MAX_DATA);
+    assert!(data.len() <= MAX_DATA_READ);
     assert_eq!(again, packet);
     if !replaced {
         assert!(encoded.len() <= input.len());

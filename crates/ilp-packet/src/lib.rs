@@ -24,7 +24,8 @@ pub use address::{Address, AddressError, MAX_ADDRESS_LEN};
 pub use code::{AmountTooLarge, ErrorClass, ErrorCode};
 pub use condition::{Condition, Fulfillment};
 pub use packet::{
-    Fulfill, MAX_DATA, MAX_MESSAGE, MAX_PACKET, Packet, PacketError, Prepare, Reject, Reply, kind,
+    Fulfill, MAX_DATA, MAX_DATA_READ, MAX_MESSAGE, MAX_PACKET, Packet, PacketError, Prepare,
+    Reject, Reply, kind,
 };
 pub use timestamp::{TIMESTAMP_LEN, Timestamp, TimestampError};
 

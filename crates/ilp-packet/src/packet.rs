@@ -23,8 +23,11 @@ pub mod kind {
     pub const REJECT: u8 = 14;
 }
 
-/// Longest data field, bytes (RFC 27).
+/// Longest data field that we make, bytes (RFC 27).
 pub const MAX_DATA: usize = 32_767;
+/// Longest data field that we read, bytes. ilp-protocol-stream 2.7.2-alpha.3 fills its plaintext to
+/// [`MAX_DATA`] and seals it after that, which makes it 28 bytes longer; ilp-connector passes it on.
+pub const MAX_DATA_READ: usize = MAX_DATA + 28;
 /// Longest message of a Reject, bytes (RFC 27).
 pub const MAX_MESSAGE: usize = 8_191;
 /// No packet that keeps the limits above is longer than this, bytes.
@@ -208,11 +211,11 @@ impl Packet {
                 condition: Condition(contents.array()?),
                 destination: Address::try_from(contents.var_octets_max(MAX_ADDRESS_LEN)?)
                     .map_err(PacketError::Destination)?,
-                data: bytes.slice_ref(contents.var_octets_max(MAX_DATA)?),
+                data: bytes.slice_ref(contents.var_octets_max(MAX_DATA_READ)?),
             })),
             kind::FULFILL => Ok(Self::Fulfill(Fulfill {
                 fulfillment: Fulfillment(contents.array()?),
-                data: bytes.slice_ref(contents.var_octets_max(MAX_DATA)?),
+                data: bytes.slice_ref(contents.var_octets_max(MAX_DATA_READ)?),
             })),
             _ => Ok(Self::Reject(Reject {
                 code: ErrorCode::from_bytes(contents.array()?),
@@ -221,7 +224,7 @@ impl Packet {
                 triggered_by: Address::try_from(contents.var_octets_max(MAX_ADDRESS_LEN)?).ok(),
                 message: String::from_utf8_lossy(contents.var_octets_max(MAX_MESSAGE)?)
                     .into_owned(),
-                data: bytes.slice_ref(contents.var_octets_max(MAX_DATA)?),
+                data: bytes.slice_ref(contents.var_octets_max(MAX_DATA_READ)?),
             })),
         }
     }

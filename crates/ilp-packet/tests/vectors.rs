@@ -5,8 +5,8 @@
 use bytes::Bytes;
 use ilp_packet::ildcp::{self, IldcpError, IldcpResponse};
 use ilp_packet::{
-    Condition, ErrorCode, Fulfill, Fulfillment, MAX_DATA, Packet, PacketError, Prepare, Reject,
-    Timestamp,
+    Condition, ErrorCode, Fulfill, Fulfillment, MAX_DATA_READ, Packet, PacketError, Prepare,
+    Reject, Timestamp,
 };
 use serde::Deserialize;
 
@@ -174,11 +174,11 @@ fn prepare(data: Vec<u8>) -> Prepare {
 }
 
 #[test]
-fn data_is_at_most_32767_bytes() {
-    let longest = prepare(vec![1; MAX_DATA]);
+fn data_is_at_most_what_the_javascript_sender_makes() {
+    let longest = prepare(vec![1; MAX_DATA_READ]);
     assert_eq!(decode(longest.encode()), Ok(Packet::Prepare(longest)));
     assert!(matches!(
-        decode(prepare(vec![1; MAX_DATA + 1]).encode()),
+        decode(prepare(vec![1; MAX_DATA_READ + 1]).encode()),
         Err(PacketError::Malformed(_))
     ));
 }
