@@ -12,7 +12,7 @@ use crate::{
 /// Every test, including those that boot pods; the runner's summary is the last thing printed.
 pub(crate) fn test(yes: bool, filter: &[String]) -> Result<()> {
     packages::require_root("testing with real pods")?;
-    packages::ensure(&[packages::HOST, packages::TEST], yes)?;
+    packages::ensure(&[packages::HOST, packages::TEST, packages::JAVASCRIPT], yes)?;
     if filter.is_empty() {
         step("rustfmt", || cargo(&["fmt", "--all", "--check"]))?;
         step("layers", layers::check)?;

@@ -146,7 +146,7 @@ pub(crate) fn push_hello(
     Ok(pushed.by_digest)
 }
 
-fn codius_file(image: &str) -> String {
+pub(crate) fn codius_file(image: &str) -> String {
     let file = serde_json::json!({
         "manifest": {
             "name": "hello",

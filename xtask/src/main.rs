@@ -46,7 +46,7 @@ enum Command {
         /// Only these tests, as the test runner names them; without the other checks
         filter: Vec<String>,
     },
-    /// Compare with others, by hand: image, proxy, start
+    /// Compare with others, by hand: ilp, image, proxy, start (docs/benchmarks.md)
     Bench {
         name: bench::Name,
         /// Measurements of each figure; the median is printed

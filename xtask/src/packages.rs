@@ -41,15 +41,19 @@ pub(crate) const HOST: &[Need] = &[
     need("cc", "build-essential", "links, and builds SQLite"),
 ];
 
-/// Beyond that, testing.
-pub(crate) const TEST: &[Need] = &[
-    need("busybox", "busybox-static", "is what the test images hold"),
+/// The originals in JavaScript.
+pub(crate) const JAVASCRIPT: &[Need] = &[
     need(
         "node",
         "nodejs",
         "runs the original libraries that ours are compared with",
     ),
     need("npm", "npm", "installs the original libraries"),
+];
+
+/// Beyond that, testing.
+pub(crate) const TEST: &[Need] = &[
+    need("busybox", "busybox-static", "is what the test images hold"),
     need("unsquashfs", "squashfs-tools", "looks into block images"),
 ];
 

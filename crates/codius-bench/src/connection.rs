@@ -225,7 +225,7 @@ mod tests {
     fn the_handshake_is_that_of_the_rfc() {
         assert_eq!(
             accept_key("dGhlIHNhbXBsZSBub25jZQ=="),
-            "s3pPLMBixaE9kV4xkxPaLw0sxTQ="
+            "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
         );
     }
 }

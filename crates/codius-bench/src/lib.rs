@@ -10,4 +10,5 @@ pub mod connection;
 pub mod frames;
 pub mod process;
 pub mod statistics;
+pub mod tap;
 pub mod websocket;

@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: side by side with others, in one run, as ratios. By hand: these machines are
 //! shared, and a figure alone says little.
 
+mod ilp;
 mod start;
 
 use anyhow::Result;
@@ -10,6 +11,8 @@ use crate::{build::cargo, packages};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Name {
+    /// Packets, STREAM and paid requests over Interledger, against the JavaScript originals
+    Ilp,
     /// Pull and block image of a 100 MB image, against skopeo and umoci
     Image,
     /// Small answers through the proxy, against nginx
@@ -23,6 +26,7 @@ pub(crate) fn run(name: Name, runs: u32, yes: bool) -> Result<()> {
     match name {
         Name::Image => example("codius-image", "bench_image", runs, yes),
         Name::Proxy => example("codius-proxy", "bench_proxy", runs, yes),
+        Name::Ilp => ilp::run(runs, yes),
         Name::Start => start::run(runs, yes),
     }
 }
