@@ -9,6 +9,16 @@ use crate::{
     guest, layers, packages,
 };
 
+/// Test programs that run JavaScript peers.
+const INTEROP: &[&str] = &[
+    "differential",
+    "interop",
+    "javascript",
+    "javascript_stream",
+    "spsp",
+    "uplink",
+];
+
 /// Every test, including those that boot pods; the runner's summary is the last thing printed.
 pub(crate) fn test(yes: bool, filter: &[String]) -> Result<()> {
     packages::require_root("testing with real pods")?;
@@ -45,6 +55,25 @@ pub(crate) fn test(yes: bool, filter: &[String]) -> Result<()> {
         vec!["test", "--workspace", "--no-fail-fast"]
     };
     args.extend(filter.iter().map(String::as_str));
+    cargo(&args)
+}
+
+/// The tests with the original programs and libraries from npm, alone. They are part of [`test`], too.
+pub(crate) fn interop(yes: bool) -> Result<()> {
+    packages::require_root("testing with real peers")?;
+    packages::ensure(&[packages::HOST, packages::TEST], yes)?;
+    let dir = guest::default_dir();
+    guest::build(&dir, &guest::Options::default())?;
+    guest::build_static(&dir, "codius-example-hello")?;
+    build::programs(build::Profile::Dev)?;
+    let mut args = if has_nextest() {
+        vec!["nextest", "run", "--workspace", "--no-fail-fast"]
+    } else {
+        vec!["test", "--workspace", "--no-fail-fast"]
+    };
+    for name in INTEROP {
+        args.extend(["--test", name]);
+    }
     cargo(&args)
 }
 

@@ -46,6 +46,12 @@ enum Command {
         /// Only these tests, as the test runner names them; without the other checks
         filter: Vec<String>,
     },
+    /// Run the tests with the original programs and libraries from npm
+    Interop {
+        /// Install missing packages without asking
+        #[arg(long)]
+        yes: bool,
+    },
     /// Compare with others, by hand: ilp, image, proxy, start (docs/benchmarks.md)
     Bench {
         name: bench::Name,
@@ -91,6 +97,7 @@ fn main() -> ExitCode {
 fn run() -> Result<()> {
     match Arguments::parse().command {
         Command::Demo { once, yes, port } => demo::run(once, yes, port),
+        Command::Interop { yes } => check::interop(yes),
         Command::Test { yes, filter } => check::test(yes, &filter),
         Command::Bench { name, runs, yes } => bench::run(name, runs, yes),
         Command::Fuzz { seconds, target } => fuzz::run(seconds, &target),
