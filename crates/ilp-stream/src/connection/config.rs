@@ -14,8 +14,8 @@ pub(super) const CONNECTION_DATA_WINDOW: u64 = 65_534;
 pub(super) const STREAM_DATA_WINDOW: u64 = 16_384;
 /// Bytes of data that our application may have handed to one stream and the other end not yet taken.
 pub(super) const MAX_SEND_BUFFER: usize = 1 << 20;
-/// Bytes of data that ride in one reply. They are repeated in every reply until a Prepare of ours
-/// that carries them is fulfilled.
+/// Bytes of data that ride in one reply while we have no way to send packets. They are repeated in
+/// every reply, because nobody confirms them.
 pub(super) const REPLY_DATA: usize = 4_096;
 /// Most Prepares of ours on their way at one time: at 17,000 packets a second this fills a path with a
 /// round trip of 60 ms.

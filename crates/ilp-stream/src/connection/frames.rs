@@ -296,7 +296,9 @@ impl Connection {
             }
         }
         let no_way_to_send = self.remote_address.is_none();
-        let mut left = REPLY_DATA;
+        // Data rides in replies only where it cannot ride in packets of our own: ilp-protocol-stream
+        // 2.7.2-alpha.3 never reads past a piece of data that it has got twice.
+        let mut left = if no_way_to_send { REPLY_DATA } else { 0 };
         let mut told_of_close = Vec::new();
         for stream in self.streams.values_mut() {
             if stream.phase != Phase::Over && left > 0 {
