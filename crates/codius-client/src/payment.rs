@@ -8,7 +8,7 @@ use base64::{
 };
 use ilp_link::stream::StreamConnection;
 use ilp_packet::Address;
-use ilp_stream::{SharedSecret, StreamErrorCode, StreamId};
+use ilp_stream::{SharedSecret, StreamErrorCode};
 use tokio::time::timeout;
 
 use crate::{ClientError, Wallet};
@@ -76,7 +76,6 @@ impl Demand {
 /// A payment that is under way.
 pub(crate) struct Payment {
     connection: StreamConnection,
-    stream: StreamId,
 }
 
 impl Payment {
@@ -118,13 +117,14 @@ impl Payment {
                 )));
             }
         }
-        Ok(Self { connection, stream })
+        Ok(Self { connection })
     }
 
+    /// What has moved. The connection has one stream, which the host may have ended already.
     pub(crate) fn receipt(&self) -> Receipt {
         self.connection.with(|machine, _| Receipt {
-            paid: machine.stream_sent(self.stream).unwrap_or_default(),
-            refunded: machine.stream_received(self.stream).unwrap_or_default(),
+            paid: machine.total_sent(),
+            refunded: machine.total_received(),
         })
     }
 

@@ -11,6 +11,7 @@ pub mod image;
 pub mod layer;
 pub mod moneyd;
 pub mod namespace;
+pub mod nodejs;
 pub mod npm;
 pub mod registry;
 
@@ -19,5 +20,6 @@ pub use image::{BuiltImage, ImageBuilder, PushedImage, busybox, install_crypto};
 pub use layer::{Compression, Entry, Layer};
 pub use moneyd::Moneyd;
 pub use namespace::NetworkNamespace;
+pub use nodejs::{NODE, node_program};
 pub use npm::Packages;
 pub use registry::Registry;

@@ -284,11 +284,12 @@ impl Orders {
                 let response = orders.fulfil(request, pending, payment.as_deref()).await;
                 // The answer is in the store by now, except where it could not be written.
                 sender.send_replace(Some(response));
-                orders.till.forget(&id);
                 orders.table().carried_out.remove(&id);
                 if let Some(payment) = payment {
                     payment.close().await;
                 }
+                // Only now: the payer's last packets are still answered.
+                orders.till.forget(&id);
             }
             .instrument(span),
         );

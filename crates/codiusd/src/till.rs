@@ -389,8 +389,25 @@ impl Payment {
         answered.await;
     }
 
-    /// Tells the payer that it is over.
+    /// Tells the payer that it is over: the stream first, then the connection.
+    ///
+    /// Trap: `ilp-fetch` waits for the end of its stream when it has read the answer, and is not told of
+    /// it when the connection is closed. It would wait for its idle time-out of a minute.
     pub(crate) async fn close(&self) {
+        if let Some(stream) = self.stream()
+            && self
+                .connection
+                .with(|machine, _| machine.close_stream(stream, StreamErrorCode::NoError, ""))
+                .is_ok()
+        {
+            let heard = self.connection.until(|machine, observed| {
+                let over = machine.stream_held(stream).is_none();
+                (over || observed.closed.is_some()).then_some(())
+            });
+            if timeout(CLOSE_TIMEOUT, heard).await.is_err() {
+                tracing::debug!("the payer did not hear that its stream is over");
+            }
+        }
         let closing = self.connection.close(StreamErrorCode::NoError, "");
         if timeout(CLOSE_TIMEOUT, closing).await.is_err() {
             tracing::debug!("the payer did not hear that its connection is over");

@@ -5,6 +5,7 @@
 use std::{
     fs,
     io::{BufRead, BufReader},
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -117,8 +118,7 @@ impl World {
     }
 
     fn config(&self) -> String {
-        // A range of addresses that no other test of this machine has at the same time.
-        let id = std::process::id();
+        let [a, b, c, _] = self.pool().octets();
         let Settings {
             memory_mib,
             port_timeout_secs,
@@ -138,12 +138,17 @@ impl World {
              [pods]\naccelerator = \"tcg\"\nmemory_mib = {memory_mib}\nport_timeout_secs = {port_timeout_secs}\n\
              on_shutdown = \"{on_shutdown}\"\n\
              [images]\ninsecure_registries = [{registry:?}]\nmax_unpacked_mib = {max_unpacked_mib}\n\
-             [network]\npool = \"10.{}.{}.0/24\"\n",
-            64 + (id >> 8) % 64,
-            id % 256,
+             [network]\npool = \"{a}.{b}.{c}.0/24\"\n",
             data = self.data_dir(),
             registry = self.registry.host(),
         )
+    }
+
+    /// Where the addresses of its pods begin: a range that no other test of this machine has at the
+    /// same time.
+    pub(crate) fn pool(&self) -> Ipv4Addr {
+        let [_, _, high, low] = std::process::id().to_be_bytes();
+        Ipv4Addr::new(10, 64 + high % 64, low, 0)
     }
 
     pub(crate) fn data_dir(&self) -> PathBuf {
