@@ -15,6 +15,7 @@ const INTEROP: &[&str] = &[
     "interop",
     "javascript",
     "javascript_stream",
+    "program",
     "spsp",
     "uplink",
 ];

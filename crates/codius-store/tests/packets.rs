@@ -222,7 +222,8 @@ fn child_that_pays_until_it_is_killed() {
     runtime.block_on(async {
         let store = Store::open(Path::new(&database)).unwrap();
         let connector = connector(&store);
-        let payers = (0..PAYERS).map(|number| tokio::spawn(pay_for_ever(connector.clone(), number)));
+        let payers =
+            (0..PAYERS).map(|number| tokio::spawn(pay_for_ever(connector.clone(), number)));
         for payer in payers.collect::<Vec<_>>() {
             payer.await.unwrap();
         }
