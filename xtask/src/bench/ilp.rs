@@ -341,11 +341,16 @@ impl Bench {
                 .args(["--host", &host.api, "--interledger", &interledger])
                 .args(["--pod", &pod, "--requests", &PAID_REQUESTS.to_string()]);
             let own = answer(&mut client)?;
+            if run == 0 {
+                eprintln!("Prepares of our client: {}", own["prepares"]);
+            }
+            let prepares = own["prepares"].as_array().context("no Prepares")?;
+            let prepares = u32::try_from(prepares.len())?;
             paid.push(Paid {
                 theirs,
                 ours,
                 own: millis(&own)?,
-                own_prepares: number(&own, "prepares")?,
+                own_prepares: prepares.into(),
                 host_rss_mib: rss_mib(host.process_id())?,
             });
             eprintln!("run {run}: {:?}", paid[paid.len() - 1]);

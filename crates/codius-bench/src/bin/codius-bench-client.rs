@@ -58,7 +58,7 @@ fn run(options: &Options) -> Result<()> {
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        // The first is not timed and counted; it is also the one that warms up.
+        // The first is not timed but looked into; it is also the one that warms up.
         let tap = Tap::start(options.interledger)?;
         extend(options, tap.address()).await?;
         let prepares = tap.prepares();
