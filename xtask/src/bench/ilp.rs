@@ -70,34 +70,10 @@ pub(super) fn run(runs: u32, yes: bool) -> Result<()> {
         Ok(())
     };
 
-    let (mut forwards, mut streams) = (Vec::new(), Vec::new());
-    for run in 0..runs {
-        go_on()?;
-        let forward = bench.forward(run)?;
-        eprintln!("run {run}: {forward:?}");
-        forwards.push(forward);
-        go_on()?;
-        let stream = bench.stream()?;
-        eprintln!("run {run}: {stream:?}");
-        streams.push(stream);
-    }
-    report_forward(&forwards);
-    report_stream(&streams);
-
-    let mut memories = Vec::new();
-    for run in 0..runs {
-        go_on()?;
-        memories.push(bench.memory()?);
-        eprintln!("run {run}: {:.1} MiB", memories[memories.len() - 1]);
-    }
-    Figure::new("ilp/memory", "MiB", &memories)
-        .limit("15 MiB", 15.0)
-        .at_most(1.0)
-        .print();
-
-    let paid = bench.paid(runs, &runtime, &go_on)?;
-    report_paid(&paid);
-    Ok(())
+    bench.all(runs, &runtime, &go_on).map_err(|error| {
+        // Whatever failed then, that is why.
+        go_on().err().unwrap_or(error)
+    })
 }
 
 struct Bench {
@@ -105,6 +81,44 @@ struct Bench {
     client: PathBuf,
     peers: PathBuf,
     place: tempfile::TempDir,
+}
+
+impl Bench {
+    fn all(
+        &self,
+        runs: u32,
+        runtime: &tokio::runtime::Runtime,
+        go_on: &dyn Fn() -> Result<()>,
+    ) -> Result<()> {
+        let (mut forwards, mut streams) = (Vec::new(), Vec::new());
+        for run in 0..runs {
+            go_on()?;
+            let forward = self.forward(run)?;
+            eprintln!("run {run}: {forward:?}");
+            forwards.push(forward);
+            go_on()?;
+            let stream = self.stream()?;
+            eprintln!("run {run}: {stream:?}");
+            streams.push(stream);
+        }
+        report_forward(&forwards);
+        report_stream(&streams);
+
+        let mut memories = Vec::new();
+        for run in 0..runs {
+            go_on()?;
+            memories.push(self.memory()?);
+            eprintln!("run {run}: {:.1} MiB", memories[memories.len() - 1]);
+        }
+        Figure::new("ilp/memory", "MiB", &memories)
+            .limit("15 MiB", 15.0)
+            .at_most(1.0)
+            .print();
+
+        let paid = self.paid(runs, runtime, go_on)?;
+        report_paid(&paid);
+        Ok(())
+    }
 }
 
 /// A process that says where it listens and ends with its standard input.
