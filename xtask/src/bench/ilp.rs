@@ -336,7 +336,7 @@ impl Bench {
             pay.arg(url)
                 .arg(PAID_REQUESTS.to_string())
                 .env("ILP_CREDENTIALS", credentials(interledger, "payer"));
-            millis(&answer(&mut pay)?)
+            millis(&answer(&mut pay)?, "millis")
         };
         let mut paid = Vec::new();
         for run in 0..runs {
@@ -356,14 +356,18 @@ impl Bench {
                 .args(["--pod", &pod, "--requests", &PAID_REQUESTS.to_string()]);
             let own = answer(&mut client)?;
             if run == 0 {
-                eprintln!("Prepares of our client: {}", own["prepares"]);
+                eprintln!(
+                    "our client: {} ms to set up HTTP, then Prepares {}",
+                    own["set_up_millis"], own["prepares"]
+                );
             }
             let prepares = own["prepares"].as_array().context("no Prepares")?;
             let prepares = u32::try_from(prepares.len())?;
             paid.push(Paid {
                 theirs,
                 ours,
-                own: millis(&own)?,
+                own: millis(&own, "millis")?,
+                own_connect: millis(&own, "connect_millis")?,
                 own_prepares: prepares.into(),
                 host_rss_mib: rss_mib(host.process_id())?,
             });
@@ -431,6 +435,8 @@ struct Paid {
     theirs: f64,
     ours: f64,
     own: f64,
+    /// Of it, until the Interledger connection was there.
+    own_connect: f64,
     own_prepares: f64,
     host_rss_mib: f64,
 }
@@ -490,6 +496,8 @@ fn report_paid(runs: &[Paid]) {
         .limit("5 ms", 5.0)
         .at_most(1.0)
         .print();
+    let connecting = values(|run| run.own_connect);
+    Figure::new("ilp/paid-own-connect", "ms", &connecting).print();
     Figure::new(
         "ilp/paid-own-prepares",
         "Prepares",
@@ -601,8 +609,9 @@ fn number(answer: &Value, name: &str) -> Result<f64> {
         .with_context(|| format!("no {name} in {answer}"))
 }
 
-fn millis(answer: &Value) -> Result<f64> {
-    let times = answer["millis"].as_array().context("no times")?;
+/// The median of the times that a client tells under a name.
+fn millis(answer: &Value, name: &str) -> Result<f64> {
+    let times = answer[name].as_array().context("no times")?;
     let times: Vec<f64> = times.iter().filter_map(Value::as_f64).collect();
     ensure!(!times.is_empty(), "no times in {answer}");
     Ok(median(&times))
