@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -17,7 +17,7 @@ use clap::Args;
 use codius_bench::process;
 use ilp_connector::{Clock, SystemClock};
 use ilp_link::{
-    BtpClient, BtpUrl, RefuseRequests, RequestHandler,
+    BtpClient, BtpUrl, RequestHandler,
     stream::{PacketSender, StreamConnection, SystemEntropy},
 };
 use ilp_packet::{Address, ErrorCode, Prepare, Reject, Reply};
@@ -76,12 +76,14 @@ async fn pay(options: &Options) -> Result<()> {
         client: receiving.clone(),
     };
     ensure!(shop.seat.set(seat).is_ok(), "the receiver sits already");
+    let purse = Arc::new(Purse::default());
     let sending = BtpClient::connect(
         &url(options.sender, "sender")?,
-        Arc::new(RefuseRequests),
+        Arc::clone(&purse) as _,
         Arc::clone(&clock) as _,
     )
     .await?;
+    let own_address = sending.configuration().await?.client_address;
 
     let cpu = options.pid.map(process::cpu_time).transpose()?;
     let own = process::cpu_time(std::process::id())?;
@@ -89,7 +91,9 @@ async fn pay(options: &Options) -> Result<()> {
     let mut payments = JoinSet::new();
     for number in 0..options.connections {
         let credentials = shop.secret.generate(&number.to_be_bytes())?;
+        let own_address = own_address.with_suffix(&number.to_string())?;
         let config = Config {
+            local_address: Some(own_address.clone()),
             max_packet_amount: options.max_packet_amount,
             ..Config::default()
         };
@@ -102,6 +106,7 @@ async fn pay(options: &Options) -> Result<()> {
         );
         let sender = Arc::new(Sender(sending.clone()));
         let connection = StreamConnection::spawn(machine, sender, Arc::clone(&clock) as _);
+        purse.lock().insert(own_address, connection.clone());
         payments.spawn(pay_one(connection, options.amount));
     }
     let mut failures = Vec::new();
@@ -175,6 +180,28 @@ impl PacketSender for Sender {
                 error.to_string(),
             ))
         })
+    }
+}
+
+/// The connections that pay, so that the other end can tell them what it takes. Without that, a
+/// sender that was told that nothing is taken yet waits until it may ask again.
+#[derive(Default)]
+struct Purse(Mutex<HashMap<Address, StreamConnection>>);
+
+impl Purse {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Address, StreamConnection>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl RequestHandler for Purse {
+    async fn handle(&self, prepare: Prepare) -> Reply {
+        let connection = self.lock().get(&prepare.destination).cloned();
+        let Some(connection) = connection else {
+            return Err(Reject::new(ErrorCode::UnexpectedPayment, None, ""));
+        };
+        connection.incoming(&prepare, || async { Ok(()) }).await
     }
 }
 

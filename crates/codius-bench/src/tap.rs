@@ -1,19 +1,16 @@
-//! Between a client and its BTP server: passes every byte on and counts the Prepares.
+//! Between a client and its BTP server: passes every byte on and notes the Prepares.
 
 use std::{
     io::{Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     thread,
 };
 
 use anyhow::Result;
 use bytes::Bytes;
 use ilp_btp::Frame;
-use ilp_packet::kind;
+use ilp_packet::Packet;
 
 const MASKED: u8 = 0x80;
 const BINARY: u8 = 2;
@@ -22,20 +19,23 @@ const BINARY: u8 = 2;
 #[derive(Debug)]
 pub struct Tap {
     address: SocketAddr,
-    prepares: Arc<AtomicU64>,
+    prepares: Notes,
 }
+
+/// What was noted, in order.
+type Notes = Arc<Mutex<Vec<String>>>;
 
 impl Tap {
     /// Listens on a free port until the process ends.
     pub fn start(server: SocketAddr) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let address = listener.local_addr()?;
-        let prepares = Arc::new(AtomicU64::new(0));
-        let counter = Arc::clone(&prepares);
+        let prepares = Notes::default();
+        let notes = Arc::clone(&prepares);
         thread::spawn(move || {
             while let Ok((client, _)) = listener.accept() {
                 // A client that cannot be passed on notices by itself.
-                let _ = pass_both(client, server, &counter);
+                let _ = pass_both(client, server, &notes);
             }
         });
         Ok(Self { address, prepares })
@@ -47,29 +47,42 @@ impl Tap {
         self.address
     }
 
-    /// Prepares so far, in both directions, the question for the client's address included.
+    /// Prepares so far, in both directions, the question for the client's address included: who sent
+    /// it, its amount and the length of its data.
     #[must_use]
-    pub fn prepares(&self) -> u64 {
-        self.prepares.load(Ordering::SeqCst)
+    pub fn prepares(&self) -> Vec<String> {
+        self.prepares
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 
-fn pass_both(client: TcpStream, server: SocketAddr, counter: &Arc<AtomicU64>) -> Result<()> {
+fn pass_both(client: TcpStream, server: SocketAddr, notes: &Notes) -> Result<()> {
     let server = TcpStream::connect(server)?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
-    for (from, to) in [(client.try_clone()?, server.try_clone()?), (server, client)] {
-        let counter = Arc::clone(counter);
-        thread::spawn(move || pass(from, to, &counter));
+    for (name, from, to) in [
+        ("client", client.try_clone()?, server.try_clone()?),
+        ("server", server, client),
+    ] {
+        let notes = Arc::clone(notes);
+        thread::spawn(move || pass(name, from, to, &notes));
     }
     Ok(())
 }
 
-fn pass(mut from: TcpStream, mut to: TcpStream, counter: &AtomicU64) {
-    let mut counting = Counting::default();
+fn pass(name: &str, mut from: TcpStream, mut to: TcpStream, notes: &Notes) {
+    let mut noting = Noting::default();
     let mut buffer = [0; 16 * 1024];
     while let Ok(count @ 1..) = from.read(&mut buffer) {
-        counter.fetch_add(counting.push(&buffer[..count]), Ordering::SeqCst);
+        for prepare in noting.push(&buffer[..count]) {
+            let note = format!("{name} {prepare}");
+            notes
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(note);
+        }
         if to.write_all(&buffer[..count]).is_err() {
             break;
         }
@@ -80,26 +93,28 @@ fn pass(mut from: TcpStream, mut to: TcpStream, counter: &AtomicU64) {
 
 /// One direction of a WebSocket, from its HTTP head on.
 #[derive(Debug, Default)]
-struct Counting {
+struct Noting {
     bytes: Vec<u8>,
     shaken: bool,
 }
 
-impl Counting {
-    /// Takes what was read and says how many Prepares are complete with it.
-    fn push(&mut self, bytes: &[u8]) -> u64 {
+impl Noting {
+    /// Takes what was read and tells the Prepares that are complete with it.
+    fn push(&mut self, bytes: &[u8]) -> Vec<String> {
         self.bytes.extend_from_slice(bytes);
         if !self.shaken {
             let Some(end) = self.bytes.windows(4).position(|end| end == b"\r\n\r\n") else {
-                return 0;
+                return Vec::new();
             };
             self.bytes.drain(..end + 4);
             self.shaken = true;
         }
-        let mut prepares = 0;
+        let mut prepares = Vec::new();
         while let Some((opcode, payload, len)) = frame(&self.bytes) {
             self.bytes.drain(..len);
-            prepares += u64::from(opcode == BINARY && is_prepare(payload));
+            if opcode == BINARY {
+                prepares.extend(prepare(payload));
+            }
         }
         prepares
     }
@@ -132,13 +147,21 @@ fn frame(bytes: &[u8]) -> Option<(u8, Vec<u8>, usize)> {
     Some((first & 0x0f, payload, head + len))
 }
 
-fn is_prepare(payload: Vec<u8>) -> bool {
+fn prepare(payload: Vec<u8>) -> Option<String> {
     let Ok(Frame::Message { protocol_data, .. }) = Frame::decode(&Bytes::from(payload)) else {
-        return false;
+        return None;
     };
-    protocol_data
+    let ilp = protocol_data
         .iter()
-        .any(|entry| entry.name == ilp_btp::ILP && entry.data.first() == Some(&kind::PREPARE))
+        .find(|entry| entry.name == ilp_btp::ILP)?;
+    match Packet::decode(ilp.data.clone()) {
+        Ok(Packet::Prepare(prepare)) => Some(format!(
+            "amount {} data {}",
+            prepare.amount,
+            prepare.data.len()
+        )),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -152,7 +175,7 @@ mod tests {
     };
 
     #[test]
-    fn prepares_are_counted_and_nothing_else_is() {
+    fn prepares_are_noted_and_nothing_else_is() {
         let prepare = frames::address_request(7, ilp_packet::Timestamp::from_millis(0)).unwrap();
         let hello = frames::hello(1, "token").unwrap();
         let fulfill = Frame::ilp_response(RequestId(7), Bytes::from_static(&[13, 0]));
@@ -165,9 +188,12 @@ mod tests {
         ] {
             write_binary(&mut bytes, Role::Client, payload);
         }
-        let mut counting = Counting::default();
+        let mut noting = Noting::default();
         // One byte at a time, as the network may have it.
-        let count: u64 = bytes.iter().map(|byte| counting.push(&[*byte])).sum();
-        assert_eq!(count, 2);
+        let noted: Vec<_> = bytes
+            .iter()
+            .flat_map(|byte| noting.push(&[*byte]))
+            .collect();
+        assert_eq!(noted, ["amount 0 data 0"; 2]);
     }
 }

@@ -70,34 +70,10 @@ pub(super) fn run(runs: u32, yes: bool) -> Result<()> {
         Ok(())
     };
 
-    let (mut forwards, mut streams) = (Vec::new(), Vec::new());
-    for run in 0..runs {
-        go_on()?;
-        let forward = bench.forward(run)?;
-        eprintln!("run {run}: {forward:?}");
-        forwards.push(forward);
-        go_on()?;
-        let stream = bench.stream()?;
-        eprintln!("run {run}: {stream:?}");
-        streams.push(stream);
-    }
-    report_forward(&forwards);
-    report_stream(&streams);
-
-    let mut memories = Vec::new();
-    for run in 0..runs {
-        go_on()?;
-        memories.push(bench.memory()?);
-        eprintln!("run {run}: {:.1} MiB", memories[memories.len() - 1]);
-    }
-    Figure::new("ilp/memory", "MiB", &memories)
-        .limit("15 MiB", 15.0)
-        .at_most(1.0)
-        .print();
-
-    let paid = bench.paid(runs, &runtime, &go_on)?;
-    report_paid(&paid);
-    Ok(())
+    bench.all(runs, &runtime, &go_on).map_err(|error| {
+        // Whatever failed then, that is why.
+        go_on().err().unwrap_or(error)
+    })
 }
 
 struct Bench {
@@ -105,6 +81,44 @@ struct Bench {
     client: PathBuf,
     peers: PathBuf,
     place: tempfile::TempDir,
+}
+
+impl Bench {
+    fn all(
+        &self,
+        runs: u32,
+        runtime: &tokio::runtime::Runtime,
+        go_on: &dyn Fn() -> Result<()>,
+    ) -> Result<()> {
+        let (mut forwards, mut streams) = (Vec::new(), Vec::new());
+        for run in 0..runs {
+            go_on()?;
+            let forward = self.forward(run)?;
+            eprintln!("run {run}: {forward:?}");
+            forwards.push(forward);
+            go_on()?;
+            let stream = self.stream()?;
+            eprintln!("run {run}: {stream:?}");
+            streams.push(stream);
+        }
+        report_forward(&forwards);
+        report_stream(&streams);
+
+        let mut memories = Vec::new();
+        for run in 0..runs {
+            go_on()?;
+            memories.push(self.memory()?);
+            eprintln!("run {run}: {:.1} MiB", memories[memories.len() - 1]);
+        }
+        Figure::new("ilp/memory", "MiB", &memories)
+            .limit("15 MiB", 15.0)
+            .at_most(1.0)
+            .print();
+
+        let paid = self.paid(runs, runtime, go_on)?;
+        report_paid(&paid);
+        Ok(())
+    }
 }
 
 /// A process that says where it listens and ends with its standard input.
@@ -322,7 +336,7 @@ impl Bench {
             pay.arg(url)
                 .arg(PAID_REQUESTS.to_string())
                 .env("ILP_CREDENTIALS", credentials(interledger, "payer"));
-            millis(&answer(&mut pay)?)
+            millis(&answer(&mut pay)?, "millis")
         };
         let mut paid = Vec::new();
         for run in 0..runs {
@@ -341,11 +355,20 @@ impl Bench {
                 .args(["--host", &host.api, "--interledger", &interledger])
                 .args(["--pod", &pod, "--requests", &PAID_REQUESTS.to_string()]);
             let own = answer(&mut client)?;
+            if run == 0 {
+                eprintln!(
+                    "our client: {} ms to set up HTTP, then Prepares {}",
+                    own["set_up_millis"], own["prepares"]
+                );
+            }
+            let prepares = own["prepares"].as_array().context("no Prepares")?;
+            let prepares = u32::try_from(prepares.len())?;
             paid.push(Paid {
                 theirs,
                 ours,
-                own: millis(&own)?,
-                own_prepares: number(&own, "prepares")?,
+                own: millis(&own, "millis")?,
+                own_connect: millis(&own, "connect_millis")?,
+                own_prepares: prepares.into(),
                 host_rss_mib: rss_mib(host.process_id())?,
             });
             eprintln!("run {run}: {:?}", paid[paid.len() - 1]);
@@ -412,6 +435,8 @@ struct Paid {
     theirs: f64,
     ours: f64,
     own: f64,
+    /// Of it, until the Interledger connection was there.
+    own_connect: f64,
     own_prepares: f64,
     host_rss_mib: f64,
 }
@@ -471,6 +496,8 @@ fn report_paid(runs: &[Paid]) {
         .limit("5 ms", 5.0)
         .at_most(1.0)
         .print();
+    let connecting = values(|run| run.own_connect);
+    Figure::new("ilp/paid-own-connect", "ms", &connecting).print();
     Figure::new(
         "ilp/paid-own-prepares",
         "Prepares",
@@ -582,8 +609,9 @@ fn number(answer: &Value, name: &str) -> Result<f64> {
         .with_context(|| format!("no {name} in {answer}"))
 }
 
-fn millis(answer: &Value) -> Result<f64> {
-    let times = answer["millis"].as_array().context("no times")?;
+/// The median of the times that a client tells under a name.
+fn millis(answer: &Value, name: &str) -> Result<f64> {
+    let times = answer[name].as_array().context("no times")?;
     let times: Vec<f64> = times.iter().filter_map(Value::as_f64).collect();
     ensure!(!times.is_empty(), "no times in {answer}");
     Ok(median(&times))

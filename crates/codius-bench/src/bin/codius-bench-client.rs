@@ -58,30 +58,51 @@ fn run(options: &Options) -> Result<()> {
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        // The first is not timed and counted; it is also the one that warms up.
+        let begin = Instant::now();
+        let client = HostClient::new(&options.host)?;
+        let set_up = millis(begin.elapsed());
+        // The first is not timed but looked into; it is also the one that warms up.
         let tap = Tap::start(options.interledger)?;
-        extend(options, tap.address()).await?;
+        extend(options, &client, tap.address()).await?;
         let prepares = tap.prepares();
-        let mut millis = Vec::new();
+        let (mut times, mut connecting) = (Vec::new(), Vec::new());
         for _ in 0..options.requests {
-            let time = extend(options, options.interledger).await?;
-            millis.push(time.as_secs_f64() * 1000.0);
+            let (time, connected) = extend(options, &client, options.interledger).await?;
+            times.push(millis(time));
+            connecting.push(millis(connected));
         }
-        println!("{}", json!({ "millis": millis, "prepares": prepares }));
+        println!(
+            "{}",
+            json!({
+                "millis": times,
+                "connect_millis": connecting,
+                "set_up_millis": set_up,
+                "prepares": prepares,
+            })
+        );
         Ok(())
     })
 }
 
-/// One paid request over a new connection, HTTP and BTP.
-async fn extend(options: &Options, interledger: SocketAddr) -> Result<Duration> {
+/// One paid request over a new BTP connection, in the client's HTTP connection; and how much of the
+/// time the BTP connection took.
+async fn extend(
+    options: &Options,
+    client: &HostClient,
+    interledger: SocketAddr,
+) -> Result<(Duration, Duration)> {
     let hash = options.pod.parse().context("no manifest hash")?;
     let begin = Instant::now();
-    let client = HostClient::new(&options.host)?;
     let wallet = Wallet::connect(&format!("btp+ws://{interledger}")).await?;
+    let connected = begin.elapsed();
     let answer = client
         .extend(&hash, options.seconds, &wallet, LIMIT)
         .await?;
     let time = begin.elapsed();
     ensure!(answer.receipt.paid > 0, "nothing was paid");
-    Ok(time)
+    Ok((time, connected))
+}
+
+fn millis(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
 }
