@@ -92,7 +92,7 @@ async fn serve(options: &Options) -> Result<()> {
         "{}",
         json!({
             "moved": moved,
-            "transactions": verified.transactions - u64::from(options.children),
+            "packets": verified.packets - u64::from(options.children),
         })
     );
     Ok(())

@@ -9,6 +9,8 @@ use crate::{StoreError, row::unsigned};
 pub struct Verified {
     pub accounts: u64,
     pub transactions: u64,
+    /// How many packets the transactions stand for; each that is no packet counts as one.
+    pub packets: u64,
     pub postings: u64,
 }
 
@@ -71,6 +73,14 @@ pub(crate) fn verify(connection: &Connection) -> Result<Verified, StoreError> {
     Ok(Verified {
         accounts: count("accounts")?,
         transactions: count("transactions")?,
+        packets: unsigned(
+            "packets",
+            connection.query_row(
+                "SELECT coalesce(sum(packets), 0) FROM transactions",
+                [],
+                |row| row.get(0),
+            )?,
+        )?,
         postings: count("postings")?,
     })
 }

@@ -162,6 +162,7 @@ async fn an_order_is_paid_run_and_settled_and_all_of_it_survives_a_restart() {
         Verified {
             accounts: 5,
             transactions: 5,
+            packets: 5,
             postings: 10
         }
     );

@@ -379,12 +379,12 @@ impl Bench {
 }
 
 /// Ends the host and compares its ledger with what was seen from outside.
-fn check_ledger(mut host: Listening, moved: u64, transactions: u64) -> Result<()> {
+fn check_ledger(mut host: Listening, moved: u64, packets: u64) -> Result<()> {
     drop(host.process.stdin.take());
     let ledger = host.line().context("the host did not end well")?;
     ensure!(
-        ledger == json!({ "moved": moved, "transactions": transactions }),
-        "{moved} units moved in {transactions} packets, but the ledger has {ledger}"
+        ledger == json!({ "moved": moved, "packets": packets }),
+        "{moved} units moved in {packets} packets, but the ledger has {ledger}"
     );
     Ok(())
 }
