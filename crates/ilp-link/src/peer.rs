@@ -9,7 +9,7 @@
 //! ```
 //! A neighbour that connects again after a broken connection goes on where it was: it gets the replies
 //! that it still waits for, and it may still answer what it was asked. Its word is money, in both
-//! directions. Only a neighbour that says goodbye has nothing more to say.
+//! directions. A client that says goodbye has nothing more to say; a parent is asked again even then.
 //!
 //! Trap: an answer or reply that is dropped comes back to the connector at once. Nothing is dropped
 //! under the lock.
@@ -40,8 +40,10 @@ const MAX_KEPT_BYTES: usize = 64 * 1024;
 pub(crate) enum Keep {
     /// Nobody will connect again.
     Nothing,
-    /// The neighbour may come back until the packets expire.
-    Open,
+    /// The neighbour may come back until the packets expire, unless it has said goodbye.
+    UnlessGoodbye,
+    /// We connect again, whatever the neighbour said.
+    Always,
 }
 
 /// A neighbour. Clones are the same one.
@@ -150,7 +152,7 @@ impl Peer {
             let mut state = self.lock();
             state.occupied = false;
             match keep {
-                Keep::Open => state.carried = open,
+                Keep::UnlessGoodbye | Keep::Always => state.carried = open,
                 Keep::Nothing => {
                     dropped.extend(open.pending.into_iter().map(|(_, _, answer)| answer));
                 }

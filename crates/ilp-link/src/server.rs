@@ -172,7 +172,7 @@ impl BtpServer {
             sub_account: seat.sub_account.clone(),
         };
         let span = tracing::info_span!("session", account = %seat.account, client = %name);
-        let serving = socket.run(&seat.peer, &inbound, open, Keep::Open);
+        let serving = socket.run(&seat.peer, &inbound, open, Keep::UnlessGoodbye);
         let end = serving.instrument(span).await;
         // What the client has left open is given up when it expires, unless the client comes back.
         let peer = seat.peer.clone();

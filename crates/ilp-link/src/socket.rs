@@ -231,7 +231,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         .await;
         tracing::debug!(end = %end, ignored = serving.ignored, "BTP session ended");
         drop(serving);
-        if matches!(end, SessionEnd::Goodbye) {
+        if matches!(end, SessionEnd::Goodbye) && keep == Keep::UnlessGoodbye {
             tenure.keep = Keep::Nothing;
         }
         // The next socket may be waiting for this.

@@ -218,7 +218,7 @@ impl Line {
             account: self.account.clone(),
             sub_account: None,
         };
-        let session = socket.run(&self.peer, &inbound, open, Keep::Open);
+        let session = socket.run(&self.peer, &inbound, open, Keep::Always);
         tokio::pin!(session);
         let _attached = tokio::select! {
             end = &mut session => {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
-use host::{FULFILLMENT, Host, Payee, local_payee, local_payer, packet, url};
+use host::{FULFILLMENT, Host, Payee, local_payee, local_payer, packet, soon, until, url};
 use ilp_btp::{Frame, ProtocolData, RefusalCode, RequestId};
 use ilp_connector::{LinkError, SystemClock};
 use ilp_link::{BtpClient, ConnectError, Credentials, RequestHandler, SessionEnd, bind_loopback};
@@ -19,24 +19,6 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{WebSocketStream, client_async};
-
-/// How long a test waits for something that should happen at once.
-const SOON: Duration = Duration::from_secs(10);
-
-async fn soon<F: Future>(future: F) -> F::Output {
-    tokio::time::timeout(SOON, future)
-        .await
-        .expect("it should have happened by now")
-}
-
-async fn until(condition: impl Fn() -> bool) {
-    soon(async {
-        while !condition() {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    })
-    .await;
-}
 
 #[tokio::test]
 async fn local_clients_pay_each_other_over_tcp() {

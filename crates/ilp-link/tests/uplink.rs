@@ -7,34 +7,15 @@ mod host;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use host::{FULFILLMENT, Host, MemoryLedger, local_payee, packet, url};
-use ilp_connector::{AccountConfig, Connector, ConnectorConfig, SystemClock};
+use host::{FULFILLMENT, Host, MemoryLedger, local_payee, packet, soon, until, url};
+use ilp_connector::{AccountConfig, Answer, Connector, ConnectorConfig, Link, SystemClock};
 use ilp_link::{BtpClient, BtpServer, RequestHandler, Uplink, UplinkState};
 use ilp_packet::{ErrorCode, Fulfill, Prepare, Reply};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, broadcast};
-
-/// How long a test waits for something that should happen soon.
-const SOON: Duration = Duration::from_secs(20);
-
-async fn soon<F: Future>(future: F) -> F::Output {
-    tokio::time::timeout(SOON, future)
-        .await
-        .expect("it should have happened by now")
-}
-
-async fn until(condition: impl Fn() -> bool) {
-    soon(async {
-        while !condition() {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    })
-    .await;
-}
 
 /// Our connector, with the child `c` that has play money.
 fn ours(asset: &str) -> Connector {
@@ -95,6 +76,16 @@ impl Wire {
     }
 }
 
+/// A neighbour without a socket.
+struct Neighbour(Arc<WhenTold>);
+
+impl Link for Neighbour {
+    fn send(&self, prepare: Prepare, answer: Answer) {
+        let told = self.0.clone();
+        tokio::spawn(async move { answer.complete(Ok(told.handle(prepare).await)) });
+    }
+}
+
 /// Fulfills when it is told to.
 #[derive(Default)]
 struct WhenTold {
@@ -142,6 +133,33 @@ async fn an_uplink_comes_back_after_its_parent_restarted() {
     soon(send()).await.unwrap();
     uplink.close();
     until(|| !uplink.is_up()).await;
+}
+
+#[tokio::test]
+async fn a_parent_that_says_goodbye_settles_over_the_next_connection_all_the_same() {
+    let parent = Host::new();
+    let server = parent.listen_local().await;
+    let told = Arc::new(WhenTold::default());
+    let connector = ours("XRP");
+    let uplink = Uplink::spawn(url(server, "ours"), connector.clone(), "parent".into());
+    soon(uplink.up()).await;
+    // The payee is a neighbour of the parent that stays when the parent disconnects its clients.
+    let payee = AccountConfig::child("payee", "payee", "payee");
+    parent.connector.open_account(payee).unwrap();
+    let link = Arc::new(Neighbour(told.clone()));
+    let payee = "payee".into();
+    parent.connector.attach_link(&payee, link).unwrap();
+    let sending = connector.dispatch(&"c".into(), None, packet("test.host.payee", 5));
+    soon(told.asked.notified()).await;
+    parent.server.disconnect();
+    until(|| !uplink.is_up()).await;
+    told.go_on.notify_one();
+    soon(sending).await.unwrap();
+    let books = (
+        connector.balance(&"parent".into()),
+        parent.connector.balance(&payee),
+    );
+    assert_eq!(books, (Some(5), Some(5)));
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -23,6 +24,24 @@ use tokio::io::DuplexStream;
 use tokio::net::TcpListener;
 
 pub const FULFILLMENT: Fulfillment = Fulfillment([3; 32]);
+
+/// How long a test waits for something that should happen soon.
+const SOON: Duration = Duration::from_secs(20);
+
+pub async fn soon<F: Future>(future: F) -> F::Output {
+    tokio::time::timeout(SOON, future)
+        .await
+        .expect("it should have happened by now")
+}
+
+pub async fn until(condition: impl Fn() -> bool) {
+    soon(async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await;
+}
 
 #[derive(Default)]
 pub struct MemoryLedger(pub Mutex<Vec<Movement>>);
