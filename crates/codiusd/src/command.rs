@@ -1,6 +1,6 @@
 //! The command line of `codiusd`.
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{io::IsTerminal, net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
@@ -179,6 +179,7 @@ fn serve(config: Config) -> Result<()> {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
     // One implementation of cryptography for TLS, chosen here for all who use it.
     if rustls::crypto::ring::default_provider()

@@ -106,7 +106,8 @@ impl Standing {
                 Err(error) => error,
             };
             tracing::warn!(
-                "waiting for the Interledger parent at {url}, which says address and asset: {error:#}"
+                "waiting for the Interledger parent (moneyd, for example) at {url}: {error:#}; start it, or \
+                 correct interledger.parent"
             );
             tokio::time::sleep(WAITS[failures.min(WAITS.len() - 1)]).await;
             failures += 1;
