@@ -353,9 +353,11 @@ async fn anyone_adds_to_a_lease_by_its_hash_and_not_a_unit_is_lost() -> Result<(
     );
 
     // It ends while eight payers pay. Each hears of it, and none has paid for nothing.
-    let arguments = ["drip", &pointer(&world), "10", "8"];
+    // The lease is full, and takes only what its time makes room for: 3,805 units a second. A unit a
+    // packet is about as much as eight of these payers can send, and room has grown while they start.
+    let arguments = ["drip", &pointer(&world), "1", "8"];
     let mut payers = Payer::start(&world, npm, &arguments)?;
-    payers.until_sent(400).await?;
+    payers.until_sent(40).await?;
     // Whatever it answers, it ends.
     let _ = world.visit(&hash.to_string(), "/").await?;
     let (dripped, errors) = payers.end().await?;
