@@ -21,7 +21,7 @@ use anyhow::{Context, Result, bail, ensure};
 use codius_testkit::Registry;
 use serde_json::{Value, json};
 
-use super::median;
+use super::{disk, figure::Figure, median};
 use crate::{
     build,
     demo::{self, Host},
@@ -251,7 +251,9 @@ impl Bench {
             (ours()?, javascript()?)
         };
         let relay = both(&self.relay()?)?;
+        let sync_us = disk::sync_us(self.place.path())?;
         Ok(Forward {
+            sync_us,
             ours,
             javascript,
             relay,
@@ -395,6 +397,8 @@ struct Forward {
     ours: [Load; 2],
     javascript: [Load; 2],
     relay: [Load; 2],
+    /// What one write to the ledger costs the disk, at least; microseconds.
+    sync_us: f64,
 }
 
 #[derive(Debug)]
@@ -469,6 +473,15 @@ fn report_forward(runs: &[Forward]) {
         load.per_second
     });
     relay("ilp/load-ceiling-1-p50", "us", 1, |load| load.p50_us);
+    let syncs: Vec<f64> = runs.iter().map(|run| run.sync_us).collect();
+    Figure::new("ilp/fdatasync", "us", &syncs).print();
+    // Who forwards and writes each packet to this disk first cannot be faster than this.
+    let floor = |run: &Forward| run.relay[1].p50_us + run.sync_us;
+    let floors: Vec<f64> = runs.iter().map(floor).collect();
+    let javascript: Vec<f64> = runs.iter().map(|run| run.javascript[1].p50_us).collect();
+    Figure::new("ilp/forward-1-p50-floor", "us", &floors)
+        .peer("ilp-connector 22.5.0", &javascript)
+        .print();
     let own: Vec<f64> = runs.iter().map(|run| run.ours[0].load_cpu_us).collect();
     Figure::new("ilp/load-cpu", "us/packet", &own).print();
 }
@@ -507,78 +520,6 @@ fn report_paid(runs: &[Paid]) {
     .at_most(1.0)
     .print();
     Figure::new("ilp/codiusd-rss", "MiB", &values(|run| run.host_rss_mib)).print();
-}
-
-/// One line of the report.
-struct Figure {
-    line: Value,
-    values: Vec<f64>,
-    ratio: Option<f64>,
-}
-
-impl Figure {
-    fn new(name: &str, unit: &str, values: &[f64]) -> Self {
-        let line = json!({
-            "name": name,
-            "unit": unit,
-            "median": rounded(median(values)),
-        });
-        Self {
-            line,
-            values: values.to_vec(),
-            ratio: None,
-        }
-    }
-
-    /// Beside somebody who was measured in the same runs; each pair gives one ratio.
-    fn peer(mut self, peer: &str, values: &[f64]) -> Self {
-        let pairs = self.values.iter().zip(values);
-        let ratios: Vec<f64> = pairs.map(|(ours, theirs)| ours / theirs).collect();
-        self.line["peer"] = peer.into();
-        self.line["peer_median"] = rounded(median(values)).into();
-        self.ratio = Some(median(&ratios));
-        self
-    }
-
-    /// Beside a number.
-    fn limit(mut self, name: &str, value: f64) -> Self {
-        self.line["peer"] = name.into();
-        self.ratio = Some(median(&self.values) / value);
-        self
-    }
-
-    fn at_least(self, aim: f64) -> Self {
-        let met = self.ratio.is_some_and(|ratio| ratio >= aim);
-        self.aim(format!(">= {aim}"), met)
-    }
-
-    fn at_most(self, aim: f64) -> Self {
-        let met = self.ratio.is_some_and(|ratio| ratio <= aim);
-        self.aim(format!("<= {aim}"), met)
-    }
-
-    /// Of all runs, not of the median.
-    fn none_at_all(mut self) -> Self {
-        let worst = self.values.iter().copied().fold(0.0, f64::max);
-        self.line["worst"] = worst.into();
-        self.aim("0".to_owned(), worst == 0.0)
-    }
-
-    fn aim(mut self, aim: String, met: bool) -> Self {
-        self.line["aim"] = aim.into();
-        self.line["met"] = met.into();
-        self
-    }
-
-    fn print(mut self) {
-        self.line["ratio"] = self.ratio.map(rounded).into();
-        self.line["runs"] = self.values.len().into();
-        println!("{}", self.line);
-    }
-}
-
-fn rounded(value: f64) -> f64 {
-    (value * 1000.0).round() / 1000.0
 }
 
 fn credentials(interledger: &str, token: &str) -> String {
@@ -666,29 +607,5 @@ fn read_if_there(path: &Path) -> Result<Option<String>> {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_figure_is_judged_by_the_ratios_of_its_pairs() {
-        let figure = Figure::new("n", "u", &[10.0, 90.0, 30.0]);
-        let figure = figure.peer("p", &[1.0, 100.0, 1.0]).at_least(10.0);
-        assert_eq!(figure.ratio, Some(10.0));
-        assert_eq!(figure.line["met"], true);
-        let figure = Figure::new("n", "u", &[16.0])
-            .limit("15", 15.0)
-            .at_most(1.0);
-        assert_eq!(figure.line["met"], false);
-    }
-
-    #[test]
-    fn one_failure_in_any_run_is_one_too_many() {
-        let figure = Figure::new("n", "failures", &[0.0, 1.0, 0.0]).none_at_all();
-        assert_eq!(figure.line["met"], false);
-        assert_eq!(figure.line["median"], 0.0);
     }
 }

@@ -1,6 +1,8 @@
 //! `cargo xtask bench`: side by side with others, in one run, as ratios. By hand: these machines are
 //! shared, and a figure alone says little.
 
+mod disk;
+mod figure;
 mod ilp;
 mod start;
 
