@@ -529,3 +529,6 @@ impl Payment {
             .unwrap_or_default()
     }
 }
+
+#[cfg(test)]
+mod tests;
