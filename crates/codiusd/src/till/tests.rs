@@ -7,6 +7,7 @@ use codius_bench::tap::Tap;
 use codius_client::{ClientError, HostClient, PaidAnswer, Wallet};
 use codius_ledger::Asset;
 use codius_manifest::ManifestHash;
+use codius_testkit::Packages;
 use http::HeaderMap;
 use ilp_connector::{Clock, ConnectorConfig, Ledger, Movement, Recorded, SystemClock};
 use ilp_link::{BtpClient, BtpServer, LocalGate, RequestHandler};
@@ -390,4 +391,61 @@ async fn money_that_comes_when_all_is_sent_back_is_not_taken() {
         .connection
         .with(|machine, _| assert_eq!(machine.total_sent(), 0));
     assert_eq!(shop.ledger.held(id), 0);
+}
+
+/// What `ilp-fetch` says of each of three purchases with a limit.
+async fn ilp_fetch(shop: &Shop, limit: u64) -> Vec<serde_json::Value> {
+    const STREAM: (&str, &str) = ("ilp-protocol-stream", "2.7.2-alpha.3");
+    const PACKAGES: Packages<'_> = Packages {
+        packages: &[STREAM, ("ilp-plugin", "3.5.4"), ("ilp-fetch", "1.4.0")],
+        overrides: &[STREAM],
+    };
+    // As `CARGO_TARGET_TMPDIR`, which only tests of another kind have.
+    let program = std::env::current_exe().unwrap();
+    let cache = program.ancestors().nth(3).unwrap().join("tmp");
+    let (api, interledger) = (shop.api.clone(), shop.interledger);
+    let buying = tokio::task::spawn_blocking(move || {
+        let modules = PACKAGES.install(&cache).unwrap();
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/node/buyer.js");
+        let output = std::process::Command::new("node")
+            .arg(script)
+            .args([&format!("{api}/pods"), &limit.to_string(), "3"])
+            .env("NODE_PATH", modules)
+            .env_remove("ILP_PLUGIN")
+            .env_remove("ILP_CREDENTIALS")
+            .env("ILP_BTP_SERVER", format!("btp+ws://{interledger}"))
+            .output()
+            .expect("node cannot be started; install the Debian package `nodejs`");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && errors.is_empty(), "{errors}");
+        let lines = String::from_utf8(output.stdout).unwrap();
+        lines
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect::<Vec<_>>()
+    });
+    buying.await.unwrap()
+}
+
+/// It waits for the end of its stream, and if it is not told of it, for its idle time-out of a minute.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ilp_fetch_pays_the_price_and_does_not_wait_for_its_stream() {
+    let (shop, counter) = Shop::open(Outcome::Success).await;
+    for limit in [PRICE, PRICE + 1, 1_000_000] {
+        for answer in ilp_fetch(&shop, limit).await {
+            assert_eq!(answer["status"], 200, "{answer}");
+            assert_eq!(answer["paid"], PRICE.to_string(), "{answer}");
+            assert!(answer["millis"].as_u64().unwrap() < 30_000, "{answer}");
+        }
+        counter.quiet().await;
+    }
+    let paid: u64 = shop
+        .ledger
+        .0
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|it| it.amount)
+        .sum();
+    assert_eq!(paid, 9 * PRICE);
 }
