@@ -27,7 +27,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the end of a payment may take to be told.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a host that closes connections itself may take to do so after its answer.
-const HOST_CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
+const HOST_CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The word that a host sends when it has seen our stream.
 const READY: u8 = 0xff;
 
