@@ -111,6 +111,8 @@ impl End {
                 secret: [4; 32],
             }),
             max_in_flight: 1 + usize::from(flags >> 4),
+            // Two bits that mean other things as well, so that stored inputs keep their meaning.
+            data_in_replies: flags & 10 == 10,
             max_packet_amount: match flags & 12 {
                 0 => u64::MAX,
                 _ => choices.integer(),

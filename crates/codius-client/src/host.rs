@@ -180,7 +180,7 @@ impl HostClient {
         let response = match second {
             Ok(response) => response,
             Err(source) => {
-                let receipt = payment.end().await;
+                let receipt = payment.give_up().await;
                 return Err(ClientError::Lost(Box::new(PaidThen { receipt, source })));
             }
         };

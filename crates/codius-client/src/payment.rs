@@ -1,4 +1,13 @@
 //! One payment: a STREAM connection with one stream, from the 402 to the refund.
+//!
+//! With a host of ours it takes three packets, each in its direction:
+//!
+//! ```text
+//! client ─▶ who we are, a stream, what we would pay     the answer has the ready byte and the price
+//! client ─▶ the price, while the request goes again     fulfilled when the host has got the request
+//! host   ─▶ stream and connection are over
+//! ```
+//! A host that says more in packets of its own is paid as well.
 
 use std::time::Duration;
 
@@ -17,6 +26,8 @@ use crate::{ClientError, Wallet};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the end of a payment may take to be told.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a host that closes connections itself may take to do so after its answer.
+const HOST_CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The word that a host sends when it has seen our stream.
 const READY: u8 = 0xff;
 
@@ -76,6 +87,8 @@ impl Demand {
 /// A payment that is under way.
 pub(crate) struct Payment {
     connection: StreamConnection,
+    /// The host closes the connection after its answer: all do that say what they ask for.
+    host_closes: bool,
 }
 
 impl Payment {
@@ -85,16 +98,15 @@ impl Payment {
         demand: &Demand,
         limit: u64,
     ) -> Result<Self, ClientError> {
-        let connection = wallet.stream(demand.address.clone(), &demand.secret);
         let refused = |reason: String| ClientError::NoPayment { reason };
-        let stream = connection.with(|machine, _| {
+        let opened = wallet.stream(demand.address.clone(), &demand.secret, |machine| {
             let stream = machine.open_stream()?;
             machine.set_send_max(stream, limit)?;
             // What is not used comes back the same way.
             machine.set_receive_max(stream, limit)?;
             Ok::<_, ilp_stream::CommandError>(stream)
         });
-        let stream = stream.map_err(|error| refused(error.to_string()))?;
+        let (connection, stream) = opened.map_err(|error| refused(error.to_string()))?;
         let seen = connection.until(|_, observed| {
             if observed
                 .data
@@ -117,7 +129,10 @@ impl Payment {
                 )));
             }
         }
-        Ok(Self { connection })
+        Ok(Self {
+            connection,
+            host_closes: demand.price.is_some(),
+        })
     }
 
     /// What has moved. The connection has one stream, which the host may have ended already.
@@ -128,8 +143,20 @@ impl Payment {
         })
     }
 
-    /// Ends the connection and says what has moved.
+    /// Ends the connection after the host's answer and says what has moved.
     pub(crate) async fn end(self) -> Receipt {
+        if self.host_closes {
+            // One packet less than if both ends told each other.
+            let closed = self
+                .connection
+                .until(|_, observed| observed.closed.is_some().then_some(()));
+            let _ = timeout(HOST_CLOSE_TIMEOUT, closed).await;
+        }
+        self.give_up().await
+    }
+
+    /// Ends the connection without waiting for anything of the host and says what has moved.
+    pub(crate) async fn give_up(self) -> Receipt {
         let closing = self.connection.close(StreamErrorCode::NoError, "");
         // A host that does not listen any more costs us nothing but this wait.
         let _ = timeout(CLOSE_TIMEOUT, closing).await;

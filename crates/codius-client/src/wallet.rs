@@ -101,16 +101,24 @@ impl Wallet {
         })
     }
 
-    /// Opens a STREAM connection to a server. One at a time receives what comes back.
-    pub(crate) fn stream(&self, server: Address, secret: &SharedSecret) -> StreamConnection {
+    /// Opens a STREAM connection to a server, which `prepare` is to give all that the first packet
+    /// shall say. One at a time receives what comes back.
+    pub(crate) fn stream<T, E>(
+        &self,
+        server: Address,
+        secret: &SharedSecret,
+        prepare: impl FnOnce(&mut Connection) -> Result<T, E>,
+    ) -> Result<(StreamConnection, T), E> {
         let clock = Arc::new(SystemClock);
         let config = Config {
             local_address: Some(self.0.address.clone()),
             asset: Some(self.0.asset.clone()),
             ..Config::default()
         };
-        let machine =
+        let mut machine =
             Connection::client(clock.now(), config, secret, server, Box::new(SystemEntropy));
+        // Whoever drives it may be faster than we are.
+        let prepared = prepare(&mut machine)?;
         let sender = Sender(Arc::clone(&self.0));
         let connection = StreamConnection::spawn(machine, Arc::new(sender), clock);
         *self
@@ -119,7 +127,7 @@ impl Wallet {
             .0
             .lock()
             .unwrap_or_else(PoisonError::into_inner) = Some(connection.clone());
-        connection
+        Ok((connection, prepared))
     }
 }
 

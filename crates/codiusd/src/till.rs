@@ -6,22 +6,28 @@
 //!
 //! ```text
 //! expected ──first packet──▶ connected ──stream opened──▶ 0xff is written: the client may ask again
-//!     └── forgotten              │ collect: takes up to the price
-//!                                │ refund: sends back, and takes nothing any more
-//!                                ▼
-//!                             closed
+//!     │                          │ collect: takes up to the price
+//!     │                          │ refund: sends back, and takes nothing any more
+//!     │                          ▼
+//!     └──────────────────────▶ forgotten ──linger──▶ gone
 //! ```
 //!
 //! What arrives is recorded for the account `order:ID` before it is fulfilled; what is sent back comes
 //! from there.
+//!
+//! A paid request is to cost few packets, so what we have to say rides in answers where it can. The
+//! answer to the packet by which our own client opens its stream has the byte, and says that the price
+//! is taken, since the client has said with the same packet that it would pay as much. Its money comes
+//! at once and is kept waiting, neither taken nor refused, until the request comes again or the packet
+//! expires.
 
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Result;
@@ -32,13 +38,13 @@ use codius_ledger::{Account, Asset, OrderId};
 use ilp_connector::{
     AccountId, Commit, CommitError, Connector, LedgerAccount, Receiver, SpendLimit,
 };
-use ilp_link::stream::{PacketSender, StreamConnection, SystemEntropy};
+use ilp_link::stream::{Observed, PacketSender, StreamConnection, SystemEntropy};
 use ilp_packet::{Address, ErrorCode, Prepare, Reject, Reply};
 use ilp_stream::{
-    AssetDetails, Config, Connection, StreamErrorCode, StreamId,
+    AssetDetails, CommandError, Config, Connection, StreamErrorCode, StreamId,
     server::{Credentials, ServerSecret},
 };
-use tokio::time::timeout;
+use tokio::{sync::watch, time::timeout};
 
 /// The segment of the connector's address below which orders are paid.
 const SEGMENT: &str = "host";
@@ -48,6 +54,9 @@ const READY_BYTE: &[u8] = &[0xff];
 const RECORDING_POLL: Duration = Duration::from_millis(2);
 /// How long the other end may take to hear that a connection is over.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long packets of a connection that is over are still answered: a client that was told of the end
+/// may have something to say to it.
+const LINGER: Duration = Duration::from_secs(2);
 
 /// The host's STREAM server.
 pub(crate) struct Till {
@@ -63,23 +72,64 @@ struct Expected {
     price: u64,
     intake: Arc<Intake>,
     link: Mutex<Option<Payment>>,
+    /// The ready byte was written.
+    greeted: AtomicBool,
+    /// The order is not paid any more.
+    forgotten: Mutex<Option<Instant>>,
 }
 
 /// Whether an order takes money, and how many packets are being recorded for it.
 #[derive(Default)]
 struct Intake {
-    /// No more is taken: what is held is being sent back.
-    shut: AtomicBool,
+    phase: watch::Sender<Phase>,
     recording: AtomicUsize,
 }
 
-/// A packet that is being recorded, or was too late for it.
+/// How far the intake of an order is; it only goes on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+enum Phase {
+    /// Nobody has asked again for what is paid: money waits.
+    #[default]
+    Waiting,
+    /// The order is being carried out.
+    Taking,
+    /// No more is taken: what is held is being sent back, or it is over.
+    Shut,
+}
+
+/// A packet that is being recorded.
 struct Recording<'a>(&'a Intake);
 
 impl Intake {
-    fn begin(&self) -> Recording<'_> {
+    fn enter(&self, phase: Phase) {
+        self.phase.send_if_modified(|now| {
+            let later = phase > *now;
+            *now = phase.max(*now);
+            later
+        });
+    }
+
+    /// The client has gone: money that waits is not taken.
+    fn give_up(&self) {
+        self.phase.send_if_modified(|now| {
+            let waiting = *now == Phase::Waiting;
+            if waiting {
+                *now = Phase::Shut;
+            }
+            waiting
+        });
+    }
+
+    /// Waits until money is taken; none if it will not be. Safe to drop: the connector does when the
+    /// packet expires.
+    async fn begin(&self) -> Option<Recording<'_>> {
+        let mut phase = self.phase.subscribe();
+        // Cannot fail: the sender lives as long as we hold the intake.
+        let _ = phase.wait_for(|phase| *phase != Phase::Waiting).await;
+        // Counted before it is looked whether it is too late: see `Payment::shut`.
         self.recording.fetch_add(1, Ordering::SeqCst);
-        Recording(self)
+        let recording = Recording(self);
+        (*self.phase.borrow() == Phase::Taking).then_some(recording)
     }
 }
 
@@ -157,29 +207,42 @@ impl Till {
 
     /// Lets an order be paid.
     pub(crate) fn expect(&self, id: OrderId, price: u64) {
-        self.lock().entry(id).or_insert_with(|| {
-            Arc::new(Expected {
-                account: Account::Order(id).to_string().into(),
-                price,
-                intake: Arc::default(),
-                link: Mutex::default(),
-            })
-        });
+        let mut orders = self.lock();
+        if orders.get(&id).is_some_and(|it| !it.is_forgotten()) {
+            return;
+        }
+        let expected = Expected {
+            account: Account::Order(id).to_string().into(),
+            price,
+            intake: Arc::default(),
+            link: Mutex::default(),
+            greeted: AtomicBool::new(false),
+            forgotten: Mutex::default(),
+        };
+        orders.insert(id, Arc::new(expected));
     }
 
     /// An order is not paid any more.
     pub(crate) fn forget(&self, id: &OrderId) {
-        self.lock().remove(id);
+        let mut orders = self.lock();
+        if let Some(expected) = orders.get(id) {
+            expected.intake.enter(Phase::Shut);
+            expected.forgotten().get_or_insert_with(Instant::now);
+        }
+        // Who has lingered long enough is gone with the next that is forgotten.
+        orders.retain(|_, it| {
+            let since = *it.forgotten();
+            since.is_none_or(|since| it.link().is_some() && since.elapsed() < LINGER)
+        });
     }
 
     /// The connection by which an order can be paid, once the client has opened its stream.
     pub(crate) fn payment(&self, id: &OrderId) -> Option<Arc<Payment>> {
         let expected = self.lock().get(id).cloned()?;
-        let payment = expected
-            .link
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()?;
+        if expected.is_forgotten() {
+            return None;
+        }
+        let payment = expected.link().clone()?;
         payment.stream().is_some().then(|| Arc::new(payment))
     }
 
@@ -193,12 +256,17 @@ impl Till {
         let opened = self.secret.open(token)?;
         let id = OrderId::from_bytes(opened.tag.try_into().ok()?);
         let expected = self.lock().get(&id).cloned()?;
-        let mut link = expected.link.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut link = expected.link();
+        if link.is_none() && expected.is_forgotten() {
+            return None;
+        }
         let payment = link.get_or_insert_with(|| {
             let clock = self.connector.clock();
             let config = Config {
                 local_address: self.address().with_suffix(token).ok(),
                 asset: Some(asset_details(&self.asset)),
+                // The ready byte is all the data that there is.
+                data_in_replies: true,
                 ..Config::default()
             };
             let entropy = Box::new(SystemEntropy);
@@ -209,7 +277,6 @@ impl Till {
                 limit: SpendLimit::new(expected.price),
             };
             let connection = StreamConnection::spawn(machine, Arc::new(sender), clock);
-            tokio::spawn(greet(connection.clone()));
             Payment {
                 connection,
                 intake: Arc::clone(&expected.intake),
@@ -221,21 +288,62 @@ impl Till {
         Some((expected, payment))
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<OrderId, Arc<Expected>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<OrderId, Arc<Expected>>> {
         self.expected.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Tells the client that its stream was seen.
-async fn greet(connection: StreamConnection) {
-    let greeted = |machine: &mut Connection, observed: &mut ilp_link::stream::Observed| {
-        if let Some(stream) = observed.opened.first() {
-            return Some(machine.write(*stream, Bytes::from_static(READY_BYTE)));
+impl Expected {
+    fn link(&self) -> MutexGuard<'_, Option<Payment>> {
+        self.link.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn forgotten(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.forgotten
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_forgotten(&self) -> bool {
+        self.forgotten().is_some()
+    }
+
+    /// Acts on what the client has said, before that is answered.
+    fn react(&self, machine: &mut Connection, observed: &Observed) {
+        if observed.closed.is_some() {
+            return self.intake.give_up();
         }
-        observed.closed.is_some().then_some(Ok(()))
-    };
-    if let Err(error) = connection.until(greeted).await {
-        tracing::debug!(%error, "a payment could not be greeted");
+        let Some(&stream) = observed.opened.first() else {
+            return;
+        };
+        let result = self.greet(machine, stream);
+        let result = result.and_then(|()| self.ask(machine, observed, stream));
+        if let Err(error) = result {
+            tracing::debug!(%error, "a payment could not be asked for");
+        }
+    }
+
+    /// Tells the client that its stream was seen.
+    fn greet(&self, machine: &mut Connection, stream: StreamId) -> Result<(), CommandError> {
+        if self.greeted.swap(true, Ordering::Relaxed) {
+            return Ok(());
+        }
+        machine.write(stream, Bytes::from_static(READY_BYTE))
+    }
+
+    /// Tells a client that would pay the price that it can. One that would pay less has nothing taken.
+    fn ask(
+        &self,
+        machine: &mut Connection,
+        observed: &Observed,
+        stream: StreamId,
+    ) -> Result<(), CommandError> {
+        match observed.blocked.get(&stream) {
+            Some((offered, _)) if *offered >= self.price => {
+                machine.set_receive_max(stream, self.price)
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 }
 
@@ -249,18 +357,23 @@ impl Receiver for Till {
                 "",
             ));
         };
-        let record = || async move {
-            // Counted before it is looked whether it is too late: see `Payment::shut`.
-            let _recording = expected.intake.begin();
-            if commit.amount() > 0 && expected.intake.shut.load(Ordering::SeqCst) {
+        // Called for packets that bring money, and only for them.
+        let record = || async {
+            let Some(_recording) = expected.intake.begin().await else {
                 return Err(ErrorCode::FinalApplicationError);
-            }
+            };
             commit
                 .credit(expected.account.clone())
                 .await
                 .map_err(|error| code_of(&error))
         };
-        payment.connection.incoming(&prepare, record).await
+        let react = |machine: &mut Connection, observed: &mut Observed| {
+            expected.react(machine, observed);
+        };
+        payment
+            .connection
+            .incoming_with(&prepare, react, record)
+            .await
     }
 }
 
@@ -320,6 +433,7 @@ impl Payment {
                 received: self.received(stream),
             });
         }
+        self.intake.enter(Phase::Taking);
         let complete = self.connection.until(|machine, observed| {
             let received = machine.stream_received(stream).unwrap_or_default();
             if received >= price {
@@ -346,7 +460,7 @@ impl Payment {
 
     /// Takes nothing any more, and waits until what was being taken is in the ledger.
     pub(crate) async fn shut(&self) {
-        self.intake.shut.store(true, Ordering::SeqCst);
+        self.intake.enter(Phase::Shut);
         while self.intake.recording.load(Ordering::SeqCst) > 0 {
             // A write to the database ends, well or badly.
             tokio::time::sleep(RECORDING_POLL).await;
@@ -389,25 +503,9 @@ impl Payment {
         answered.await;
     }
 
-    /// Tells the payer that it is over: the stream first, then the connection.
-    ///
-    /// Trap: `ilp-fetch` waits for the end of its stream when it has read the answer, and is not told of
-    /// it when the connection is closed. It would wait for its idle time-out of a minute.
+    /// Tells the payer that it is over, stream and connection.
     pub(crate) async fn close(&self) {
-        if let Some(stream) = self.stream()
-            && self
-                .connection
-                .with(|machine, _| machine.close_stream(stream, StreamErrorCode::NoError, ""))
-                .is_ok()
-        {
-            let heard = self.connection.until(|machine, observed| {
-                let over = machine.stream_held(stream).is_none();
-                (over || observed.closed.is_some()).then_some(())
-            });
-            if timeout(CLOSE_TIMEOUT, heard).await.is_err() {
-                tracing::debug!("the payer did not hear that its stream is over");
-            }
-        }
+        self.intake.enter(Phase::Shut);
         let closing = self.connection.close(StreamErrorCode::NoError, "");
         if timeout(CLOSE_TIMEOUT, closing).await.is_err() {
             tracing::debug!("the payer did not hear that its connection is over");
@@ -431,3 +529,6 @@ impl Payment {
             .unwrap_or_default()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,7 +5,8 @@ mod support;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use codius_client::Receipt;
+use codius_bench::tap::Tap;
+use codius_client::{Receipt, Wallet};
 use serde_json::{Value, json};
 use support::{Settings, World, document, hash_of, shell};
 
@@ -185,8 +186,17 @@ async fn two_uploads_at_once_start_one_pod_and_both_buy_time() -> Result<()> {
     );
     ensure!(world.visit(&hash_of(&upload).to_string(), "/").await? == (200, "hi\n".to_owned()));
 
+    let tap = Tap::start(world.interledger.trim_start_matches("btp+ws://").parse()?)?;
+    let wallet = Wallet::connect(&format!("btp+ws://{}", tap.address())).await?;
+    let more = client
+        .extend(&hash_of(&upload), 10, &wallet, PRICE_LIMIT)
+        .await?;
+
     // A host that is told to end settles what was not used.
     world.stop()?;
+    // The question for the wallet's address, the stream, the money, the end.
+    let prepares = tap.prepares();
+    ensure!(prepares.len() == 4, "{prepares:?}");
     ensure!(world.remains().is_empty(), "{:?}", world.remains());
     let balances = world.balances().await?;
     let of = |name: &str| {
@@ -196,7 +206,7 @@ async fn two_uploads_at_once_start_one_pod_and_both_buy_time() -> Result<()> {
             .map(|(_, b)| b)
             .sum::<i64>()
     };
-    let paid = i64::try_from(one.receipt.paid + two.receipt.paid)?;
+    let paid = i64::try_from(one.receipt.paid + two.receipt.paid + more.receipt.paid)?;
     ensure!(
         of("local:") == -paid && of("earned") + of("owed:") == paid && of("owed:") > 0,
         "{balances:?}"

@@ -178,10 +178,34 @@ impl StreamConnection {
     where
         R: Future<Output = Result<(), ErrorCode>>,
     {
+        self.incoming_with(prepare, |_, _| {}, record).await
+    }
+
+    /// The same; `react` sees what the packet has told before it is answered. What it has to say to that
+    /// rides in the answer, unless that is a Reject, which is made before.
+    pub async fn incoming_with<R>(
+        &self,
+        prepare: &Prepare,
+        react: impl FnOnce(&mut Connection, &mut Observed),
+        record: impl FnOnce() -> R,
+    ) -> Reply
+    where
+        R: Future<Output = Result<(), ErrorCode>>,
+    {
         let now = self.0.clock.now();
         let accepted = {
             let mut state = self.0.lock();
-            match state.connection.handle_prepare(now, prepare) {
+            let incoming = state.connection.handle_prepare(now, prepare);
+            state.observe();
+            {
+                let State {
+                    connection,
+                    observed,
+                    ..
+                } = &mut *state;
+                react(connection, observed);
+            }
+            match incoming {
                 Incoming::Accept(accepted) if accepted.amount() > 0 => accepted,
                 // There is nothing to record.
                 Incoming::Accept(accepted) => {

@@ -303,6 +303,53 @@ fn closing_tells_the_other_end_why() {
 }
 
 #[test]
+fn the_streams_of_a_connection_end_with_it_in_one_packet() {
+    let mut pair = Pair::new(29, FAIR);
+    let stream = pair.open_stream(10);
+    pair.server
+        .connection
+        .close_stream(stream, StreamErrorCode::NoError, "sold out")
+        .unwrap();
+    let before = pair.server.prepares;
+    pair.server.connection.close(StreamErrorCode::NoError, "");
+    pair.run_until("both are closed", |pair| {
+        pair.client.connection.is_drained() && pair.server.connection.is_drained()
+    });
+    assert_eq!(pair.server.prepares, before + 1);
+    assert!(
+        pair.client
+            .saw(|event| matches!(event, Event::StreamClosed {
+        code: StreamErrorCode::NoError, message, ..
+    } if message == "sold out"))
+    );
+}
+
+#[test]
+fn the_end_of_a_connection_is_told_again_while_the_path_fails() {
+    let mut pair = Pair::new(30, FAIR);
+    pair.open_stream(10);
+    pair.weather.reject_temporarily = 100;
+    let before = pair.server.prepares;
+    pair.server.connection.close(StreamErrorCode::NoError, "");
+    pair.run_for(50);
+    pair.weather = FAIR;
+    pair.run_until("both are closed", |pair| {
+        pair.client.connection.is_drained() && pair.server.connection.is_drained()
+    });
+    assert_eq!(pair.server.prepares, before + 2);
+    // Not for ever.
+    let mut pair = Pair::new(31, FAIR);
+    pair.open_stream(10);
+    pair.weather.reject_temporarily = 100;
+    let before = pair.server.prepares;
+    pair.server.connection.close(StreamErrorCode::NoError, "");
+    pair.run_until("the server gives up", |pair| {
+        pair.server.connection.is_drained()
+    });
+    assert_eq!(pair.server.prepares, before + 3);
+}
+
+#[test]
 fn a_silent_connection_ends() {
     let mut pair = Pair::new(12, FAIR);
     pair.run_for(1_000);
@@ -519,6 +566,7 @@ fn storm(seed: u64) {
     let end = |name| Config {
         idle_timeout_millis: 3_600_000,
         packet_timeout_millis: 3_000,
+        data_in_replies: seed.is_multiple_of(2),
         ..config(name)
     };
     let mut pair = Pair::with(seed, weather, end("test.client"), end("test.server.token"));

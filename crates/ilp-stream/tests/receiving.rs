@@ -27,13 +27,17 @@ impl Entropy for Counter {
 }
 
 fn server(now: Timestamp, secret: [u8; 32]) -> Connection {
+    server_with(now, secret, Config::default())
+}
+
+fn server_with(now: Timestamp, secret: [u8; 32], config: Config) -> Connection {
     let config = Config {
         local_address: Some("test.server.token".parse().unwrap()),
         asset: Some(AssetDetails {
             code: "XRP".to_owned(),
             scale: 9,
         }),
-        ..Config::default()
+        ..config
     };
     Connection::server(now, config, &SharedSecret(secret), Box::new(Counter(0)))
 }
@@ -527,4 +531,118 @@ fn a_fulfill_answers_with_the_amount_and_the_totals() {
         receive_max: 50,
         total_received: 30
     }));
+}
+
+/// A client that introduces itself and opens stream 1, to a server that writes a byte and takes 1000
+/// before it answers.
+fn introduced() -> (Client, StreamPacket) {
+    let config = Config {
+        data_in_replies: true,
+        ..Config::default()
+    };
+    let mut client = Client {
+        server: server_with(NOW, SECRET, config),
+        ..Client::new()
+    };
+    let frames = vec![
+        Frame::ConnectionNewAddress {
+            address: "test.client".parse().unwrap(),
+        },
+        max_money(1),
+        max_data(16_384),
+        Frame::StreamMoneyBlocked {
+            stream: StreamId(1),
+            send_max: 1_000,
+            total_sent: 0,
+        },
+    ];
+    let accepted = client.send(0, 0, frames).unwrap();
+    let server = &mut client.server;
+    server
+        .write(StreamId(1), Bytes::from_static(b"\xff"))
+        .unwrap();
+    server.set_receive_max(StreamId(1), 1_000).unwrap();
+    let fulfill = client.commit(accepted);
+    let answer = client.keys.open(&fulfill.data).unwrap();
+    (client, StreamPacket::decode(answer.into()).unwrap())
+}
+
+fn max_data(max_offset: u64) -> Frame {
+    Frame::StreamMaxData {
+        stream: StreamId(1),
+        max_offset,
+    }
+}
+
+impl Client {
+    /// Frames of the Prepares that the server sends now.
+    fn sent(&mut self, now: Timestamp) -> Vec<Frame> {
+        self.server.handle_timeout(now);
+        let transmits = std::iter::from_fn(|| self.server.poll_transmit(now));
+        let frames = transmits.flat_map(|it| {
+            let plaintext = self.keys.open(&it.prepare.data).unwrap();
+            StreamPacket::decode(plaintext.into()).unwrap().frames
+        });
+        frames.collect()
+    }
+}
+
+#[test]
+fn the_answer_to_an_introduction_says_it_all() {
+    let (mut client, answer) = introduced();
+    assert!(answer.frames.contains(&data(1, 0, b"\xff")), "{answer:?}");
+    assert!(answer.frames.contains(&Frame::StreamMaxMoney {
+        stream: StreamId(1),
+        receive_max: 1_000,
+        total_received: 0
+    }));
+    assert_eq!(client.sent(NOW), []);
+    // The next packet shows that the byte was read.
+    let accepted = client
+        .send(1_000, 1_000, vec![money(1, 1), max_data(16_385)])
+        .unwrap();
+    let fulfill = client.commit(accepted);
+    let answer = client.keys.open(&fulfill.data).unwrap();
+    let answer = StreamPacket::decode(answer.into()).unwrap();
+    assert!(!answer.frames.contains(&data(1, 0, b"\xff")), "{answer:?}");
+    assert_eq!(client.server.unconfirmed_data(StreamId(1)), Some(0));
+    assert_eq!(client.sent(NOW.plus_millis(10_000)), []);
+}
+
+#[test]
+fn data_of_an_answer_that_may_be_lost_comes_again_once_and_in_a_packet() {
+    let (mut client, _) = introduced();
+    // Whoever has read nothing shows nothing.
+    let accepted = client.send(0, 0, vec![max_data(16_384)]).unwrap();
+    let fulfill = client.commit(accepted);
+    let answer = client.keys.open(&fulfill.data).unwrap();
+    let answer = StreamPacket::decode(answer.into()).unwrap();
+    assert!(!answer.frames.contains(&data(1, 0, b"\xff")), "{answer:?}");
+    let due = client.server.poll_timeout().unwrap();
+    assert_eq!(due, NOW.plus_millis(1_000));
+    assert_eq!(client.sent(NOW.plus_millis(999)), []);
+    assert!(client.sent(due).contains(&data(1, 0, b"\xff")));
+    assert_eq!(client.sent(due.plus_millis(10)), []);
+}
+
+#[test]
+fn a_limit_that_was_never_told_before_proves_nothing() {
+    let config = Config {
+        data_in_replies: true,
+        ..Config::default()
+    };
+    let mut client = Client {
+        server: server_with(NOW, SECRET, config),
+        ..Client::new()
+    };
+    let address = "test.client".parse().unwrap();
+    let frames = vec![Frame::ConnectionNewAddress { address }, max_money(1)];
+    let accepted = client.send(0, 0, frames).unwrap();
+    let byte = Bytes::from_static(b"\xff");
+    client.server.write(StreamId(1), byte).unwrap();
+    client.commit(accepted);
+    // Its window is just larger than ours is.
+    let accepted = client.send(0, 0, vec![max_data(65_536)]).unwrap();
+    client.commit(accepted);
+    assert_eq!(client.server.unconfirmed_data(StreamId(1)), Some(1));
 }

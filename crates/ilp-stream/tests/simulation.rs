@@ -87,6 +87,7 @@ fn ends(seed: u64, policy: RatePolicy) -> (Connection, Connection) {
         local_address: Some(address.parse().unwrap()),
         rate: policy,
         idle_timeout_millis: IDLE_MILLIS,
+        data_in_replies: seed.is_multiple_of(2),
         ..Config::default()
     };
     let entropy = |salt| Box::new(SeededEntropy(StdRng::seed_from_u64(seed ^ salt)));

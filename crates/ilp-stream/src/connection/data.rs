@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::{Bytes, BytesMut};
+use ilp_packet::Timestamp;
 
 /// Bytes that our application wrote and the other end has not confirmed.
 #[derive(Debug, Default)]
@@ -11,11 +12,22 @@ pub(super) struct SendBuffer {
     waiting: BTreeMap<u64, Bytes>,
     /// Pieces on their way, by offset.
     in_flight: BTreeMap<u64, Bytes>,
+    /// Pieces on their way in a reply, which nobody confirms.
+    in_replies: Vec<InReply>,
     /// Where the next written byte goes.
     end: u64,
     /// The highest offset that was ever sent; flow control counts it.
     sent_to: u64,
     len: usize,
+}
+
+/// A piece that rode in a reply.
+#[derive(Debug)]
+struct InReply {
+    offset: u64,
+    end: u64,
+    /// When it is taken for lost.
+    lost_at: Timestamp,
 }
 
 impl SendBuffer {
@@ -86,10 +98,71 @@ impl SendBuffer {
         }
     }
 
+    /// Takes at most `max` bytes that were never sent, and not beyond the offset `limit`, into a reply.
+    /// They are sent again at `lost_at` unless it turns out that they were read.
+    pub(super) fn take_into_reply(
+        &mut self,
+        max: usize,
+        limit: u64,
+        lost_at: Timestamp,
+    ) -> Vec<(u64, Bytes)> {
+        let mut left = max;
+        let mut taken = Vec::new();
+        while self.next_offset().is_some_and(|at| at >= self.sent_to)
+            && let Some((offset, data)) = self.take(left, limit)
+        {
+            left -= data.len();
+            let end = offset + data.len() as u64;
+            self.in_replies.push(InReply {
+                offset,
+                end,
+                lost_at,
+            });
+            taken.push((offset, data));
+        }
+        taken
+    }
+
+    /// The other end has read everything below an offset.
+    pub(super) fn was_read(&mut self, read_to: u64) {
+        let mut read = Vec::new();
+        self.in_replies.retain(|piece| {
+            let keep = piece.end > read_to;
+            if !keep {
+                read.push(piece.offset);
+            }
+            keep
+        });
+        for offset in read {
+            self.acknowledge(offset);
+        }
+    }
+
+    /// When the next piece that rode in a reply is taken for lost.
+    pub(super) fn next_loss_at(&self) -> Option<Timestamp> {
+        self.in_replies.iter().map(|piece| piece.lost_at).min()
+    }
+
+    /// Pieces that rode in replies and show no sign of having been read are sent again.
+    pub(super) fn lose_replies(&mut self, now: Timestamp) {
+        let mut lost = Vec::new();
+        self.in_replies.retain(|piece| {
+            let keep = piece.lost_at > now;
+            if !keep {
+                lost.push(piece.offset);
+            }
+            keep
+        });
+        for offset in lost {
+            self.lost(offset);
+        }
+    }
+
     /// Everything is given up.
     pub(super) fn clear(&mut self) {
         self.waiting.clear();
         self.in_flight.clear();
+        self.in_replies.clear();
         self.len = 0;
     }
 
@@ -253,6 +326,32 @@ mod tests {
             prop_assert!(sender.is_drained());
             prop_assert_eq!(read, whole);
         }
+    }
+
+    #[test]
+    fn what_rode_in_a_reply_is_sent_again_unless_it_was_read() {
+        let at = Timestamp::from_millis;
+        let mut buffer = SendBuffer::default();
+        buffer.push(Bytes::from_static(b"hello"));
+        buffer.push(Bytes::from_static(b" world"));
+        assert_eq!(buffer.take_into_reply(100, 8, at(50)).len(), 2);
+        assert_eq!(buffer.next_loss_at(), Some(at(50)));
+        assert_eq!(buffer.take_into_reply(100, 8, at(60)), []);
+        // A part of the second piece is not the piece.
+        buffer.was_read(6);
+        assert_eq!(buffer.len(), 6);
+        buffer.lose_replies(at(49));
+        assert_eq!(buffer.next_offset(), Some(8));
+        buffer.lose_replies(at(50));
+        assert_eq!(buffer.next_loss_at(), None);
+        // In a reply it rides only once.
+        assert_eq!(buffer.take_into_reply(100, 100, at(90)), []);
+        assert_eq!(buffer.take(100, 100), Some((5, Bytes::from_static(b" wo"))));
+        // The Prepare that repeats it decides now.
+        buffer.was_read(100);
+        assert_eq!(buffer.len(), 6);
+        buffer.acknowledge(5);
+        assert_eq!(buffer.len(), 3);
     }
 
     #[test]

@@ -18,7 +18,7 @@
 //! Traps that shaped the code:
 //!
 //! * Frames of the other end are also read from replies, and our news also ride in replies: a server
-//!   may have no way to send packets of its own. Data does so only then.
+//!   may have no way to send packets of its own. Data does so only then, or if the owner asks for it.
 //! * An `F99` without data makes the JavaScript sender repeat its packet at once and for ever; every
 //!   `F99` here carries a sealed answer.
 //! * An amount is spent when the fulfillment is valid, even if the answer sealed next to it cannot be
@@ -53,7 +53,7 @@ pub use config::{AssetDetails, Config, MAX_IN_FLIGHT, Role};
 pub use event::{Accepted, CloseReason, CommandError, Event, Incoming, Transmit};
 pub use rate::{Quote, Rate, RatePolicy};
 
-use crate::frame::{StreamErrorCode, StreamId};
+use crate::frame::{Frame, StreamErrorCode, StreamId};
 use crate::receipt::Receipt;
 use crate::seal::{Entropy, Keys, SharedSecret};
 use config::{
@@ -146,9 +146,11 @@ enum State {
     /// The close has still to be told.
     Closing {
         reason: CloseReason,
-        code: StreamErrorCode,
-        message: String,
+        /// What tells of it: the ends of the streams, and of the connection.
+        frames: Vec<Frame>,
         in_flight: bool,
+        /// How often it was told and the path failed for the moment.
+        attempts: u32,
     },
     /// It is over. Late replies are still counted.
     Closed { reason: CloseReason },
@@ -309,6 +311,10 @@ impl Connection {
         if self.has_something_to_send() && self.in_flight.len() < self.congestion.window() {
             next = next.min(self.congestion.pause_until());
         }
+        let losses = self.streams.values();
+        if let Some(at) = losses.filter_map(|it| it.outgoing.next_loss_at()).min() {
+            next = next.min(at);
+        }
         Some(next)
     }
 
@@ -323,6 +329,9 @@ impl Connection {
         if now >= self.ask_again_at && self.wants_to_ask() {
             self.news = true;
         }
+        for stream in self.streams.values_mut() {
+            stream.outgoing.lose_replies(now);
+        }
     }
 
     /// Something waits only because the other end does not take it.
@@ -331,11 +340,15 @@ impl Connection {
             && matches!(self.state, State::Connected)
             && self.remote_address.is_some()
             && self.in_flight.is_empty()
-            && (self.streams_blocked || {
-                let data_room = self.data_room();
-                self.streams.values().any(|stream| {
-                    stream.is_money_blocked(self.rate) || stream.is_data_blocked(data_room)
-                })
+            && self.is_blocked()
+    }
+
+    /// The other end takes less money, data or streams than there is.
+    fn is_blocked(&self) -> bool {
+        let data_room = self.data_room();
+        self.streams_blocked
+            || self.streams.values().any(|stream| {
+                stream.is_money_blocked(self.rate) || stream.is_data_blocked(data_room)
             })
     }
 
@@ -372,12 +385,12 @@ impl Connection {
             self.closed(reason);
             return;
         }
-        let message = shortened(message);
+        let frames = self.close_frames(code, shortened(message));
         self.state = State::Closing {
             reason,
-            code,
-            message,
+            frames,
             in_flight: false,
+            attempts: 0,
         };
         self.finish_streams();
     }

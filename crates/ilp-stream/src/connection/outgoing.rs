@@ -80,16 +80,11 @@ impl Connection {
     /// The next Prepare to be sent now, if there is one.
     pub fn poll_transmit(&mut self, now: Timestamp) -> Option<Transmit> {
         let destination = self.remote_address.as_ref()?;
-        if let State::Closing {
-            code,
-            message,
-            in_flight: false,
-            ..
-        } = &self.state
+        if let State::Closing { frames, .. } = &self.state
+            && self.is_close_due(now)
         {
-            let (destination, code, message) = (destination.clone(), *code, message.clone());
-            let close = Frame::ConnectionClose { code, message };
-            return self.transmit_close(now, destination, close);
+            let (destination, frames) = (destination.clone(), frames.clone());
+            return self.transmit_close(now, destination, frames);
         }
         if self.check_alive().is_err() {
             return None;
@@ -122,9 +117,15 @@ impl Connection {
             State::Fresh | State::Connected => {
                 self.next_test_at().is_some_and(|at| at <= now) || self.may_transmit(now)
             }
-            State::Closing { .. } => self.has_something_to_send(),
+            State::Closing { .. } => self.is_close_due(now),
             State::Closed { .. } => false,
         }
+    }
+
+    /// The end of the connection has to be told; for the first time at once.
+    fn is_close_due(&self, now: Timestamp) -> bool {
+        matches!(self.state, State::Closing { in_flight: false, attempts, .. }
+            if attempts == 0 || now >= self.congestion.pause_until())
     }
 
     fn may_transmit(&self, now: Timestamp) -> bool {
@@ -194,12 +195,18 @@ impl Connection {
         &mut self,
         now: Timestamp,
         destination: Address,
-        close: Frame,
+        frames: Vec<Frame>,
     ) -> Option<Transmit> {
-        if let State::Closing { in_flight, .. } = &mut self.state {
+        if let State::Closing {
+            in_flight,
+            attempts,
+            ..
+        } = &mut self.state
+        {
             *in_flight = true;
+            *attempts += 1;
         }
-        let load = Load::news(Purpose::Close, 0, vec![close]);
+        let load = Load::news(Purpose::Close, 0, frames);
         let transmit = self.transmit(now, destination, load, false);
         // With the keys used up or the frame too long, the other end has to find out by itself.
         if transmit.is_none()

@@ -2,7 +2,7 @@
 
 use ilp_packet::{ErrorClass, ErrorCode, Fulfill, Reject, Reply, Timestamp};
 
-use super::config::MAX_SHORTFALLS;
+use super::config::{MAX_CLOSE_ATTEMPTS, MAX_SHORTFALLS};
 use super::event::CloseReason;
 use super::outgoing::{InFlight, Part, Purpose};
 use super::probe::Outcome;
@@ -41,7 +41,7 @@ impl Connection {
                 .values()
                 .any(|sent| sent.purpose == Purpose::Close)
         {
-            // The close was answered in whatever way.
+            // The close was answered in whatever way, or too often in none.
             let reason = reason.clone();
             self.closed(reason);
         }
@@ -123,7 +123,8 @@ impl Connection {
         self.last_reject = Some(reject.code);
         let answer = self.open_answer(id, PacketType::Reject, &reject.data);
         match (sent.purpose, answer) {
-            (Purpose::Close, _) => {}
+            (Purpose::Close, Some(_)) => {}
+            (Purpose::Close, None) => self.handle_close_failure(now, reject),
             (Purpose::Test, answer) => self.handle_test_reject(now, sent, reject, answer),
             (Purpose::Payload, Some(answer)) => self.handle_refusal(now, id, sent, &answer),
             (Purpose::Payload, None) => self.handle_failure(now, id, sent, reject),
@@ -176,6 +177,25 @@ impl Connection {
                 ErrorClass::Temporary | ErrorClass::Relative => self.lost(now, id, sent),
                 ErrorClass::Final => self.rejected(reject),
             },
+        }
+    }
+
+    /// The other end may not have heard that the connection is over.
+    fn handle_close_failure(&mut self, now: Timestamp, reject: &Reject) {
+        let passing = match reject.code.class() {
+            ErrorClass::Temporary | ErrorClass::Relative => true,
+            ErrorClass::Final => false,
+        };
+        if let State::Closing {
+            in_flight,
+            attempts,
+            ..
+        } = &mut self.state
+            && passing
+            && *attempts < MAX_CLOSE_ATTEMPTS
+        {
+            *in_flight = false;
+            self.congestion.pause(now);
         }
     }
 

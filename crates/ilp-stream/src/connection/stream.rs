@@ -76,6 +76,8 @@ pub(super) struct Stream {
     pub(super) outgoing: SendBuffer,
     /// Highest offset that the other end takes.
     pub(super) remote_max_data: u64,
+    /// The highest that it said so before any data was sent: what it holds without reading.
+    remote_data_window: Option<u64>,
     pub(super) incoming: ReceiveBuffer,
     /// What we last said we take of its data.
     pub(super) told_max_data: u64,
@@ -107,6 +109,7 @@ impl Stream {
             outgoing: SendBuffer::default(),
             // What an end assumes until it is told; the other implementations assume the same.
             remote_max_data: STREAM_DATA_WINDOW,
+            remote_data_window: None,
             incoming: ReceiveBuffer::default(),
             told_max_data: STREAM_DATA_WINDOW,
             told_undeliverable: None,
@@ -237,6 +240,17 @@ impl Stream {
         self.remote_total_received = self.remote_total_received.max(total_received);
         if before != (self.remote_receive_max, self.remote_total_received) {
             self.unreported.remote_max = true;
+        }
+    }
+
+    /// The other end takes data up to an offset. It takes more only when it has read something.
+    pub(super) fn set_remote_max_data(&mut self, max_offset: u64) {
+        if self.outgoing.sent_to() == 0 {
+            self.remote_data_window = self.remote_data_window.max(Some(max_offset));
+        }
+        self.remote_max_data = self.remote_max_data.max(max_offset);
+        if let Some(window) = self.remote_data_window {
+            self.outgoing.was_read(max_offset.saturating_sub(window));
         }
     }
 
