@@ -21,8 +21,10 @@
 //! - A connection that had to make room for another may come back with the next packet of its payer.
 //!   It is then a new one: totals begin at nothing, and so does its stream's limit.
 
+mod payee;
+mod recent;
+
 use std::{
-    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -30,7 +32,6 @@ use std::{
 use anyhow::Result;
 use async_trait::async_trait;
 use codius_ledger::{Account, Asset, Rate};
-use codius_manifest::ManifestHash;
 use ilp_connector::{AccountId, Commit, Connector, Receiver, SpendLimit};
 use ilp_link::stream::{Observed, PacketSender, StreamConnection, SystemEntropy};
 use ilp_packet::{Address, ErrorCode, Prepare, Reject, Reply};
@@ -38,6 +39,7 @@ use ilp_stream::{
     Config, Connection, Keys, SharedSecret, StreamErrorCode, StreamId,
     server::{Credentials, Opened, ServerSecret},
 };
+use recent::Recent;
 use ring::hmac;
 use thiserror::Error;
 use tokio::time::timeout;
@@ -48,53 +50,18 @@ use crate::{
     till,
 };
 
+pub(crate) use payee::Payee;
+
 /// The segment of the connector's address below which pointers are paid.
 const SEGMENT: &str = "spsp";
 /// Makes the secret of this server from the host's, so that no token of an order is one of ours.
 const SECRET_LABEL: &[u8] = b"codius_spsp";
-/// Bytes of a token that make each query's secret its own.
-const NONCE_LEN: usize = 12;
 /// Connections at a time; over it, the one that was quiet for longest is closed.
 const MAX_CONNECTIONS: usize = 1024;
 /// A connection ends after this long without an authentic packet, as the JavaScript payer's does.
 const IDLE_TIMEOUT_MILLIS: u64 = 60_000;
 /// How long the other end may take to hear that a connection is over.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// Who is paid.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Payee {
-    /// The operator, who gives nothing for it.
-    Host,
-    /// The program, which runs longer.
-    Lease(ManifestHash),
-}
-
-impl Payee {
-    const HOST: u8 = 0;
-    const LEASE: u8 = 1;
-
-    /// What a token says: the kind, a nonce, and for a lease its hash.
-    fn tag(self, nonce: [u8; NONCE_LEN]) -> Vec<u8> {
-        let (kind, hash): (u8, &[u8]) = match &self {
-            Self::Host => (Self::HOST, &[]),
-            Self::Lease(hash) => (Self::LEASE, hash.as_bytes()),
-        };
-        [&[kind], &nonce[..], hash].concat()
-    }
-
-    fn of_tag(tag: &[u8]) -> Option<Self> {
-        let (kind, rest) = tag.split_first()?;
-        let (_nonce, hash) = rest.split_first_chunk::<NONCE_LEN>()?;
-        match (*kind, hash) {
-            (Self::HOST, []) => Some(Self::Host),
-            (Self::LEASE, hash) => {
-                Some(Self::Lease(ManifestHash::from_bytes(hash.try_into().ok()?)))
-            }
-            _ => None,
-        }
-    }
-}
 
 /// Why a pointer cannot be paid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -409,111 +376,4 @@ impl PacketSender for News {
 
 fn lock<T>(recent: &Mutex<Recent<T>>) -> MutexGuard<'_, Recent<T>> {
     recent.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A bounded number of things by name. When there are too many, the one that was asked for least
-/// recently has to go: those who take up places can keep them only as long as they keep asking faster
-/// than an honest payer does.
-struct Recent<T> {
-    most: usize,
-    by_name: HashMap<String, (u64, T)>,
-    /// Counts what was asked for.
-    clock: u64,
-}
-
-impl<T> Recent<T> {
-    fn new(most: usize) -> Self {
-        Self {
-            most,
-            by_name: HashMap::new(),
-            clock: 0,
-        }
-    }
-
-    fn get(&mut self, name: &str) -> Option<&T> {
-        self.clock += 1;
-        let (asked, it) = self.by_name.get_mut(name)?;
-        *asked = self.clock;
-        Some(it)
-    }
-
-    /// Puts something there, and gives back what has to go for it.
-    fn insert(&mut self, name: String, it: T) -> Option<T> {
-        let is_full = self.by_name.len() >= self.most && !self.by_name.contains_key(&name);
-        let oldest = is_full.then(|| {
-            let (name, _) = self.by_name.iter().min_by_key(|(_, (asked, _))| *asked)?;
-            let name = name.clone();
-            self.by_name.remove(&name)
-        });
-        self.clock += 1;
-        let replaced = self.by_name.insert(name, (self.clock, it));
-        oldest.flatten().or(replaced).map(|(_, it)| it)
-    }
-
-    /// Takes something away, if it is what the name still stands for.
-    fn remove(&mut self, name: &str, is_it: impl FnOnce(&T) -> bool) {
-        if self.by_name.get(name).is_some_and(|(_, it)| is_it(it)) {
-            self.by_name.remove(name);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn hash(byte: u8) -> ManifestHash {
-        ManifestHash::from_bytes([byte; 32])
-    }
-
-    #[test]
-    fn a_tag_says_who_is_paid_and_its_nonce_is_in_it() {
-        for payee in [Payee::Host, Payee::Lease(hash(7))] {
-            let (one, two) = (payee.tag([1; NONCE_LEN]), payee.tag([2; NONCE_LEN]));
-            assert_ne!(one, two);
-            for tag in [one, two] {
-                assert_eq!(Payee::of_tag(&tag), Some(payee));
-                // Neither more nor less.
-                assert_eq!(Payee::of_tag(&tag[..tag.len() - 1]), None);
-                assert_eq!(Payee::of_tag(&[&tag[..], &[0]].concat()), None);
-            }
-        }
-        assert_eq!(Payee::of_tag(&[2; 1 + NONCE_LEN]), None);
-        assert_eq!(Payee::of_tag(&[]), None);
-    }
-
-    #[test]
-    fn a_tag_survives_the_token_and_other_tokens_are_not_heard() {
-        let server = ServerSecret::new(&[1; 32]);
-        let tag = Payee::Lease(hash(9)).tag([5; NONCE_LEN]);
-        let token = server.generate(&tag).unwrap().token;
-        let opened = server.open(&token).unwrap();
-        assert_eq!(Payee::of_tag(&opened.tag), Some(Payee::Lease(hash(9))));
-        // An order's tag is 32 bytes, whatever they are.
-        for kind in [Payee::HOST, Payee::LEASE] {
-            assert_eq!(Payee::of_tag(&[kind; 32]), None);
-        }
-    }
-
-    #[test]
-    fn the_one_that_was_quiet_for_longest_has_to_go() {
-        let mut recent = Recent::new(3);
-        for (name, it) in [("a", 1), ("b", 2), ("c", 3)] {
-            assert_eq!(recent.insert(name.to_owned(), it), None);
-        }
-        assert_eq!(recent.get("a"), Some(&1));
-        assert_eq!(recent.insert("d".to_owned(), 4), Some(2));
-        assert_eq!(recent.get("b"), None);
-        assert_eq!(
-            recent.insert("a".to_owned(), 5),
-            Some(1),
-            "replaced, and nobody else goes"
-        );
-        // What is gone and came back is not taken away by who held it before.
-        recent.remove("a", |it| *it == 1);
-        assert_eq!(recent.get("a"), Some(&5));
-        recent.remove("a", |it| *it == 5);
-        assert_eq!(recent.get("a"), None);
-        assert_eq!(recent.insert("e".to_owned(), 6), None);
-    }
 }
