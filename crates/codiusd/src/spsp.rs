@@ -9,20 +9,21 @@
 //!                                                 closed
 //! ```
 //!
-//! The token says what is paid and has a nonce of its own, so each query has its own secret. A packet
-//! for a lease is recorded for `lease:HASH`, one for the host for `earned`, before it is fulfilled. It
-//! is the lease that decides whether it takes a packet (`leases/top_up.rs`); what a stream may carry is
-//! only told so that payers need not try.
+//! The token says what is paid and has a nonce of its own (`terms.rs`), so each query has its own
+//! secret. A packet for a lease is recorded for `lease:HASH`, one for the host for `earned`, before it
+//! is fulfilled. It is the lease that decides whether it takes a packet (`leases/top_up.rs`); what a
+//! stream may carry is only told so that payers need not try.
 //!
 //! Traps:
 //! - What a stream takes is fixed when it is opened, because the room of a lease grows with every
 //!   millisecond that passes: a limit that followed it would be used up a few units at a time. A stream
 //!   that is full and wants more is closed, as RFC 9 has it, so that its payer does not wait for ever.
 //! - A connection that had to make room for another may come back with the next packet of its payer.
-//!   It is then a new one: totals begin at nothing, and so does its stream's limit.
+//!   It is then a new one: totals begin at nothing, and so does its stream's limit. Its receipts, too,
+//!   say less than those before: a verifier counts no unit twice, but may count less than was paid.
 
-mod payee;
 mod recent;
+mod terms;
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -36,7 +37,7 @@ use ilp_connector::{AccountId, Commit, Connector, Receiver, SpendLimit};
 use ilp_link::stream::{Observed, PacketSender, StreamConnection, SystemEntropy};
 use ilp_packet::{Address, ErrorCode, Prepare, Reject, Reply};
 use ilp_stream::{
-    Config, Connection, Keys, SharedSecret, StreamErrorCode, StreamId,
+    Config, Connection, Keys, ReceiptKey, SharedSecret, StreamErrorCode, StreamId,
     server::{Credentials, Opened, ServerSecret},
 };
 use recent::Recent;
@@ -50,7 +51,7 @@ use crate::{
     till,
 };
 
-pub(crate) use payee::Payee;
+pub(crate) use terms::{Payee, Terms};
 
 /// The segment of the connector's address below which pointers are paid.
 const SEGMENT: &str = "spsp";
@@ -122,8 +123,8 @@ impl Spsp {
     }
 
     /// Where and with which secret a payee can be paid: another one for each query.
-    pub(crate) fn destination(&self, payee: Payee) -> Result<Destination, NotPayable> {
-        if let Payee::Lease(hash) = payee {
+    pub(crate) fn destination(&self, terms: &Terms) -> Result<Destination, NotPayable> {
+        if let Payee::Lease(hash) = terms.payee {
             let shown = self.leases.shown(&hash).ok_or(NotPayable::NotRunning)?;
             if shown.is_free() {
                 return Err(NotPayable::Free);
@@ -132,10 +133,9 @@ impl Spsp {
         let Credentials {
             token,
             shared_secret,
-        } = self
-            .secret
-            .generate(&payee.tag(rand::random()))
-            .expect("a kind, a nonce and a hash are no longer than a tag may be");
+        } = self.secret.generate(&terms.tag(rand::random())).expect(
+            "a kind, a nonce, a hash and what receipts need are no longer than a tag may be",
+        );
         let address = self.address().and_then(|it| it.with_suffix(&token).ok());
         let address = address.ok_or(NotPayable::NoAddress)?;
         Ok(Destination {
@@ -158,7 +158,7 @@ impl Spsp {
             return Some(Arc::clone(known));
         }
         let Opened { tag, shared_secret } = self.secret.open(token)?;
-        let payee = Payee::of_tag(&tag)?;
+        let Terms { payee, receipts } = Terms::of_tag(&tag)?;
         if !self.is_payable(payee) || Keys::new(&shared_secret.0).open(&prepare.data).is_err() {
             return None;
         }
@@ -169,7 +169,7 @@ impl Spsp {
         }
         let inflow = Arc::new(Inflow {
             payee,
-            connection: self.connect(token, &shared_secret),
+            connection: self.connect(token, &shared_secret, receipts),
         });
         let quietest = connections.insert(token.to_owned(), Arc::clone(&inflow));
         drop(connections);
@@ -187,12 +187,18 @@ impl Spsp {
         Some(inflow)
     }
 
-    fn connect(&self, token: &str, shared_secret: &SharedSecret) -> StreamConnection {
+    fn connect(
+        &self,
+        token: &str,
+        shared_secret: &SharedSecret,
+        receipts: Option<ReceiptKey>,
+    ) -> StreamConnection {
         let clock = self.connector.clock();
         let config = Config {
             local_address: self.address().and_then(|it| it.with_suffix(token).ok()),
             asset: Some(till::asset_details(&self.asset)),
             idle_timeout_millis: IDLE_TIMEOUT_MILLIS,
+            receipts,
             ..Config::default()
         };
         let machine =

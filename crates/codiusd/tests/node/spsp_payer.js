@@ -3,6 +3,7 @@
 // ILP_BTP_SERVER. Prints lines of JSON.
 //
 //   pay POINTER AMOUNT             {sent, error}
+//   prove POINTER AMOUNT           {enabled, sent, receipt}
 //   drip POINTER STEP CONNECTIONS  {sent} after every packet, and {sent, errors} when each of the
 //                                  connections has been refused: payments of STEP, one after the other
 //
@@ -21,6 +22,29 @@ async function pay (pointer, sourceAmount) {
   } catch (error) {
     print({ sent: error.totalSent || '0', error: error.message })
   }
+}
+
+async function open (plugin, response) {
+  await plugin.connect()
+  return createConnection({
+    plugin,
+    destinationAccount: response.destination_account,
+    sharedSecret: Buffer.from(response.shared_secret, 'base64')
+  })
+}
+
+// Through the URL of a verifier, which says nothing of the media type; `SPSP.pay` wants one.
+async function prove (pointer, amount) {
+  const response = await SPSP.query(pointer)
+  const connection = await open(makePlugin(), response)
+  const stream = connection.createStream()
+  await stream.sendTotal(amount)
+  print({
+    enabled: response.receipts_enabled,
+    sent: stream.totalSent,
+    receipt: stream.receipt.toString('base64')
+  })
+  await connection.end()
 }
 
 async function drip (pointer, step, connections) {
@@ -47,14 +71,7 @@ async function drip (pointer, step, connections) {
   }
 
   const one = async () => {
-    const plugin = counting(makePlugin())
-    await plugin.connect()
-    const response = await SPSP.query(pointer)
-    const connection = await createConnection({
-      plugin,
-      destinationAccount: response.destination_account,
-      sharedSecret: Buffer.from(response.shared_secret, 'base64')
-    })
+    const connection = await open(counting(makePlugin()), await SPSP.query(pointer))
     const errors = []
     connection.on('error', error => errors.push(error.message))
     const stream = connection.createStream()
@@ -73,7 +90,11 @@ async function drip (pointer, step, connections) {
 }
 
 const [command, pointer, ...numbers] = process.argv.slice(2)
-const commands = { pay: () => pay(pointer, numbers[0]), drip: () => drip(pointer, ...numbers.map(Number)) }
+const commands = {
+  pay: () => pay(pointer, numbers[0]),
+  prove: () => prove(pointer, numbers[0]),
+  drip: () => drip(pointer, ...numbers.map(Number))
+}
 commands[command]().then(() => process.exit(0), error => {
   console.error(error)
   process.exit(1)
