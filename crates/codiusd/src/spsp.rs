@@ -233,7 +233,9 @@ impl Spsp {
                 Err(error @ (TopUpError::NotRunning | TopUpError::NoRoom)) => error,
             },
         };
-        // Nothing of this connection would be taken after that, and the answer says so.
+        // Nothing of this connection would be taken after that. It is over before the packet is
+        // answered, so that the answer says so, and nothing but the answer: the JavaScript payer leaves
+        // when it hears of it, and would wait for 35 s for an answer that comes later.
         inflow.end(StreamErrorCode::ApplicationError, &refused.to_string());
         Err(ErrorCode::FinalApplicationError)
     }
@@ -253,17 +255,14 @@ impl Receiver for Spsp {
                 "",
             ));
         };
-        if !self.is_payable(inflow.payee) {
-            let over = TopUpError::NotRunning.to_string();
-            inflow.end(StreamErrorCode::ApplicationError, &over);
-        }
         let record = || self.take(&inflow, commit);
         inflow.connection.incoming(&prepare, record).await
     }
 }
 
 impl Inflow {
-    /// Takes nothing any more. The other end hears of it, at the latest with its next packet.
+    /// Takes nothing any more. The other end hears of it in the reply to a packet that is being looked at,
+    /// or at once.
     fn end(&self, code: StreamErrorCode, message: &str) {
         self.connection
             .with(|machine, _| machine.close(code, message));

@@ -3,7 +3,12 @@
 
 mod support;
 
-use std::{net::TcpListener, path::Path, process::Stdio, time::Duration};
+use std::{
+    net::TcpListener,
+    path::Path,
+    process::Stdio,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use codius_api::{LeaseEventKind, Phase};
@@ -33,6 +38,9 @@ const PACKAGES: Packages<'_> = Packages {
 /// Above the payer's own patience of 60 s.
 const SCRIPT_TIMEOUT: Duration = Duration::from_secs(90);
 const PRICE_LIMIT: u64 = 1_000_000_000;
+/// How long it may take until all payers are refused. Below the 35 s for which they wait for an
+/// answer that does not come.
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(10);
 /// 16 bytes.
 const NONCE: &str = "AAAAAAAAAAAAAAAAAAAAAA==";
 const SPSP: &str = "application/spsp4+json, application/spsp+json";
@@ -85,8 +93,10 @@ impl Payer {
 
     /// Reads to the end: what was sent, and why each of its connections ended.
     async fn end(mut self) -> Result<(u64, Vec<String>)> {
+        let deadline = Instant::now() + REFUSAL_TIMEOUT;
         loop {
             let line = self.line().await?;
+            ensure!(Instant::now() < deadline, "it takes too long: {line}");
             if let Some(errors) = line["errors"].as_array() {
                 let errors = errors.iter().map(ToString::to_string).collect();
                 return Ok((units(&line["sent"])?, errors));
@@ -316,6 +326,16 @@ fn moved(before: u64, after: u64, funded_ms: u64) -> Result<()> {
     Ok(())
 }
 
+/// Each payer has heard why once, in the answer to its payment: one who hears it before is gone when the
+/// answer comes.
+fn refused_in_answers(errors: &[String], payers: usize, why: &str) -> Result<()> {
+    ensure!(errors.len() == payers, "{errors:?}");
+    for error in errors {
+        ensure!(error.matches(why).count() == 1, "{error}");
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn anyone_adds_to_a_lease_by_its_hash_and_not_a_unit_is_lost() -> Result<()> {
     let mut world = World::start(Settings {
@@ -400,7 +420,15 @@ async fn anyone_adds_to_a_lease_by_its_hash_and_not_a_unit_is_lost() -> Result<(
         "the expiry moved by {by} ms, and {proven} units pay for {least} ms"
     );
 
-    // Nobody pays further ahead than the host takes money for.
+    // Nobody pays further ahead than the host takes money for: not four payers together, each of whom
+    // alone would have room for its payments,
+    let arguments = ["drip", &pointer(&world), "50000", "4"];
+    let payers = Payer::start(&world, npm, &arguments)?;
+    let (filled, errors) = payers.end().await?;
+    ensure!(filled > 0, "nothing was taken: {errors:?}");
+    refused_in_answers(&errors, 4, "paid as far ahead as this host takes money for")?;
+    paid.push(filled);
+    // nor one that wants to pay a lot.
     let (filled, error) = pay(&world, npm, &pointer(&world), 1_000_000_000_000).await?;
     ensure!(filled > 0 && error.is_some(), "{filled} {error:?}");
     paid.push(filled);
@@ -425,13 +453,7 @@ async fn anyone_adds_to_a_lease_by_its_hash_and_not_a_unit_is_lost() -> Result<(
     // Whatever it answers, it ends.
     let _ = world.visit(&hash.to_string(), "/").await?;
     let (dripped, errors) = payers.end().await?;
-    ensure!(errors.len() == 8, "{errors:?}");
-    ensure!(
-        errors
-            .iter()
-            .all(|error| error.contains("does not run here")),
-        "{errors:?}"
-    );
+    refused_in_answers(&errors, 8, "does not run here")?;
     paid.push(dripped);
     world.nothing_remains().await?;
     is_no_receiver(&pointer(&world)).await?;

@@ -5,7 +5,9 @@
 //   pay POINTER AMOUNT             {sent, error}
 //   prove POINTER AMOUNT           {enabled, sent, receipt}
 //   drip POINTER STEP CONNECTIONS  {sent} after every packet, and {sent, errors} when each of the
-//                                  connections has been refused: payments of STEP, one after the other
+//                                  connections has been refused: payments of STEP, one after the other.
+//                                  Who is refused leaves at once, and waits for 35 s for an answer that
+//                                  comes too late
 //
 // What drip has sent is counted where it is certain: at the Fulfills that came back.
 const IlpPacket = require('ilp-packet')
@@ -71,9 +73,13 @@ async function drip (pointer, step, connections) {
   }
 
   const one = async () => {
-    const connection = await open(counting(makePlugin()), await SPSP.query(pointer))
+    const plugin = counting(makePlugin())
+    const connection = await open(plugin, await SPSP.query(pointer))
     const errors = []
-    connection.on('error', error => errors.push(error.message))
+    connection.on('error', error => {
+      errors.push(error.message)
+      plugin.disconnect()
+    })
     const stream = connection.createStream()
     stream.on('error', error => errors.push(error.message))
     try {

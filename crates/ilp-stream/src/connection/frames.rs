@@ -261,11 +261,19 @@ impl Connection {
     pub(super) fn reply_frames(&mut self, introduced: bool) -> Vec<Frame> {
         match &self.state {
             State::Fresh | State::Connected => {}
-            State::Closing { code, message, .. } => {
-                return vec![Frame::ConnectionClose {
-                    code: *code,
-                    message: message.clone(),
-                }];
+            State::Closing {
+                reason,
+                code,
+                message,
+                in_flight,
+            } => {
+                let (reason, code, message) = (reason.clone(), *code, message.clone());
+                if !in_flight {
+                    // It is told with this, and to an end that listens. A packet of ours could come
+                    // before the reply, and make the other end leave without it.
+                    self.closed(reason);
+                }
+                return vec![Frame::ConnectionClose { code, message }];
             }
             State::Closed { reason } => {
                 let (code, message) = match reason {

@@ -86,6 +86,7 @@ impl Connection {
             in_flight: false,
             ..
         } = &self.state
+            && self.pending_packets == 0
         {
             let (destination, code, message) = (destination.clone(), *code, message.clone());
             let close = Frame::ConnectionClose { code, message };
@@ -150,7 +151,8 @@ impl Connection {
                     })
                     || self.packets_too_small().is_some()
             }
-            State::Closing { in_flight, .. } => !in_flight,
+            // Who waits for a reply of ours hears it there.
+            State::Closing { in_flight, .. } => !in_flight && self.pending_packets == 0,
             State::Closed { .. } => false,
         }
     }
