@@ -14,27 +14,17 @@ use anyhow::{Context, Result, bail, ensure};
 use codius_api::{LeaseEventKind, Phase};
 use codius_ledger::{Account, Asset, Rate, Reason, Seconds};
 use codius_manifest::ManifestHash;
-use codius_testkit::{Background, Listen, Packages};
+use codius_testkit::{Background, Listen};
 use data_encoding::BASE64;
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
-use support::{Settings, World, document, hash_of, shell};
+use support::{PAYER, Settings, World, document, hash_of, shell};
 use tokio::{
     io::{AsyncBufReadExt, BufReader, Lines},
     process::{Child, ChildStdout, Command},
     time::timeout,
 };
 
-/// Exactly these were looked at when the behaviour of the payer was written down.
-const PACKAGES: Packages<'_> = Packages {
-    packages: &[
-        ("ilp-plugin", "3.5.4"),
-        ("ilp-protocol-spsp", "3.0.0"),
-        ("@coil/receipt-verifier", "1.0.3"),
-    ],
-    // The one that ilp-protocol-spsp asks for does not run on Node.js 18 and later.
-    overrides: &[("ilp-protocol-stream", "2.7.2-alpha.3")],
-};
 /// Above the payer's own patience of 60 s.
 const SCRIPT_TIMEOUT: Duration = Duration::from_secs(90);
 const PRICE_LIMIT: u64 = 1_000_000_000;
@@ -342,7 +332,7 @@ async fn anyone_adds_to_a_lease_by_its_hash_and_not_a_unit_is_lost() -> Result<(
         max_duration_secs: AHEAD_SECS,
         ..Settings::default()
     })?;
-    let npm = PACKAGES.install(Path::new(env!("CARGO_TARGET_TMPDIR")))?;
+    let npm = PAYER.install(Path::new(env!("CARGO_TARGET_TMPDIR")))?;
     let npm = npm.as_path();
     let busybox = world.busybox().await?;
     let rate = Rate::per_month("10".parse()?, &Asset::new("XRP", 9)?)?;
