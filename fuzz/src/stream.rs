@@ -225,6 +225,8 @@ impl End {
                 amount: transmit.prepare.amount,
             };
             assert!(transmit.prepare.expires_at > now);
+            // Who waits for a reply is told of the end in it.
+            assert!(self.accepted.is_empty() || self.connection.close_reason().is_none());
             let before = self.sent.insert(transmit.id, sent);
             assert!(before.is_none(), "an id is used once");
             assert!(self.sent.len() <= self.max_in_flight + MAX_TESTS + 1);

@@ -17,6 +17,7 @@ const INTEROP: &[&str] = &[
     "javascript_stream",
     "program",
     "spsp",
+    "tls",
     "uplink",
 ];
 

@@ -102,7 +102,7 @@ fn build(fuzz: &Path, targets: &[String]) -> Result<PathBuf> {
     // With a target triple the flags do not reach build scripts, which could not be linked with them.
     let triple = host_triple()?;
     let directory = build::target_dir().join("fuzz");
-    let status = Command::new(build::cargo_program())
+    let status = build::cargo_command()
         .args(["build", "--release", "--locked", "--target", &triple])
         .arg("--manifest-path")
         .arg(fuzz.join("Cargo.toml"))

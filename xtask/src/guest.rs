@@ -28,6 +28,8 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 
+use crate::build::cargo_command;
+
 /// The package whose only content is the name of the current kernel package.
 const KERNEL_METAPACKAGE: &str = "linux-image-cloud-amd64";
 /// Loaded before the agent says hello: what the control channel needs.
@@ -183,8 +185,7 @@ fn only_entry(directory: &Path) -> Result<PathBuf> {
 /// make cargo rebuild everything else.
 pub(crate) fn build_static(out_dir: &Path, package: &str) -> Result<PathBuf> {
     let target_dir = out_dir.with_file_name("guest-build");
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo)
+    let status = cargo_command()
         .args(["build", "--quiet", "-p", package, "--profile", "guest"])
         .args(["--target", GUEST_TARGET, "--target-dir"])
         .arg(&target_dir)

@@ -55,6 +55,11 @@ pub(crate) const JAVASCRIPT: &[Need] = &[
 pub(crate) const TEST: &[Need] = &[
     need("busybox", "busybox-static", "is what the test images hold"),
     need("unsquashfs", "squashfs-tools", "looks into block images"),
+    need(
+        "openssl",
+        "openssl",
+        "certifies a parent that is behind TLS",
+    ),
 ];
 
 /// Beyond that, comparing with others.

@@ -9,20 +9,23 @@
 //!                                                 closed
 //! ```
 //!
-//! The token says what is paid and has a nonce of its own, so each query has its own secret. A packet
-//! for a lease is recorded for `lease:HASH`, one for the host for `earned`, before it is fulfilled. It
-//! is the lease that decides whether it takes a packet (`leases/top_up.rs`); what a stream may carry is
-//! only told so that payers need not try.
+//! The token says what is paid and has a nonce of its own (`terms.rs`), so each query has its own
+//! secret. A packet for a lease is recorded for `lease:HASH`, one for the host for `earned`, before it
+//! is fulfilled. It is the lease that decides whether it takes a packet (`leases/top_up.rs`); what a
+//! stream may carry is only told so that payers need not try.
 //!
 //! Traps:
 //! - What a stream takes is fixed when it is opened, because the room of a lease grows with every
 //!   millisecond that passes: a limit that followed it would be used up a few units at a time. A stream
 //!   that is full and wants more is closed, as RFC 9 has it, so that its payer does not wait for ever.
 //! - A connection that had to make room for another may come back with the next packet of its payer.
-//!   It is then a new one: totals begin at nothing, and so does its stream's limit.
+//!   It is then a new one: totals begin at nothing, and so does its stream's limit. Its receipts, too,
+//!   say less than those before: a verifier counts no unit twice, but may count less than was paid.
+
+mod recent;
+mod terms;
 
 use std::{
-    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -30,14 +33,14 @@ use std::{
 use anyhow::Result;
 use async_trait::async_trait;
 use codius_ledger::{Account, Asset, Rate};
-use codius_manifest::ManifestHash;
 use ilp_connector::{AccountId, Commit, Connector, Receiver, SpendLimit};
 use ilp_link::stream::{Observed, PacketSender, StreamConnection, SystemEntropy};
 use ilp_packet::{Address, ErrorCode, Prepare, Reject, Reply};
 use ilp_stream::{
-    Config, Connection, Keys, SharedSecret, StreamErrorCode, StreamId,
+    Config, Connection, Keys, ReceiptKey, SharedSecret, StreamErrorCode, StreamId,
     server::{Credentials, Opened, ServerSecret},
 };
+use recent::Recent;
 use ring::hmac;
 use thiserror::Error;
 use tokio::time::timeout;
@@ -48,53 +51,18 @@ use crate::{
     till,
 };
 
+pub(crate) use terms::{Payee, Terms};
+
 /// The segment of the connector's address below which pointers are paid.
 const SEGMENT: &str = "spsp";
 /// Makes the secret of this server from the host's, so that no token of an order is one of ours.
 const SECRET_LABEL: &[u8] = b"codius_spsp";
-/// Bytes of a token that make each query's secret its own.
-const NONCE_LEN: usize = 12;
 /// Connections at a time; over it, the one that was quiet for longest is closed.
 const MAX_CONNECTIONS: usize = 1024;
 /// A connection ends after this long without an authentic packet, as the JavaScript payer's does.
 const IDLE_TIMEOUT_MILLIS: u64 = 60_000;
 /// How long the other end may take to hear that a connection is over.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// Who is paid.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Payee {
-    /// The operator, who gives nothing for it.
-    Host,
-    /// The program, which runs longer.
-    Lease(ManifestHash),
-}
-
-impl Payee {
-    const HOST: u8 = 0;
-    const LEASE: u8 = 1;
-
-    /// What a token says: the kind, a nonce, and for a lease its hash.
-    fn tag(self, nonce: [u8; NONCE_LEN]) -> Vec<u8> {
-        let (kind, hash): (u8, &[u8]) = match &self {
-            Self::Host => (Self::HOST, &[]),
-            Self::Lease(hash) => (Self::LEASE, hash.as_bytes()),
-        };
-        [&[kind], &nonce[..], hash].concat()
-    }
-
-    fn of_tag(tag: &[u8]) -> Option<Self> {
-        let (kind, rest) = tag.split_first()?;
-        let (_nonce, hash) = rest.split_first_chunk::<NONCE_LEN>()?;
-        match (*kind, hash) {
-            (Self::HOST, []) => Some(Self::Host),
-            (Self::LEASE, hash) => {
-                Some(Self::Lease(ManifestHash::from_bytes(hash.try_into().ok()?)))
-            }
-            _ => None,
-        }
-    }
-}
 
 /// Why a pointer cannot be paid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -155,8 +123,8 @@ impl Spsp {
     }
 
     /// Where and with which secret a payee can be paid: another one for each query.
-    pub(crate) fn destination(&self, payee: Payee) -> Result<Destination, NotPayable> {
-        if let Payee::Lease(hash) = payee {
+    pub(crate) fn destination(&self, terms: &Terms) -> Result<Destination, NotPayable> {
+        if let Payee::Lease(hash) = terms.payee {
             let shown = self.leases.shown(&hash).ok_or(NotPayable::NotRunning)?;
             if shown.is_free() {
                 return Err(NotPayable::Free);
@@ -165,10 +133,9 @@ impl Spsp {
         let Credentials {
             token,
             shared_secret,
-        } = self
-            .secret
-            .generate(&payee.tag(rand::random()))
-            .expect("a kind, a nonce and a hash are no longer than a tag may be");
+        } = self.secret.generate(&terms.tag(rand::random())).expect(
+            "a kind, a nonce, a hash and what receipts need are no longer than a tag may be",
+        );
         let address = self.address().and_then(|it| it.with_suffix(&token).ok());
         let address = address.ok_or(NotPayable::NoAddress)?;
         Ok(Destination {
@@ -191,7 +158,7 @@ impl Spsp {
             return Some(Arc::clone(known));
         }
         let Opened { tag, shared_secret } = self.secret.open(token)?;
-        let payee = Payee::of_tag(&tag)?;
+        let Terms { payee, receipts } = Terms::of_tag(&tag)?;
         if !self.is_payable(payee) || Keys::new(&shared_secret.0).open(&prepare.data).is_err() {
             return None;
         }
@@ -202,7 +169,7 @@ impl Spsp {
         }
         let inflow = Arc::new(Inflow {
             payee,
-            connection: self.connect(token, &shared_secret),
+            connection: self.connect(token, &shared_secret, receipts),
         });
         let quietest = connections.insert(token.to_owned(), Arc::clone(&inflow));
         drop(connections);
@@ -220,12 +187,18 @@ impl Spsp {
         Some(inflow)
     }
 
-    fn connect(&self, token: &str, shared_secret: &SharedSecret) -> StreamConnection {
+    fn connect(
+        &self,
+        token: &str,
+        shared_secret: &SharedSecret,
+        receipts: Option<ReceiptKey>,
+    ) -> StreamConnection {
         let clock = self.connector.clock();
         let config = Config {
             local_address: self.address().and_then(|it| it.with_suffix(token).ok()),
             asset: Some(till::asset_details(&self.asset)),
             idle_timeout_millis: IDLE_TIMEOUT_MILLIS,
+            receipts,
             ..Config::default()
         };
         let machine =
@@ -260,7 +233,9 @@ impl Spsp {
                 Err(error @ (TopUpError::NotRunning | TopUpError::NoRoom)) => error,
             },
         };
-        // Nothing of this connection would be taken after that, and the answer says so.
+        // Nothing of this connection would be taken after that. It is over before the packet is
+        // answered, so that the answer says so, and nothing but the answer: the JavaScript payer leaves
+        // when it hears of it, and would wait for 35 s for an answer that comes later.
         inflow.end(StreamErrorCode::ApplicationError, &refused.to_string());
         Err(ErrorCode::FinalApplicationError)
     }
@@ -280,17 +255,14 @@ impl Receiver for Spsp {
                 "",
             ));
         };
-        if !self.is_payable(inflow.payee) {
-            let over = TopUpError::NotRunning.to_string();
-            inflow.end(StreamErrorCode::ApplicationError, &over);
-        }
         let record = || self.take(&inflow, commit);
         inflow.connection.incoming(&prepare, record).await
     }
 }
 
 impl Inflow {
-    /// Takes nothing any more. The other end hears of it, at the latest with its next packet.
+    /// Takes nothing any more. The other end hears of it in the reply to a packet that is being looked at,
+    /// or at once.
     fn end(&self, code: StreamErrorCode, message: &str) {
         self.connection
             .with(|machine, _| machine.close(code, message));
@@ -409,111 +381,4 @@ impl PacketSender for News {
 
 fn lock<T>(recent: &Mutex<Recent<T>>) -> MutexGuard<'_, Recent<T>> {
     recent.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A bounded number of things by name. When there are too many, the one that was asked for least
-/// recently has to go: those who take up places can keep them only as long as they keep asking faster
-/// than an honest payer does.
-struct Recent<T> {
-    most: usize,
-    by_name: HashMap<String, (u64, T)>,
-    /// Counts what was asked for.
-    clock: u64,
-}
-
-impl<T> Recent<T> {
-    fn new(most: usize) -> Self {
-        Self {
-            most,
-            by_name: HashMap::new(),
-            clock: 0,
-        }
-    }
-
-    fn get(&mut self, name: &str) -> Option<&T> {
-        self.clock += 1;
-        let (asked, it) = self.by_name.get_mut(name)?;
-        *asked = self.clock;
-        Some(it)
-    }
-
-    /// Puts something there, and gives back what has to go for it.
-    fn insert(&mut self, name: String, it: T) -> Option<T> {
-        let is_full = self.by_name.len() >= self.most && !self.by_name.contains_key(&name);
-        let oldest = is_full.then(|| {
-            let (name, _) = self.by_name.iter().min_by_key(|(_, (asked, _))| *asked)?;
-            let name = name.clone();
-            self.by_name.remove(&name)
-        });
-        self.clock += 1;
-        let replaced = self.by_name.insert(name, (self.clock, it));
-        oldest.flatten().or(replaced).map(|(_, it)| it)
-    }
-
-    /// Takes something away, if it is what the name still stands for.
-    fn remove(&mut self, name: &str, is_it: impl FnOnce(&T) -> bool) {
-        if self.by_name.get(name).is_some_and(|(_, it)| is_it(it)) {
-            self.by_name.remove(name);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn hash(byte: u8) -> ManifestHash {
-        ManifestHash::from_bytes([byte; 32])
-    }
-
-    #[test]
-    fn a_tag_says_who_is_paid_and_its_nonce_is_in_it() {
-        for payee in [Payee::Host, Payee::Lease(hash(7))] {
-            let (one, two) = (payee.tag([1; NONCE_LEN]), payee.tag([2; NONCE_LEN]));
-            assert_ne!(one, two);
-            for tag in [one, two] {
-                assert_eq!(Payee::of_tag(&tag), Some(payee));
-                // Neither more nor less.
-                assert_eq!(Payee::of_tag(&tag[..tag.len() - 1]), None);
-                assert_eq!(Payee::of_tag(&[&tag[..], &[0]].concat()), None);
-            }
-        }
-        assert_eq!(Payee::of_tag(&[2; 1 + NONCE_LEN]), None);
-        assert_eq!(Payee::of_tag(&[]), None);
-    }
-
-    #[test]
-    fn a_tag_survives_the_token_and_other_tokens_are_not_heard() {
-        let server = ServerSecret::new(&[1; 32]);
-        let tag = Payee::Lease(hash(9)).tag([5; NONCE_LEN]);
-        let token = server.generate(&tag).unwrap().token;
-        let opened = server.open(&token).unwrap();
-        assert_eq!(Payee::of_tag(&opened.tag), Some(Payee::Lease(hash(9))));
-        // An order's tag is 32 bytes, whatever they are.
-        for kind in [Payee::HOST, Payee::LEASE] {
-            assert_eq!(Payee::of_tag(&[kind; 32]), None);
-        }
-    }
-
-    #[test]
-    fn the_one_that_was_quiet_for_longest_has_to_go() {
-        let mut recent = Recent::new(3);
-        for (name, it) in [("a", 1), ("b", 2), ("c", 3)] {
-            assert_eq!(recent.insert(name.to_owned(), it), None);
-        }
-        assert_eq!(recent.get("a"), Some(&1));
-        assert_eq!(recent.insert("d".to_owned(), 4), Some(2));
-        assert_eq!(recent.get("b"), None);
-        assert_eq!(
-            recent.insert("a".to_owned(), 5),
-            Some(1),
-            "replaced, and nobody else goes"
-        );
-        // What is gone and came back is not taken away by who held it before.
-        recent.remove("a", |it| *it == 1);
-        assert_eq!(recent.get("a"), Some(&5));
-        recent.remove("a", |it| *it == 5);
-        assert_eq!(recent.get("a"), None);
-        assert_eq!(recent.insert("e".to_owned(), 6), None);
-    }
 }

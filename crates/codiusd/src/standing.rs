@@ -105,8 +105,13 @@ impl Standing {
                 Ok(standing) => return Ok(standing),
                 Err(error) => error,
             };
+            let next = if is_untrusted(&error) {
+                "have this machine trust its certificate, or name who signed it by SSL_CERT_FILE"
+            } else {
+                "start it"
+            };
             tracing::warn!(
-                "waiting for the Interledger parent (moneyd, for example) at {url}: {error:#}; start it, or \
+                "waiting for the Interledger parent (moneyd, for example) at {url}: {error:#}; {next}, or \
                  correct interledger.parent"
             );
             tokio::time::sleep(WAITS[failures.min(WAITS.len() - 1)]).await;
@@ -160,6 +165,15 @@ async fn configuration(url: &BtpUrl) -> Result<Standing> {
     // An asset that the books cannot hold is found out here, and not when the first money comes.
     standing.asset().context("the parent's asset")?;
     Ok(standing)
+}
+
+/// Whether it has answered, with a certificate that proves nothing to us.
+fn is_untrusted(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let within = cause.downcast_ref().and_then(std::io::Error::get_ref);
+        let tls = within.and_then(|it| it.downcast_ref::<rustls::Error>());
+        matches!(tls, Some(rustls::Error::InvalidCertificate(_)))
+    })
 }
 
 /// The parent's URL with the secret for it.

@@ -1,5 +1,6 @@
 //! An unmodified Node.js program in a pod: `ilp-plugin` with its defaults takes money through SPSP at the
-//! program's own URL, spends it, and finds the rest again after the pod expired and was uploaded anew.
+//! program's own URL, spends it, also on its own time, and finds the rest again after the pod expired and
+//! was uploaded anew.
 
 mod support;
 
@@ -11,6 +12,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use codius_ledger::{Asset, Rate};
 use codius_manifest::ManifestHash;
 use codius_testkit::{Background, Listen, NODE, Packages, node_program};
 use reqwest::Method;
@@ -46,6 +48,10 @@ const OVERSPENDING_MS: u64 = 15_000;
 /// What is bought at first, and what there must be before anything slow is asked of the program.
 const LEASE_SECS: u64 = 45;
 const RESERVE_SECS: u64 = 40;
+/// What it pays for its own time.
+const OWN_RENT: u64 = 50_000;
+/// Between two readings of clocks that are not the same, and a request in between.
+const CLOCKS_MS: u64 = 50;
 const PRICE_LIMIT: u64 = 1_000_000_000;
 const BTP_PORT: u16 = 7768;
 const PROGRAM_PORT: u16 = 8080;
@@ -156,6 +162,32 @@ async fn send(
     ask(world, hash, Method::POST, "/send", &query).await
 }
 
+/// The program pays the payment pointer of its own lease, whose address somebody outside has asked for,
+/// because a pod does not reach its host's API.
+async fn extends_itself(world: &World, hash: &ManifestHash) -> Result<()> {
+    let rate = Rate::per_month("10".parse()?, &Asset::new("XRP", 9)?)?;
+    let pointer = format!("{}/{hash}", world.api.replace("localhost", "127.0.0.1"));
+    let query = reqwest::Client::new().get(pointer);
+    let query = query.header("Accept", "application/spsp4+json");
+    let found: Value = serde_json::from_str(&query.send().await?.text().await?)?;
+    let lease = json!({ "to": found["destination_account"], "secret": found["shared_secret"] });
+    let expiry = async || -> Result<u64> { Ok(world.client().pod(hash).await?.expiry.get()) };
+
+    let before = expiry().await?;
+    let sent = send(world, hash, &lease, &OWN_RENT.to_string(), 60_000).await?;
+    ensure!(
+        sent == json!({ "outcome": "sent", "sent": OWN_RENT.to_string() }),
+        "{sent}"
+    );
+    let by = expiry().await?.saturating_sub(before);
+    let paid_for = rate.funded_ms(OWN_RENT).context("free")?;
+    ensure!(
+        by.abs_diff(paid_for) <= CLOCKS_MS,
+        "the expiry moved by {by} ms and not by {paid_for}"
+    );
+    Ok(())
+}
+
 /// The balance of the program and what the shop has, once both know of the last packet.
 fn last_total(shop: &Background, expected: u64) -> Result<()> {
     loop {
@@ -250,15 +282,15 @@ async fn live(world: &mut World, inside: &Path, modules: PathBuf) -> Result<()> 
     // It takes money at its own URL.
     let port = world.api.rsplit(':').next().context("no port")?;
     let url = format!("http://{hash}.localhost:{port}/.well-known/pay");
-    let paid = outside.run(&["pay", &url, "7000"])?;
-    ensure!(paid["totalSent"] == "7000", "{paid}");
+    let paid = outside.run(&["pay", &url, "57000"])?;
+    ensure!(paid["totalSent"] == "57000", "{paid}");
     let destination = paid["destination"].as_str().context("no destination")?;
     ensure!(
         destination.starts_with(&format!("{address}.")),
         "{destination} is not of {address}"
     );
     let received = ask(world, &hash, Method::GET, "/received", &[]).await?;
-    ensure!(received["received"] == 7000, "{received}");
+    ensure!(received["received"] == 57_000, "{received}");
 
     // It spends a part of it.
     rent += reserve(world, &hash).await?;
@@ -268,6 +300,8 @@ async fn live(world: &mut World, inside: &Path, modules: PathBuf) -> Result<()> 
         "{sent}"
     );
     last_total(&shop, 500)?;
+    rent += reserve(world, &hash).await?;
+    extends_itself(world, &hash).await?;
     money_keeps_apart(world, &hash, address).await?;
 
     // Its pod ends; the money stays, and is the program's when it is uploaded again.
@@ -301,8 +335,15 @@ async fn live(world: &mut World, inside: &Path, modules: PathBuf) -> Result<()> 
         of_name.map(|(_, balance)| balance).sum()
     };
     let (rent, last) = (i64::try_from(rent)?, i64::try_from(last)?);
+    let own_rent = i64::try_from(OWN_RENT)?;
     ensure!(of(&format!("pod:{hash}")) == 4000 - last, "{balances:?}");
-    ensure!(of("earned") + of("owed:") == rent, "{balances:?}");
-    ensure!(of("local:clients") == -rent - 4000 + last, "{balances:?}");
+    ensure!(
+        of("earned") + of("owed:") == rent + own_rent,
+        "{balances:?}"
+    );
+    ensure!(
+        of("local:clients") == -rent - own_rent - 4000 + last,
+        "{balances:?}"
+    );
     Ok(())
 }

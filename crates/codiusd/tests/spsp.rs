@@ -3,56 +3,41 @@
 
 mod support;
 
-use std::{path::Path, process::Stdio, time::Duration};
+use std::{
+    net::TcpListener,
+    path::Path,
+    process::Stdio,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use codius_api::{LeaseEventKind, Phase};
 use codius_ledger::{Account, Asset, Rate, Reason, Seconds};
 use codius_manifest::ManifestHash;
+use codius_testkit::{Background, Listen};
+use data_encoding::BASE64;
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
-use support::{Settings, World, document, hash_of, shell};
-use tempfile::TempDir;
+use support::{PAYER, Settings, World, document, hash_of, shell};
 use tokio::{
     io::{AsyncBufReadExt, BufReader, Lines},
     process::{Child, ChildStdout, Command},
     time::timeout,
 };
 
-/// Exactly these were looked at when the behaviour of the payer was written down.
-const PACKAGES: [&str; 2] = ["ilp-plugin@3.5.4", "ilp-protocol-spsp@3.0.0"];
-/// The one that ilp-protocol-spsp asks for does not run on Node.js 18 and later.
-const PACKAGE_JSON: &str =
-    r#"{"private":true,"overrides":{"ilp-protocol-stream":"2.7.2-alpha.3"}}"#;
-const INSTALL_TIMEOUT: Duration = Duration::from_secs(180);
 /// Above the payer's own patience of 60 s.
 const SCRIPT_TIMEOUT: Duration = Duration::from_secs(90);
 const PRICE_LIMIT: u64 = 1_000_000_000;
+/// How long it may take until all payers are refused. Below the 35 s for which they wait for an
+/// answer that does not come.
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(10);
+/// 16 bytes.
+const NONCE: &str = "AAAAAAAAAAAAAAAAAAAAAA==";
 const SPSP: &str = "application/spsp4+json, application/spsp+json";
 /// Between two readings of clocks that are not the same, and a request in between.
 const CLOCKS_MS: u64 = 50;
 /// The most that may be paid ahead.
 const AHEAD_SECS: u64 = 600;
-
-async fn installed() -> Result<TempDir> {
-    let directory = tempfile::Builder::new().prefix("codius-spsp-").tempdir()?;
-    std::fs::write(directory.path().join("package.json"), PACKAGE_JSON)?;
-    let mut npm = Command::new("npm");
-    npm.args(["install", "--no-audit", "--no-fund", "--ignore-scripts"])
-        .arg("--loglevel=error")
-        .args(PACKAGES)
-        .current_dir(directory.path())
-        .kill_on_drop(true);
-    let output = timeout(INSTALL_TIMEOUT, npm.output())
-        .await
-        .context("npm takes too long")?
-        .context("npm cannot be started; install the Debian package `npm`")?;
-    let errors = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "npm install failed: {errors}");
-    let script = include_str!("node/spsp_payer.js");
-    std::fs::write(directory.path().join("payer.js"), script)?;
-    Ok(directory)
-}
 
 /// A JavaScript payer at work.
 struct Payer {
@@ -61,11 +46,11 @@ struct Payer {
 }
 
 impl Payer {
-    fn start(world: &World, directory: &Path, arguments: &[&str]) -> Result<Self> {
+    fn start(world: &World, modules: &Path, arguments: &[&str]) -> Result<Self> {
         let mut process = Command::new("node")
-            .arg("payer.js")
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/node/spsp_payer.js"))
             .args(arguments)
-            .current_dir(directory)
+            .env("NODE_PATH", modules)
             .env("ILP_BTP_SERVER", &world.interledger)
             .stdout(Stdio::piped())
             .kill_on_drop(true)
@@ -98,8 +83,10 @@ impl Payer {
 
     /// Reads to the end: what was sent, and why each of its connections ended.
     async fn end(mut self) -> Result<(u64, Vec<String>)> {
+        let deadline = Instant::now() + REFUSAL_TIMEOUT;
         loop {
             let line = self.line().await?;
+            ensure!(Instant::now() < deadline, "it takes too long: {line}");
             if let Some(errors) = line["errors"].as_array() {
                 let errors = errors.iter().map(ToString::to_string).collect();
                 return Ok((units(&line["sent"])?, errors));
@@ -124,12 +111,12 @@ impl Payer {
 /// `ilp-protocol-spsp`'s `pay`: what it sent, and its error.
 async fn pay(
     world: &World,
-    directory: &Path,
+    modules: &Path,
     pointer: &str,
     amount: u64,
 ) -> Result<(u64, Option<String>)> {
     let arguments = ["pay", pointer, &amount.to_string()];
-    let line = Payer::start(world, directory, &arguments)?.line().await?;
+    let line = Payer::start(world, modules, &arguments)?.line().await?;
     let error = line["error"].as_str().map(str::to_owned);
     Ok((units(&line["sent"])?, error))
 }
@@ -153,6 +140,24 @@ fn header<'a>(response: &'a Response, name: &str) -> &'a str {
     value
         .and_then(|value| value.to_str().ok())
         .unwrap_or_default()
+}
+
+async fn is_refused(url: &str, headers: &[(&'static str, &str)], says: &str) -> Result<()> {
+    let mut request = reqwest::Client::new().get(url).header("Accept", SPSP);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let response = request.send().await?;
+    ensure!(
+        response.status() == 400 && header(&response, "content-type") == "application/spsp4+json",
+        "{response:?}"
+    );
+    let body: Value = response.json().await?;
+    ensure!(
+        body["id"] == "InvalidRequestError" && body["message"] == says,
+        "{body}"
+    );
+    Ok(())
 }
 
 /// A good answer to a query.
@@ -236,8 +241,18 @@ async fn pointers_are_answered(api: &str, hash: &ManifestHash) -> Result<()> {
                 "{refused:?}"
             );
         }
-        let with_query = ask(Method::GET, &format!("{url}?amount=5"), Some(SPSP)).await?;
-        ensure!(with_query.status() == 400, "{with_query:?}");
+        let with_query = format!("{url}?amount=5");
+        is_refused(&with_query, &[], "a payment pointer has no query string").await?;
+        let alone = "Receipt-Nonce is there without Receipt-Secret; receipts need both";
+        is_refused(url, &[("Receipt-Nonce", NONCE)], alone).await?;
+        let short = [("Receipt-Nonce", NONCE), ("Receipt-Secret", NONCE)];
+        let too_short = "Receipt-Secret is 16 bytes long and has to be 32";
+        is_refused(url, &short, too_short).await?;
+        let typed = [
+            ("Receipt-Nonce", "typed by hand"),
+            ("Receipt-Secret", NONCE),
+        ];
+        is_refused(url, &typed, "Receipt-Nonce is not base64").await?;
     }
     ensure!(
         ask(Method::POST, &format!("{api}/favicon.ico"), None)
@@ -247,6 +262,48 @@ async fn pointers_are_answered(api: &str, hash: &ManifestHash) -> Result<()> {
     );
     is_no_receiver(&format!("{api}/favicon.ico")).await?;
     is_no_receiver(&format!("{api}/{}", ManifestHash::from_bytes([9; 32]))).await
+}
+
+/// A real verifier stands between payer and host: what it counts is what was paid, and it counts that
+/// once.
+async fn receipts_are_proof(world: &World, modules: &Path, pointer: &str) -> Result<u64> {
+    const AMOUNT: u64 = 50_000;
+    let free = || Ok::<_, std::io::Error>(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port());
+    let (api, proxy) = (free()?, free()?);
+    let mut node = std::process::Command::new("node");
+    node.arg(modules.join("@coil/receipt-verifier/dist/index.js"))
+        .env("SPSP_ENDPOINT", pointer)
+        // In its own memory.
+        .env("REDIS_URI", "mock")
+        .env("VERIFIER_PORT", api.to_string())
+        .env("SPSP_PROXY_PORT", proxy.to_string());
+    let verifier = Background::start(&node, Listen::Output)?;
+    for _ in ["its API", "its pointer"] {
+        verifier.line_with("listening on port", SCRIPT_TIMEOUT)?;
+    }
+
+    let url = format!("http://127.0.0.1:{proxy}/");
+    let arguments = ["prove", &url, &AMOUNT.to_string()];
+    let proof = Payer::start(world, modules, &arguments)?.line().await?;
+    let sent = units(&proof["sent"])?;
+    ensure!(proof["enabled"] == true && sent == AMOUNT, "{proof}");
+    let receipt = proof["receipt"].as_str().context("no receipt")?;
+    let credit = async |receipt: String| -> Result<(u16, String)> {
+        let url = format!("http://127.0.0.1:{api}/balances/payer:creditReceipt");
+        let request = reqwest::Client::new().post(url).body(receipt);
+        let response = request.timeout(SCRIPT_TIMEOUT).send().await?;
+        Ok((response.status().as_u16(), response.text().await?))
+    };
+    // Byte 25 is the last one of the amount.
+    let mut more = BASE64.decode(receipt.as_bytes())?;
+    more[25] += 1;
+    let forged = credit(BASE64.encode(&more)).await?;
+    ensure!(forged == (400, "invalid hmac".to_owned()), "{forged:?}");
+    let credited = credit(receipt.to_owned()).await?;
+    ensure!(credited == (200, AMOUNT.to_string()), "{credited:?}");
+    let again = credit(receipt.to_owned()).await?;
+    ensure!(again == (400, "expired receipt".to_owned()), "{again:?}");
+    Ok(sent)
 }
 
 /// Compares how far an expiry has moved with the time that so much money pays for.
@@ -259,14 +316,26 @@ fn moved(before: u64, after: u64, funded_ms: u64) -> Result<()> {
     Ok(())
 }
 
+/// Each payer has heard why, and of the end of its connection not twice: the answer to its payment says so,
+/// and one who hears it before is gone when the answer comes.
+fn refused_in_answers(errors: &[String], payers: usize, why: &str) -> Result<()> {
+    ensure!(errors.len() == payers, "{errors:?}");
+    for error in errors {
+        let closes = error.matches("Remote connection error").count();
+        ensure!(error.contains(why) && closes <= 1, "{error}");
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn anyone_adds_to_a_lease_by_its_hash_and_not_a_unit_is_lost() -> Result<()> {
     let mut world = World::start(Settings {
         max_duration_secs: AHEAD_SECS,
         ..Settings::default()
     })?;
-    let (npm, busybox) = tokio::try_join!(installed(), world.busybox())?;
-    let npm = npm.path();
+    let npm = PAYER.install(Path::new(env!("CARGO_TARGET_TMPDIR")))?;
+    let npm = npm.as_path();
+    let busybox = world.busybox().await?;
     let rate = Rate::per_month("10".parse()?, &Asset::new("XRP", 9)?)?;
     let mut paid = Vec::new();
 
@@ -316,6 +385,12 @@ async fn anyone_adds_to_a_lease_by_its_hash_and_not_a_unit_is_lost() -> Result<(
     let (gift, error) = pay(&world, npm, &api(&world), 4321).await?;
     ensure!(gift == 4321 && error.is_none(), "{gift} {error:?}");
 
+    paid.push(receipts_are_proof(&world, npm, &pointer(&world)).await?);
+    let now_funded = rate.funded_ms(paid.iter().sum()).context("free")?;
+    let now = client.pod(&hash).await?.expiry.get();
+    moved(expiry, now, now_funded - funded)?;
+    (expiry, funded) = (now, now_funded);
+
     // Killed in the middle of a payment: what the payer has proof of is counted.
     const DROP: u64 = 1000;
     let arguments = ["drip", &pointer(&world), &DROP.to_string(), "1"];
@@ -336,7 +411,15 @@ async fn anyone_adds_to_a_lease_by_its_hash_and_not_a_unit_is_lost() -> Result<(
         "the expiry moved by {by} ms, and {proven} units pay for {least} ms"
     );
 
-    // Nobody pays further ahead than the host takes money for.
+    // Nobody pays further ahead than the host takes money for: not four payers together, each of whom
+    // alone would have room for its payments,
+    let arguments = ["drip", &pointer(&world), "50000", "4"];
+    let payers = Payer::start(&world, npm, &arguments)?;
+    let (filled, errors) = payers.end().await?;
+    ensure!(filled > 0, "nothing was taken: {errors:?}");
+    refused_in_answers(&errors, 4, "paid as far ahead as this host takes money for")?;
+    paid.push(filled);
+    // nor one that wants to pay a lot.
     let (filled, error) = pay(&world, npm, &pointer(&world), 1_000_000_000_000).await?;
     ensure!(filled > 0 && error.is_some(), "{filled} {error:?}");
     paid.push(filled);
@@ -361,13 +444,7 @@ async fn anyone_adds_to_a_lease_by_its_hash_and_not_a_unit_is_lost() -> Result<(
     // Whatever it answers, it ends.
     let _ = world.visit(&hash.to_string(), "/").await?;
     let (dripped, errors) = payers.end().await?;
-    ensure!(errors.len() == 8, "{errors:?}");
-    ensure!(
-        errors
-            .iter()
-            .all(|error| error.contains("does not run here")),
-        "{errors:?}"
-    );
+    refused_in_answers(&errors, 8, "does not run here")?;
     paid.push(dripped);
     world.nothing_remains().await?;
     is_no_receiver(&pointer(&world)).await?;

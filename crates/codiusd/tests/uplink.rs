@@ -2,100 +2,18 @@
 
 mod support;
 
-use std::{
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use codius_client::{ClientError, Wallet};
 use codius_testkit::{
-    Background, Listen, Moneyd, NetworkNamespace, Packages,
+    Moneyd, NetworkNamespace, Packages,
     moneyd::{MONEYD, MONEYD_OVERRIDE},
 };
 use serde_json::json;
-use support::{Settings, World, document, shell};
-use tokio::{
-    io::copy_bidirectional,
-    net::{TcpListener, UnixStream},
-    sync::broadcast,
-};
+use support::{Settings, World, bridge::Bridge, document, shell};
 
 const PRICE_LIMIT: u64 = 1_000_000_000;
-const MONEYD_PORT: &str = "7768";
-const BRIDGE_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// A port here that leads to moneyd in its own network, and that can be cut.
-struct Bridge {
-    address: SocketAddr,
-    open: Arc<AtomicBool>,
-    cut: broadcast::Sender<()>,
-    _far: Background,
-}
-
-impl Bridge {
-    async fn to(network: &NetworkNamespace, place: &Path) -> Result<Self> {
-        let (script, socket) = (place.join("bridge.js"), place.join("bridge.sock"));
-        std::fs::write(&script, include_str!("node/bridge.js"))?;
-        let mut command = network.command("node");
-        command.arg(&script).arg(&socket).arg(MONEYD_PORT);
-        let far = Background::start(&command, Listen::Output)?;
-        far.line_with("bridge ready", BRIDGE_TIMEOUT)?;
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
-        let address = listener.local_addr()?;
-        let open = Arc::new(AtomicBool::new(true));
-        let (cut, _) = broadcast::channel(1);
-        tokio::spawn(pass(listener, socket, Arc::clone(&open), cut.clone()));
-        Ok(Self {
-            address,
-            open,
-            cut,
-            _far: far,
-        })
-    }
-
-    fn url(&self) -> String {
-        format!("btp+ws://{}", self.address)
-    }
-
-    /// Breaks every connection, and refuses new ones.
-    fn cut(&self) {
-        self.open.store(false, Ordering::SeqCst);
-        let _ = self.cut.send(());
-    }
-
-    fn mend(&self) {
-        self.open.store(true, Ordering::SeqCst);
-    }
-}
-
-async fn pass(
-    listener: TcpListener,
-    socket: PathBuf,
-    open: Arc<AtomicBool>,
-    cut: broadcast::Sender<()>,
-) {
-    while let Ok((mut near, _)) = listener.accept().await {
-        if !open.load(Ordering::SeqCst) {
-            continue;
-        }
-        let (socket, mut cut) = (socket.clone(), cut.subscribe());
-        tokio::spawn(async move {
-            let Ok(mut far) = UnixStream::connect(&socket).await else {
-                return;
-            };
-            tokio::select! {
-                _ = copy_bidirectional(&mut near, &mut far) => {}
-                _ = cut.recv() => {}
-            }
-        });
-    }
-}
 
 fn balance(balances: &[(String, i64)], account: &str) -> i64 {
     let found = balances.iter().find(|(name, _)| name == account);

@@ -14,6 +14,9 @@ use pair::{FAIR, Pair, Side, Weather, bytes, config};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+/// After so long nobody waits for a reply any more, in which an end would be told.
+const IDLE_MILLIS: u64 = 500;
+
 #[test]
 fn the_payment_of_an_order_takes_four_packets() {
     let mut pair = Pair::new(1, FAIR);
@@ -310,6 +313,7 @@ fn the_streams_of_a_connection_end_with_it_in_one_packet() {
         .connection
         .close_stream(stream, StreamErrorCode::NoError, "sold out")
         .unwrap();
+    pair.run_for(IDLE_MILLIS);
     let before = pair.server.prepares;
     pair.server.connection.close(StreamErrorCode::NoError, "");
     pair.run_until("both are closed", |pair| {
@@ -328,6 +332,7 @@ fn the_streams_of_a_connection_end_with_it_in_one_packet() {
 fn the_end_of_a_connection_is_told_again_while_the_path_fails() {
     let mut pair = Pair::new(30, FAIR);
     pair.open_stream(10);
+    pair.run_for(IDLE_MILLIS);
     pair.weather.reject_temporarily = 100;
     let before = pair.server.prepares;
     pair.server.connection.close(StreamErrorCode::NoError, "");
@@ -340,6 +345,7 @@ fn the_end_of_a_connection_is_told_again_while_the_path_fails() {
     // Not for ever.
     let mut pair = Pair::new(31, FAIR);
     pair.open_stream(10);
+    pair.run_for(IDLE_MILLIS);
     pair.weather.reject_temporarily = 100;
     let before = pair.server.prepares;
     pair.server.connection.close(StreamErrorCode::NoError, "");

@@ -438,6 +438,60 @@ fn money_that_was_accepted_before_its_stream_closed_is_counted() {
     );
 }
 
+/// The JavaScript client leaves when it is told that the connection is over, and never gets a reply that
+/// comes later.
+#[test]
+fn who_waits_for_a_reply_is_told_of_the_end_in_it_and_not_before() {
+    let over = StreamErrorCode::ApplicationError;
+    let told = |frames: &[Frame]| {
+        let closes =
+            |frame: &&Frame| matches!(frame, Frame::ConnectionClose { code, .. } if *code == over);
+        frames.iter().filter(closes).count() == 1
+    };
+    let connected = || {
+        let mut client = Client::new();
+        let address = "test.client".parse().unwrap();
+        let hello = vec![Frame::ConnectionNewAddress { address }];
+        let accepted = client.send(0, 0, hello).unwrap();
+        client.commit(accepted);
+        client.open(1, 1_000);
+        while client.server.poll_transmit(NOW).is_some() {}
+        client
+    };
+
+    let mut client = connected();
+    let first = client.send(10, 0, vec![money(1, 1)]).unwrap();
+    let second = client.send(10, 0, vec![money(1, 1)]).unwrap();
+    client.server.close(over, "full");
+    assert!(!client.server.wants_to_transmit(NOW));
+    assert!(client.server.poll_transmit(NOW).is_none());
+    let fulfill = client.commit(first);
+    let opened = client.keys.open(&fulfill.data).unwrap();
+    assert!(told(&StreamPacket::decode(opened.into()).unwrap().frames));
+    let reject = client
+        .server
+        .refuse(second, ErrorCode::FinalApplicationError);
+    assert!(told(&client.answer(&reject).frames));
+    assert!(client.server.poll_transmit(NOW).is_none());
+    while client.server.poll_event().is_some() {}
+    assert_eq!(client.server.stream_received(StreamId(1)), Some(10));
+
+    // A reply that is not sealed says nothing of it; then there is nothing to come before.
+    let mut client = connected();
+    let accepted = client.send(10, 0, vec![money(1, 1)]).unwrap();
+    client.server.close(over, "full");
+    assert!(client.server.poll_transmit(NOW).is_none());
+    let _ = client.server.refuse(accepted, ErrorCode::InternalError);
+    assert!(client.server.wants_to_transmit(NOW));
+    assert!(client.server.poll_transmit(NOW).is_some());
+    assert!(client.server.poll_transmit(NOW).is_none());
+
+    // Who does not wait is told at once.
+    let mut client = connected();
+    client.server.close(over, "full");
+    assert!(client.server.poll_transmit(NOW).is_some());
+}
+
 #[test]
 fn whoever_breaks_the_rules_is_told_and_closed() {
     let asset = |code: &str| Frame::ConnectionAssetDetails {

@@ -5,6 +5,7 @@ mod leases;
 mod logs;
 mod pods;
 mod query;
+mod receipts;
 mod spsp;
 
 use std::{sync::Arc, time::Instant};

@@ -13,10 +13,10 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use codius_manifest::ManifestHash;
 use serde::Serialize;
 
-use super::{Shared, info, json, unknown};
+use super::{Shared, info, json, receipts::receipt_key, unknown};
 use crate::{
     http_error::HttpError,
-    spsp::{Destination, NotPayable, Payee},
+    spsp::{Destination, NotPayable, Payee, Terms},
 };
 
 /// Where the pointer without a path leads.
@@ -28,11 +28,14 @@ const METHODS: &str = "GET, HEAD, OPTIONS";
 /// How long a browser may remember what it may ask for, in seconds.
 const PREFLIGHT_MAX_AGE: &str = "86400";
 
-/// RFC 9, "Response Body".
+/// RFC 9, "Response Body", and RFC 39, "SPSP".
 #[derive(Debug, Serialize)]
 struct SpspReply {
     destination_account: String,
     shared_secret: String,
+    /// Said only to those who asked for receipts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    receipts_enabled: Option<bool>,
 }
 
 /// RFC 9, "Errors".
@@ -49,13 +52,18 @@ pub(super) async fn query(State(api): Shared, uri: Uri, headers: HeaderMap) -> R
         vary(&mut page);
         return page;
     }
+    let invalid = |message| refused(StatusCode::BAD_REQUEST, "InvalidRequestError", message);
     // RFC 9: a query string must be refused.
     if uri.query().is_some_and(|query| !query.is_empty()) {
-        let message = "a payment pointer has no query string".to_owned();
-        return refused(StatusCode::BAD_REQUEST, "InvalidRequestError", message);
+        return invalid("a payment pointer has no query string".to_owned());
     }
+    let receipts = match receipt_key(&headers) {
+        Ok(receipts) => receipts,
+        Err(error) => return invalid(error.to_string()),
+    };
+    let receipts_enabled = receipts.is_some().then_some(true);
     let destination = match payee_of(uri.path()) {
-        Some(payee) => api.spsp.destination(payee),
+        Some(payee) => api.spsp.destination(&Terms { payee, receipts }),
         None => Err(NotPayable::NotRunning),
     };
     match destination {
@@ -67,6 +75,7 @@ pub(super) async fn query(State(api): Shared, uri: Uri, headers: HeaderMap) -> R
             &SpspReply {
                 destination_account: address.to_string(),
                 shared_secret: STANDARD.encode(shared_secret.0),
+                receipts_enabled,
             },
         ),
         Err(error) => refused(

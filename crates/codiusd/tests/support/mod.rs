@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
+pub(crate) mod bridge;
+
 use std::{
     fs,
     io::{BufRead, BufReader},
@@ -14,11 +16,23 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use codius_client::{HostClient, Wallet};
 use codius_manifest::{ManifestHash, Upload};
-use codius_testkit::{Entry, ImageBuilder, Layer, Registry, install_crypto};
+use codius_testkit::{Entry, ImageBuilder, Layer, Packages, Registry, install_crypto};
 use serde_json::{Value, json};
 
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 const STOP_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What `node/spsp_payer.js` needs, and a verifier of its receipts. Exactly these were looked at when the
+/// behaviour of the payer was written down.
+pub(crate) const PAYER: Packages<'_> = Packages {
+    packages: &[
+        ("ilp-plugin", "3.5.4"),
+        ("ilp-protocol-spsp", "3.0.0"),
+        ("@coil/receipt-verifier", "1.0.3"),
+    ],
+    // The one that ilp-protocol-spsp asks for does not run on Node.js 18 and later.
+    overrides: &[("ilp-protocol-stream", "2.7.2-alpha.3")],
+};
 
 /// Settings that differ between tests, as TOML.
 #[derive(Debug, Clone)]
@@ -144,11 +158,9 @@ impl World {
         )
     }
 
-    /// Where the addresses of its pods begin: a range that no other test of this machine has at the
-    /// same time.
+    /// Where the addresses of its pods begin.
     pub(crate) fn pool(&self) -> Ipv4Addr {
-        let [_, _, high, low] = std::process::id().to_be_bytes();
-        Ipv4Addr::new(10, 64 + high % 64, low, 0)
+        pool()
     }
 
     pub(crate) fn data_dir(&self) -> PathBuf {
@@ -353,6 +365,13 @@ impl Drop for World {
             eprintln!("--- log of codiusd\n{}", self.log());
         }
     }
+}
+
+/// Where the addresses of this test's pods begin: a range that no other test of this machine has at the
+/// same time.
+pub(crate) fn pool() -> Ipv4Addr {
+    let [_, _, high, low] = std::process::id().to_be_bytes();
+    Ipv4Addr::new(10, 64 + high % 64, low, 0)
 }
 
 /// A manifest of containers, as posted.

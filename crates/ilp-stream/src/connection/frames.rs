@@ -263,7 +263,20 @@ impl Connection {
     pub(super) fn reply_frames(&mut self, introduced: bool) -> Vec<Frame> {
         match &self.state {
             State::Fresh | State::Connected => {}
-            State::Closing { frames, .. } => return frames.clone(),
+            State::Closing {
+                reason,
+                frames,
+                in_flight,
+                ..
+            } => {
+                let (reason, frames) = (reason.clone(), frames.clone());
+                if !in_flight {
+                    // It is told with this, and to an end that listens. A packet of ours could come
+                    // before the reply, and make the other end leave without it.
+                    self.closed(reason);
+                }
+                return frames;
+            }
             State::Closed { reason } => {
                 let (code, message) = match reason {
                     CloseReason::Local { code, message } => (*code, message.clone()),

@@ -19,6 +19,8 @@
 //!
 //! * Frames of the other end are also read from replies, and our news also ride in replies: a server
 //!   may have no way to send packets of its own. Data does so only then, or if the owner asks for it.
+//! * The JavaScript end leaves when it hears that the connection is over. While it waits for a reply of
+//!   ours, the reply is where it hears it, and no packet that could overtake the reply.
 //! * An `F99` without data makes the JavaScript sender repeat its packet at once and for ever; every
 //!   `F99` here carries a sealed answer.
 //! * An amount is spent when the fulfillment is valid, even if the answer sealed next to it cannot be

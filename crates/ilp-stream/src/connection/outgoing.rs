@@ -122,10 +122,12 @@ impl Connection {
         }
     }
 
-    /// The end of the connection has to be told; for the first time at once.
+    /// The end of the connection has to be told in a packet of ours; for the first time at once, unless
+    /// a reply is to come that tells it.
     fn is_close_due(&self, now: Timestamp) -> bool {
-        matches!(self.state, State::Closing { in_flight: false, attempts, .. }
-            if attempts == 0 || now >= self.congestion.pause_until())
+        self.pending_packets == 0
+            && matches!(self.state, State::Closing { in_flight: false, attempts, .. }
+                if attempts == 0 || now >= self.congestion.pause_until())
     }
 
     fn may_transmit(&self, now: Timestamp) -> bool {
@@ -151,7 +153,8 @@ impl Connection {
                     })
                     || self.packets_too_small().is_some()
             }
-            State::Closing { in_flight, .. } => !in_flight,
+            // Who waits for a reply of ours hears it there.
+            State::Closing { in_flight, .. } => !in_flight && self.pending_packets == 0,
             State::Closed { .. } => false,
         }
     }
