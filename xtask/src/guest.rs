@@ -3,6 +3,7 @@
 //! ```text
 //! target/guest/vmlinux         the distribution's kernel, uncompressed: it starts by its PVH entry
 //! target/guest/initramfs.cpio  /init (the agent), /modules/*.ko, /modules/list
+//! target/guest/self-test     the program of the self-test, which the host uploads to itself
 //! target/guest/guest.json      where the kernel came from, modules, a digest of each part
 //! target/guest/modules/        the kernel modules, kept so that only the agent is rebuilt
 //! ```
@@ -79,6 +80,8 @@ pub(crate) fn build(out_dir: &Path, options: &Options) -> Result<Guest> {
     let source = prepare_kernel(out_dir, &guest.kernel, options)?;
     let agent = fs::read(build_static(out_dir, "codius-guest-agent")?)
         .context("cannot read the guest agent")?;
+    let self_test = fs::read(build_static(out_dir, "codius-self-test")?)
+        .context("cannot read the program of the self-test")?;
     let modules = ModuleSet::load(&out_dir.join("modules"))?;
     let initramfs = initramfs(&agent, &modules);
     let description = json!({
@@ -89,6 +92,7 @@ pub(crate) fn build(out_dir: &Path, options: &Options) -> Result<Guest> {
     });
     let description = serde_json::to_string_pretty(&description)? + "\n";
     replace_if_different(&guest.initramfs, &initramfs)?;
+    replace_if_different(&out_dir.join("self-test"), &self_test)?;
     replace_if_different(&guest.description, description.as_bytes())?;
     Ok(guest)
 }

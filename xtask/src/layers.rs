@@ -38,6 +38,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "codius",
             "codius-guest-agent",
             "codius-example-hello",
+            "codius-self-test",
         ],
     ),
 ];

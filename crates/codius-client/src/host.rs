@@ -62,13 +62,23 @@ impl HostClient {
             return Err(invalid());
         }
         let origin = parsed.join("/").map_err(|_| invalid())?;
-        let http = Client::builder()
+        let http = Self::http().build().map_err(|_| invalid())?;
+        Ok(Self { http, origin })
+    }
+
+    /// How a host is spoken to over HTTP, for those who want more than [`HostClient::new`] gives.
+    pub fn http() -> reqwest::ClientBuilder {
+        Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
             .redirect(reqwest::redirect::Policy::none())
             .user_agent(concat!("codius/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(|_| invalid())?;
-        Ok(Self { http, origin })
+    }
+
+    /// Speaks to a host by an HTTP client of the caller's, made from [`HostClient::http`].
+    #[must_use]
+    pub fn with_http(mut self, http: Client) -> Self {
+        self.http = http;
+        self
     }
 
     /// The host's origin, without a slash at its end.

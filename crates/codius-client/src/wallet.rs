@@ -3,6 +3,7 @@
 
 use std::{
     env,
+    future::Future,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -22,7 +23,7 @@ use crate::{ClientError, Receipt};
 pub struct Wallet(Arc<Inner>);
 
 struct Inner {
-    client: BtpClient,
+    sender: Arc<dyn PacketSender>,
     address: Address,
     asset: AssetDetails,
     incoming: Arc<Incoming>,
@@ -72,11 +73,34 @@ impl Wallet {
             scale: configuration.asset_scale,
         };
         Ok(Self(Arc::new(Inner {
-            client,
+            sender: Arc::new(Sender(client)),
             address: configuration.client_address,
             asset,
             incoming,
         })))
+    }
+
+    /// A connection to a connector in this process. What comes for `address` has to be given to
+    /// [`Wallet::receive`].
+    pub fn in_process(
+        address: Address,
+        asset: AssetDetails,
+        sender: Arc<dyn PacketSender>,
+    ) -> Self {
+        Self(Arc::new(Inner {
+            sender,
+            address,
+            asset,
+            incoming: Arc::default(),
+        }))
+    }
+
+    /// Answers a Prepare that came for this wallet. `record` makes its amount durable.
+    pub async fn receive<R>(&self, prepare: &Prepare, record: impl FnOnce() -> R) -> Reply
+    where
+        R: Future<Output = Result<(), ErrorCode>>,
+    {
+        self.0.incoming.answer(prepare, record).await
     }
 
     /// What amounts of this connection are counted in.
@@ -119,8 +143,8 @@ impl Wallet {
             Connection::client(clock.now(), config, secret, server, Box::new(SystemEntropy));
         // Whoever drives it may be faster than we are.
         let prepared = prepare(&mut machine)?;
-        let sender = Sender(Arc::clone(&self.0));
-        let connection = StreamConnection::spawn(machine, Arc::new(sender), clock);
+        let sender = Arc::clone(&self.0.sender);
+        let connection = StreamConnection::spawn(machine, sender, clock);
         *self
             .0
             .incoming
@@ -144,12 +168,12 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-struct Sender(Arc<Inner>);
+struct Sender(BtpClient);
 
 #[async_trait]
 impl PacketSender for Sender {
     async fn send(&self, prepare: Prepare) -> Reply {
-        match self.0.client.send(prepare).await {
+        match self.0.send(prepare).await {
             Ok(reply) => reply,
             // Without a reply nobody knows; a packet that was fulfilled and whose answer was lost is
             // found in what the server says that it has received.
@@ -171,9 +195,11 @@ impl PacketSender for Sender {
 #[derive(Default)]
 struct Incoming(Mutex<Option<StreamConnection>>);
 
-#[async_trait]
-impl RequestHandler for Incoming {
-    async fn handle(&self, prepare: Prepare) -> Reply {
+impl Incoming {
+    async fn answer<R>(&self, prepare: &Prepare, record: impl FnOnce() -> R) -> Reply
+    where
+        R: Future<Output = Result<(), ErrorCode>>,
+    {
         let connection = self
             .0
             .lock()
@@ -182,7 +208,14 @@ impl RequestHandler for Incoming {
         let Some(connection) = connection else {
             return Err(Reject::new(ErrorCode::UnexpectedPayment, None, ""));
         };
+        connection.incoming(prepare, record).await
+    }
+}
+
+#[async_trait]
+impl RequestHandler for Incoming {
+    async fn handle(&self, prepare: Prepare) -> Reply {
         // The connector that fulfils us keeps the books; there is nothing to make durable here.
-        connection.incoming(&prepare, || async { Ok(()) }).await
+        self.answer(&prepare, || async { Ok(()) }).await
     }
 }

@@ -73,6 +73,9 @@ struct Settings {
     /// How the host is reached from outside [default: http://localhost:PORT]
     #[arg(long, value_name = "URL")]
     public_uri: Option<Url>,
+    /// Take uploads without a test whether a program can be uploaded and visited by the public name
+    #[arg(long)]
+    no_self_test: bool,
     /// Directory with the guest's vmlinux and initramfs.cpio
     #[arg(long, value_name = "DIR")]
     guest_dir: Option<PathBuf>,
@@ -108,6 +111,9 @@ impl Settings {
             Some(path) => Config::load(path)?,
             None => Config::default(),
         };
+        if self.no_self_test {
+            config.self_test.enabled = Some(false);
+        }
         if let Some(data_dir) = self.data_dir {
             config.data_dir = data_dir;
         }

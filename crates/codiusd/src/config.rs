@@ -32,6 +32,7 @@ pub(crate) struct Config {
     pub(crate) images: Images,
     pub(crate) network: Network,
     pub(crate) guest: Guest,
+    pub(crate) self_test: SelfTest,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -139,6 +140,20 @@ pub(crate) struct Guest {
     pub(crate) dir: Option<PathBuf>,
 }
 
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct SelfTest {
+    /// Whether the host uploads a program to itself, and takes nobody else's before that has worked.
+    /// Default: below a parent yes, in local mode no.
+    pub(crate) enabled: Option<bool>,
+    /// Another image than the host's own; it has to answer as the original's does.
+    pub(crate) image: Option<String>,
+    /// How often the upload is tried in one test.
+    pub(crate) retries: u32,
+    /// Time between two tries, in seconds.
+    pub(crate) interval_secs: u64,
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -151,6 +166,7 @@ impl Default for Config {
             images: Images::default(),
             network: Network::default(),
             guest: Guest::default(),
+            self_test: SelfTest::default(),
         }
     }
 }
@@ -177,6 +193,17 @@ impl Default for Interledger {
             max_packets_per_sec: 5000,
             max_packet_amount: 1_000_000_000_000,
             payment_timeout_secs: 60,
+        }
+    }
+}
+
+impl Default for SelfTest {
+    fn default() -> Self {
+        Self {
+            enabled: None,
+            image: None,
+            retries: 5,
+            interval_secs: 5,
         }
     }
 }
@@ -257,6 +284,10 @@ impl Config {
             self.interledger.payment_timeout_secs > 0,
             "interledger.payment_timeout_secs is 0"
         );
+        ensure!(
+            self.self_test.retries > 0,
+            "self_test.retries is 0; set self_test.enabled = false for no test"
+        );
         self.interledger.check()?;
         self.pool()?;
         if let Some(uri) = &self.public_uri {
@@ -271,6 +302,12 @@ impl Config {
             );
         }
         Ok(())
+    }
+
+    /// Whether the host tests itself before it takes uploads.
+    pub(crate) fn tests_itself(&self) -> bool {
+        let below_a_parent = self.interledger.mode == InterledgerMode::Uplink;
+        self.self_test.enabled.unwrap_or(below_a_parent)
     }
 
     /// The pod network.

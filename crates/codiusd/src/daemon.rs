@@ -34,6 +34,7 @@ use crate::{
     orders::Orders,
     pod_money::{PacketLimits, PodMoney, PodPort},
     routes::Routes,
+    self_test,
     spsp::Spsp,
     standing::{Line, Standing},
     till::Till,
@@ -123,7 +124,11 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     );
     let till = Till::open(&connector, &secret, asset.clone())?;
 
-    let images = Arc::new(open_images(&config, &data_dir)?);
+    let own_registry = match (config.tests_itself(), &config.self_test.image) {
+        (true, None) => Some(self_test::Registry::open(&guest_dir).await?),
+        (true, Some(_)) | (false, _) => None,
+    };
+    let images = Arc::new(open_images(&config, &data_dir, own_registry.as_ref())?);
     let driver = Arc::new(open_driver(&config, &data_dir, guest_dir).await?);
     let isolation_reason = driver.isolation_reason().to_owned();
     let isolation = driver.isolation();
@@ -180,7 +185,20 @@ pub(crate) async fn run(config: Config) -> Result<()> {
             Some(Line::open(interledger, &secret, standing, &store, &connector, &btp).await?)
         }
     };
+    let (test, tester) = self_test::prepare(
+        config.tests_itself().then_some(&config.self_test),
+        own_registry,
+        &snapshot.meta,
+        self_test::Surroundings {
+            listener: api_address,
+            leases: Arc::clone(&leases),
+            connector: connector.clone(),
+            asset: asset.clone(),
+        },
+    )
+    .await?;
     let router = api::router(Api {
+        self_test: test,
         leases: Arc::clone(&leases),
         orders,
         spsp,
@@ -207,6 +225,9 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     });
 
     let api = public_uri.as_str().trim_end_matches('/');
+    if let Some(tester) = tester {
+        leases.tasks.spawn(tester.run());
+    }
     println!(
         "ready api={api} interledger={interledger_shown} isolation={isolation} \
          isolation-reason=\"{isolation_reason}\""
@@ -343,14 +364,20 @@ fn no_such_address(error: &anyhow::Error) -> bool {
     })
 }
 
-fn open_images(config: &Config, data_dir: &Path) -> Result<ImageStore> {
+fn open_images(
+    config: &Config,
+    data_dir: &Path,
+    own: Option<&self_test::Registry>,
+) -> Result<ImageStore> {
     let limits = ImageLimits {
         compressed_bytes: config.images.max_compressed_mib.saturating_mul(MIB),
         uncompressed_bytes: config.images.max_unpacked_mib.saturating_mul(MIB),
         ..ImageLimits::default()
     };
+    let mut insecure = config.images.insecure_registries.clone();
+    insecure.extend(own.map(|registry| registry.host().to_owned()));
     let registries = RegistryConfig {
-        insecure: config.images.insecure_registries.clone(),
+        insecure,
         ..RegistryConfig::default()
     };
     Ok(ImageStore::open(

@@ -488,6 +488,14 @@ impl Leases {
         true
     }
 
+    /// Ends a lease because its owner says so: settled, and its pod stopped, when this returns. What is
+    /// left is owed to the hash.
+    pub(crate) async fn stop(&self, hash: &ManifestHash) {
+        let slot = self.slot(*hash);
+        let mut state = slot.state.lock().await;
+        self.end_locked(&slot, &mut state, End::Stopped).await;
+    }
+
     /// Ends the lease in `state`, if there is one: settled first, then stopped.
     async fn end_locked(&self, slot: &Slot, state: &mut Option<Running>, end: End) {
         let Some(running) = state.take() else { return };
@@ -606,6 +614,7 @@ impl Leases {
 /// Why a lease ends.
 enum End {
     Expired,
+    Stopped,
     Pod(PodEnd),
     HostStopped,
 }
@@ -617,6 +626,11 @@ impl End {
                 EndReason::Expired,
                 ApiEndReason::Expired,
                 "expired".to_owned(),
+            ),
+            Self::Stopped => (
+                EndReason::Stopped,
+                ApiEndReason::Stopped,
+                "stopped".to_owned(),
             ),
             Self::Pod(PodEnd::Exited(why)) => (EndReason::Exited, ApiEndReason::Exited, why),
             Self::Pod(PodEnd::Lost(why)) => (EndReason::Lost, ApiEndReason::Lost, why),

@@ -16,6 +16,7 @@ mod orders;
 mod pod_money;
 mod progress;
 mod routes;
+mod self_test;
 mod spsp;
 mod standing;
 mod till;

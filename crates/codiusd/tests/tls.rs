@@ -140,6 +140,7 @@ impl Host {
         let mut codiusd = Command::new(env!("CARGO_BIN_EXE_codiusd"));
         codiusd
             .args(["--uplink", parent, "--listen", "127.0.0.1:0"])
+            .arg("--no-self-test")
             .args(["--network-pool", &format!("{}/24", pool())])
             .arg("--data-dir")
             .arg(data_dir)

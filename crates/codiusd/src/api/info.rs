@@ -77,8 +77,7 @@ fn describe(api: &Api) -> Info {
         currency: api.asset.code().to_owned(),
         cost_per_month: api.cost_per_month.parse().unwrap_or_else(|_| 0.into()),
         uri: leases.public_uri.as_str().trim_end_matches('/').to_owned(),
-        // The host has not tested itself, and does not claim it.
-        self_test_success: false,
+        self_test_success: api.self_test.stats().self_test_success,
         running_contracts: u64::try_from(leases.running()).ok(),
         peers: None,
         host: Some(HostInfo {

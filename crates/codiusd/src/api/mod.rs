@@ -15,6 +15,7 @@ use axum::{
     body::Body,
     extract::{DefaultBodyLimit, Request, State},
     http::{HeaderValue, Method, StatusCode, header},
+    middleware,
     response::{IntoResponse, Response},
     routing::{MethodFilter, get, on},
 };
@@ -22,7 +23,13 @@ use codius_ledger::{Asset, Seconds, StoredResponse};
 use codius_pod::Isolation;
 use serde::Serialize;
 
-use crate::{http_error::HttpError, leases::Leases, orders::Orders, spsp::Spsp};
+use crate::{
+    http_error::HttpError,
+    leases::Leases,
+    orders::Orders,
+    self_test::{SelfTest, gate},
+    spsp::Spsp,
+};
 
 /// Longest body of a request, as in the original.
 const MAX_BODY_BYTES: usize = 1024 * 1024;
@@ -39,11 +46,13 @@ pub(crate) struct Api {
     pub(crate) isolation: Isolation,
     pub(crate) isolation_reason: String,
     pub(crate) started: Instant,
+    pub(crate) self_test: Arc<SelfTest>,
 }
 
 type Shared = State<Arc<Api>>;
 
 pub(crate) fn router(api: Api) -> Router {
+    let self_test = Arc::clone(&api.self_test);
     Router::new()
         .route(
             "/pods",
@@ -62,6 +71,7 @@ pub(crate) fn router(api: Api) -> Router {
         .route("/{hash}", get(spsp::query).fallback(spsp::other))
         .fallback(unknown)
         .method_not_allowed_fallback(unknown)
+        .layer(middleware::from_fn_with_state(self_test, gate))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .with_state(Arc::new(api))
 }

@@ -44,6 +44,11 @@ pub(crate) struct Settings {
     pub(crate) on_shutdown: &'static str,
     /// The Interledger parent; without one the host is in local mode.
     pub(crate) parent: Option<String>,
+    pub(crate) public_uri: Option<&'static str>,
+    /// Where the API is; at a port of its own if it is 0.
+    pub(crate) port: u16,
+    /// Whether the host tests itself before it lets anybody in.
+    pub(crate) tests_itself: bool,
 }
 
 impl Default for Settings {
@@ -55,6 +60,9 @@ impl Default for Settings {
             max_duration_secs: 31 * 24 * 3600,
             on_shutdown: "stop",
             parent: None,
+            public_uri: None,
+            port: 0,
+            tests_itself: false,
         }
     }
 }
@@ -140,13 +148,19 @@ impl World {
             max_duration_secs,
             on_shutdown,
             parent,
+            public_uri,
+            port,
+            tests_itself,
         } = &self.settings;
+        let public_uri =
+            public_uri.map_or_else(String::new, |uri| format!("public_uri = {uri:?}\n"));
         let interledger = match parent {
             Some(parent) => format!("mode = \"uplink\"\nparent = {parent:?}"),
             None => "listen = [\"127.0.0.1:0\"]".to_owned(),
         };
         format!(
-            "data_dir = {data:?}\nlisten = \"127.0.0.1:0\"\n\
+            "data_dir = {data:?}\nlisten = \"127.0.0.1:{port}\"\n{public_uri}\
+             [self_test]\nenabled = {tests_itself}\nretries = 1\n\
              [price]\nmax_duration_secs = {max_duration_secs}\n\
              [interledger]\n{interledger}\npayment_timeout_secs = 5\n\
              [pods]\naccelerator = \"tcg\"\nmemory_mib = {memory_mib}\nport_timeout_secs = {port_timeout_secs}\n\
