@@ -15,6 +15,7 @@ use url::Url;
 
 /// Bounds that no setting may leave.
 const MAX_DURATION_LIMIT_SECS: u64 = 366 * 24 * 3600;
+const MAX_PEER_INTERVAL_SECS: u64 = 24 * 3600;
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -27,6 +28,7 @@ pub(crate) struct Config {
     /// listener, as `http://localhost:PORT`.
     pub(crate) public_uri: Option<Url>,
     pub(crate) price: Price,
+    pub(crate) peers: Peers,
     pub(crate) interledger: Interledger,
     pub(crate) pods: Pods,
     pub(crate) images: Images,
@@ -41,6 +43,23 @@ pub(crate) struct Price {
     pub(crate) cost_per_month: String,
     /// The longest time that can be bought at once, in seconds.
     pub(crate) max_duration_secs: u64,
+}
+
+/// The other hosts that this one knows.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Peers {
+    /// Hosts to begin with, as URLs without a path. All that the original began with are assumed dead.
+    pub(crate) bootstrap: Vec<String>,
+    /// Whether peers may be at private addresses and without TLS: for tests and private networks only,
+    /// because whoever names a peer chooses what this host connects to.
+    pub(crate) allow_private: bool,
+    /// How often peers are exchanged with a few of those that answer.
+    pub(crate) exchange_interval_secs: u64,
+    /// Each listed peer is checked again within this time.
+    pub(crate) check_interval_secs: u64,
+    /// The first wait for a peer that does not answer; it doubles, up to an hour.
+    pub(crate) retry_secs: u64,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -146,6 +165,7 @@ impl Default for Config {
             listen: SocketAddr::from(([127, 0, 0, 1], 3000)),
             public_uri: None,
             price: Price::default(),
+            peers: Peers::default(),
             interledger: Interledger::default(),
             pods: Pods::default(),
             images: Images::default(),
@@ -160,6 +180,18 @@ impl Default for Price {
         Self {
             cost_per_month: "10".to_owned(),
             max_duration_secs: 31 * 24 * 3600,
+        }
+    }
+}
+
+impl Default for Peers {
+    fn default() -> Self {
+        Self {
+            bootstrap: Vec::new(),
+            allow_private: false,
+            exchange_interval_secs: 5,
+            check_interval_secs: 600,
+            retry_secs: 30,
         }
     }
 }
@@ -258,6 +290,7 @@ impl Config {
             "interledger.payment_timeout_secs is 0"
         );
         self.interledger.check()?;
+        self.peers.check()?;
         self.pool()?;
         if let Some(uri) = &self.public_uri {
             ensure!(
@@ -276,6 +309,22 @@ impl Config {
     /// The pod network.
     pub(crate) fn pool(&self) -> Result<Ipv4Pool> {
         self.network.pool.parse().context("network.pool")
+    }
+}
+
+impl Peers {
+    fn check(&self) -> Result<()> {
+        for (name, secs) in [
+            ("exchange_interval_secs", self.exchange_interval_secs),
+            ("check_interval_secs", self.check_interval_secs),
+            ("retry_secs", self.retry_secs),
+        ] {
+            ensure!(
+                (1..=MAX_PEER_INTERVAL_SECS).contains(&secs),
+                "peers.{name} is {secs}; it must be 1 to {MAX_PEER_INTERVAL_SECS}"
+            );
+        }
+        self.bootstrap_urls().map(drop)
     }
 }
 
@@ -339,6 +388,15 @@ mod tests {
             ("[network]\npool = \"10.0.0.0/30\"", "network.pool"),
             ("[price]\nmax_duration_secs = 0", "max_duration_secs"),
             ("public_uri = \"ftp://host\"", "public_uri"),
+            ("[peers]\nretry_secs = 0", "retry_secs"),
+            (
+                "[peers]\nbootstrap = [\"https://host.example/path\"]",
+                "peers.bootstrap",
+            ),
+            (
+                "[peers]\nbootstrap = [\"https://10.0.0.1\"]",
+                "peers.bootstrap",
+            ),
             (
                 "[interledger]\nmode = \"uplink\"\nparent = \"http://host\"",
                 "interledger.parent",

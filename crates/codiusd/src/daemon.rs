@@ -22,6 +22,7 @@ use ilp_link::{BtpServer, LocalGate};
 use tokio::{
     net::{TcpListener, TcpSocket},
     signal::unix::{SignalKind, signal},
+    sync::watch,
 };
 use tokio_util::sync::CancellationToken;
 use url::Url;
@@ -32,6 +33,7 @@ use crate::{
     config::{Accelerator, Config, InterledgerMode, OnShutdown},
     leases::{Leases, Wiring},
     orders::Orders,
+    peers::Peers,
     pod_money::{PacketLimits, PodMoney, PodPort},
     routes::Routes,
     spsp::Spsp,
@@ -180,10 +182,15 @@ pub(crate) async fn run(config: Config) -> Result<()> {
             Some(Line::open(interledger, &secret, standing, &store, &connector, &btp).await?)
         }
     };
+    // Until a host can test itself, it is the operator's word that it works.
+    let (_tested, tested) =
+        watch::channel(config.peers.allow_private || !config.peers.bootstrap.is_empty());
+    let peers = Peers::open(&config.peers, &public_uri, &store, &snapshot.meta, tested)?;
     let router = api::router(Api {
         leases: Arc::clone(&leases),
         orders,
         spsp,
+        peers: Arc::clone(&peers),
         asset,
         cost_per_month: config.price.cost_per_month.clone(),
         max_duration: Seconds(config.price.max_duration_secs),
@@ -206,6 +213,8 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         }
     });
 
+    let finding = tokio::spawn(Arc::clone(&peers).run(closing.clone()));
+
     let api = public_uri.as_str().trim_end_matches('/');
     println!(
         "ready api={api} interledger={interledger_shown} isolation={isolation} \
@@ -218,6 +227,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let ending = async {
         closing.cancel();
         leases.shut_down(stop_pods).await;
+        let _ = tokio::time::timeout(DRAIN_TIMEOUT, finding).await;
         let _ = tokio::time::timeout(DRAIN_TIMEOUT, serving).await;
         let _ = tokio::time::timeout(DRAIN_TIMEOUT, connector.drain()).await;
         let _ = tokio::time::timeout(DRAIN_TIMEOUT, btp.shutdown()).await;

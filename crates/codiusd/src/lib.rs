@@ -13,6 +13,7 @@ mod daemon;
 mod http_error;
 mod leases;
 mod orders;
+mod peers;
 mod pod_money;
 mod progress;
 mod routes;

@@ -3,6 +3,7 @@
 mod info;
 mod leases;
 mod logs;
+mod peers;
 mod pods;
 mod query;
 mod spsp;
@@ -15,13 +16,13 @@ use axum::{
     extract::{DefaultBodyLimit, Request, State},
     http::{HeaderValue, Method, StatusCode, header},
     response::{IntoResponse, Response},
-    routing::{MethodFilter, get, on},
+    routing::{MethodFilter, get, on, post},
 };
 use codius_ledger::{Asset, Seconds, StoredResponse};
 use codius_pod::Isolation;
 use serde::Serialize;
 
-use crate::{http_error::HttpError, leases::Leases, orders::Orders, spsp::Spsp};
+use crate::{http_error::HttpError, leases::Leases, orders::Orders, peers::Peers, spsp::Spsp};
 
 /// Longest body of a request, as in the original.
 const MAX_BODY_BYTES: usize = 1024 * 1024;
@@ -31,6 +32,7 @@ pub(crate) struct Api {
     pub(crate) leases: Arc<Leases>,
     pub(crate) orders: Arc<Orders>,
     pub(crate) spsp: Arc<Spsp>,
+    pub(crate) peers: Arc<Peers>,
     pub(crate) asset: Asset,
     /// As the operator wrote it.
     pub(crate) cost_per_month: String,
@@ -55,7 +57,8 @@ pub(crate) fn router(api: Api) -> Router {
         .route("/info", get(info::info))
         .route("/memory", get(info::memory))
         .route("/version", get(info::version))
-        .route("/peers", get(info::peers))
+        .route("/peers", get(peers::list))
+        .route("/peers/discover", post(peers::discover))
         .route("/api/v2/leases/{hash}/events", get(leases::events))
         .route(spsp::HOST_PATH, get(spsp::query).fallback(spsp::other))
         .route("/{hash}", get(spsp::query).fallback(spsp::other))

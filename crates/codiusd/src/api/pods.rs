@@ -145,7 +145,10 @@ fn pay_token(headers: &HeaderMap) -> Result<OrderId, HttpError> {
 }
 
 /// A body that says it is JSON, or says nothing of it.
-fn json_body(headers: &HeaderMap, body: Result<Bytes, BytesRejection>) -> Result<Bytes, HttpError> {
+pub(super) fn json_body(
+    headers: &HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Bytes, HttpError> {
     if let Some(kind) = headers.get(header::CONTENT_TYPE) {
         let essence = kind
             .to_str()

@@ -30,6 +30,10 @@ pub(crate) struct Settings {
     pub(crate) on_shutdown: &'static str,
     /// The Interledger parent; without one the host is in local mode.
     pub(crate) parent: Option<String>,
+    /// Where it listens; a test that restarts it at the same address says which.
+    pub(crate) listen: String,
+    /// Further tables of the configuration.
+    pub(crate) more: String,
 }
 
 impl Default for Settings {
@@ -41,6 +45,8 @@ impl Default for Settings {
             max_duration_secs: 31 * 24 * 3600,
             on_shutdown: "stop",
             parent: None,
+            listen: "127.0.0.1:0".to_owned(),
+            more: String::new(),
         }
     }
 }
@@ -126,19 +132,21 @@ impl World {
             max_duration_secs,
             on_shutdown,
             parent,
+            listen,
+            more,
         } = &self.settings;
         let interledger = match parent {
             Some(parent) => format!("mode = \"uplink\"\nparent = {parent:?}"),
             None => "listen = [\"127.0.0.1:0\"]".to_owned(),
         };
         format!(
-            "data_dir = {data:?}\nlisten = \"127.0.0.1:0\"\n\
+            "data_dir = {data:?}\nlisten = {listen:?}\n\
              [price]\nmax_duration_secs = {max_duration_secs}\n\
              [interledger]\n{interledger}\npayment_timeout_secs = 5\n\
              [pods]\naccelerator = \"tcg\"\nmemory_mib = {memory_mib}\nport_timeout_secs = {port_timeout_secs}\n\
              on_shutdown = \"{on_shutdown}\"\n\
              [images]\ninsecure_registries = [{registry:?}]\nmax_unpacked_mib = {max_unpacked_mib}\n\
-             [network]\npool = \"{a}.{b}.{c}.0/24\"\n",
+             [network]\npool = \"{a}.{b}.{c}.0/24\"\n{more}",
             data = self.data_dir(),
             registry = self.registry.host(),
         )
