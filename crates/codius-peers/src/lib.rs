@@ -20,5 +20,5 @@ mod table;
 mod url;
 
 pub use limits::{Limits, MAX_PEER_URL_BYTES, Pace};
-pub use table::PeerTable;
+pub use table::{PeerOverview, PeerTable};
 pub use url::{InvalidPeerUrl, PeerUrl, Reach};

@@ -25,6 +25,22 @@ pub struct PeerTable {
     changed: bool,
 }
 
+/// What is known of a peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerOverview {
+    pub url: PeerUrl,
+    pub is_listed: bool,
+    /// The operator has named it.
+    pub is_bootstrap: bool,
+    /// In a row, since it was listed or named.
+    pub failures: u32,
+    /// How long ago it last answered as itself, or was remembered by an earlier process; none if it
+    /// never did.
+    pub seen: Option<Duration>,
+    /// When it is asked again.
+    pub next_check: Duration,
+}
+
 #[derive(Debug)]
 struct Peer {
     state: State,
@@ -174,6 +190,23 @@ impl PeerTable {
         };
         peer.state = State::Candidate { failures };
         peer.check_at = now + jittered(self.pace.wait(failures), random);
+    }
+
+    /// Every peer, for the operator.
+    #[must_use]
+    pub fn overview(&self, now: Duration) -> Vec<PeerOverview> {
+        let peers = self.peers.iter().map(|(url, peer)| PeerOverview {
+            url: url.clone(),
+            is_listed: peer.state == State::Listed,
+            is_bootstrap: peer.is_bootstrap,
+            failures: match peer.state {
+                State::Listed => 0,
+                State::Candidate { failures } => failures,
+            },
+            seen: peer.has_answered.then(|| now.saturating_sub(peer.seen_at)),
+            next_check: peer.check_at.saturating_sub(now),
+        });
+        peers.collect()
     }
 
     /// How many peers are listed.

@@ -8,6 +8,7 @@ use tracing_subscriber::EnvFilter;
 use url::Url;
 
 use crate::{
+    admin::{self, AdminCommand},
     config::{Config, InterledgerMode, OnShutdown},
     daemon,
 };
@@ -34,6 +35,17 @@ enum Command {
     /// Look at the configuration without running anything
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Ask the host that runs on this machine, or change its price
+    Admin {
+        #[command(subcommand)]
+        command: AdminCommand,
+        /// The data directory of the host [default: /var/lib/codius]
+        #[arg(long, value_name = "DIR", global = true)]
+        data_dir: Option<PathBuf>,
+        /// Print the host's answer as it is
+        #[arg(long, global = true)]
+        json: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -97,6 +109,7 @@ fn on_shutdown(text: &str) -> Result<OnShutdown, String> {
 }
 
 impl Settings {
+    /// What the file, the environment and the command line say, each over the one before.
     fn into_config(self) -> Result<Config> {
         if self.config.is_none() && !self.local && self.uplink.is_none() {
             bail!(
@@ -152,14 +165,34 @@ pub fn main() -> ExitCode {
         eprintln!("codiusd: {error:#}");
         ExitCode::from(2)
     };
-    if let Some(Command::Config(ConfigCommand::Check { config })) = arguments.command {
-        return match Config::load(&config) {
-            Ok(_) => {
-                println!("ok");
-                ExitCode::SUCCESS
-            }
-            Err(error) => usage(error),
-        };
+    let failed = |error: anyhow::Error| {
+        eprintln!("codiusd: {error:#}");
+        ExitCode::FAILURE
+    };
+    match arguments.command {
+        Some(Command::Config(ConfigCommand::Check { config })) => {
+            return match Config::load(&config) {
+                Ok(_) => {
+                    println!("ok");
+                    ExitCode::SUCCESS
+                }
+                Err(error) => usage(error),
+            };
+        }
+        Some(Command::Admin {
+            command,
+            data_dir,
+            json,
+        }) => {
+            let data_dir = data_dir
+                .or(arguments.settings.data_dir)
+                .unwrap_or_else(|| Config::default().data_dir);
+            return match admin::run_tool(&command, &data_dir, json) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => failed(error),
+            };
+        }
+        None => {}
     }
     let config = match arguments.settings.into_config() {
         Ok(config) => config,
@@ -167,10 +200,7 @@ pub fn main() -> ExitCode {
     };
     match serve(config) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("codiusd: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => failed(error),
     }
 }
 

@@ -27,8 +27,11 @@ pub(crate) struct Config {
     /// How this host is reached from outside; pods are at `HASH.` before its host name. Default: the
     /// listener, as `http://localhost:PORT`.
     pub(crate) public_uri: Option<Url>,
+    /// Whether `/info` says how many pods run.
+    pub(crate) publish_running: bool,
     pub(crate) price: Price,
     pub(crate) peers: Peers,
+    pub(crate) admin: Admin,
     pub(crate) interledger: Interledger,
     pub(crate) pods: Pods,
     pub(crate) images: Images,
@@ -62,6 +65,14 @@ pub(crate) struct Peers {
     pub(crate) retry_secs: u64,
 }
 
+/// The operator's own entrance. `DATA_DIR/admin.sock` is always there.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Admin {
+    /// A port of 127.0.0.1 besides, for whoever has the token in `DATA_DIR/admin.token`; 0: any.
+    pub(crate) tcp_port: Option<u16>,
+}
+
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Interledger {
@@ -76,6 +87,9 @@ pub(crate) struct Interledger {
     /// In uplink mode: a file with the secret (BTP token) for the parent. Without it the host uses one
     /// that follows from its own secret, which is what `moneyd` expects.
     pub(crate) parent_secret_file: Option<PathBuf>,
+    /// The same from the environment, where the original had it. Never in the file.
+    #[serde(skip)]
+    pub(crate) parent_secret: Option<Secret>,
     /// In uplink mode: the most that the parent may owe this host, in the asset's smallest unit; what
     /// would exceed it is refused (T04). Default: no limit.
     pub(crate) parent_credit: Option<u64>,
@@ -85,6 +99,16 @@ pub(crate) struct Interledger {
     pub(crate) max_packet_amount: u64,
     /// How long the price of an order may take to arrive, once the client has asked again.
     pub(crate) payment_timeout_secs: u64,
+}
+
+/// A text that is never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Secret(pub(crate) String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret")
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,8 +124,10 @@ pub(crate) enum InterledgerMode {
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Pods {
     pub(crate) accelerator: Accelerator,
-    /// Memory that all pods together may be promised; 0: three quarters of this machine's.
+    /// Memory that all pods together may be promised; 0: as `memory_fraction` says.
     pub(crate) memory_mib: u64,
+    /// Part of this machine's memory that pods may be promised.
+    pub(crate) memory_fraction: f64,
     pub(crate) max_pods: usize,
     /// How long a program may take to open its port.
     pub(crate) port_timeout_secs: u64,
@@ -164,8 +190,10 @@ impl Default for Config {
             data_dir: PathBuf::from("/var/lib/codius"),
             listen: SocketAddr::from(([127, 0, 0, 1], 3000)),
             public_uri: None,
+            publish_running: true,
             price: Price::default(),
             peers: Peers::default(),
+            admin: Admin::default(),
             interledger: Interledger::default(),
             pods: Pods::default(),
             images: Images::default(),
@@ -205,6 +233,7 @@ impl Default for Interledger {
             asset_scale: 9,
             parent: format!("btp+ws://localhost:{}", ilp_link::DEFAULT_PORT),
             parent_secret_file: None,
+            parent_secret: None,
             parent_credit: None,
             max_packets_per_sec: 5000,
             max_packet_amount: 1_000_000_000_000,
@@ -218,6 +247,7 @@ impl Default for Pods {
         Self {
             accelerator: Accelerator::Auto,
             memory_mib: 0,
+            memory_fraction: 0.75,
             max_pods: 100,
             port_timeout_secs: 45,
             stop_grace_ms: 1000,
@@ -288,6 +318,11 @@ impl Config {
         ensure!(
             self.interledger.payment_timeout_secs > 0,
             "interledger.payment_timeout_secs is 0"
+        );
+        let fraction = self.pods.memory_fraction;
+        ensure!(
+            fraction > 0.0 && fraction <= 1.0,
+            "pods.memory_fraction is {fraction}; it must be over 0 and at most 1"
         );
         self.interledger.check()?;
         self.peers.check()?;

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use codius_image::{ImageLimits, ImageStore, RegistryConfig};
-use codius_ledger::{BootId, Cost, Rate, Seconds};
+use codius_ledger::{BootId, Seconds};
 use codius_microvm::{AcceleratorChoice, Instance, MicrovmConfig, MicrovmDriver};
 use codius_pod::{Admission, Capacity, Driver, Supervisor};
 use codius_proxy::{Proxy, Scheme};
@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use crate::{
+    admin::Admin,
     api::{self, Api},
     clock,
     config::{Accelerator, Config, InterledgerMode, OnShutdown},
@@ -35,6 +36,7 @@ use crate::{
     orders::Orders,
     peers::Peers,
     pod_money::{PacketLimits, PodMoney, PodPort},
+    price::PriceTag,
     routes::Routes,
     spsp::Spsp,
     standing::{Line, Standing},
@@ -51,8 +53,6 @@ const HOST_SECRET: &str = "host";
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the whole shutdown may take, pods included.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(60);
-/// How much of the machine's memory pods get unless the operator says otherwise, in percent.
-const DEFAULT_MEMORY_PERCENT: u64 = 75;
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 1024;
 const MIB: u64 = 1024 * 1024;
@@ -85,12 +85,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         }
     };
     let asset = standing.asset()?;
-    let cost: Cost = config
-        .price
-        .cost_per_month
-        .parse()
-        .context("price.cost_per_month")?;
-    let rate = Rate::per_month(cost, &asset).context("price.cost_per_month")?;
+    let rate = PriceTag::open(&config.price.cost_per_month, &asset, &snapshot.meta)?;
 
     // The listeners first: a port that is taken is found before anything is touched.
     let listener = listen(config.listen)?;
@@ -191,9 +186,9 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         orders,
         spsp,
         peers: Arc::clone(&peers),
-        asset,
-        cost_per_month: config.price.cost_per_month.clone(),
+        asset: asset.clone(),
         max_duration: Seconds(config.price.max_duration_secs),
+        publish_running: config.publish_running,
         isolation,
         isolation_reason: isolation_reason.clone(),
         started,
@@ -213,6 +208,16 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         }
     });
 
+    let admin = Admin {
+        leases: Arc::clone(&leases),
+        peers: Arc::clone(&peers),
+        connector: connector.clone(),
+        store: store.clone(),
+        asset,
+    };
+    let administering = admin
+        .open(&data_dir, config.admin.tcp_port, &closing)
+        .await?;
     let finding = tokio::spawn(Arc::clone(&peers).run(closing.clone()));
 
     let api = public_uri.as_str().trim_end_matches('/');
@@ -228,6 +233,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         closing.cancel();
         leases.shut_down(stop_pods).await;
         let _ = tokio::time::timeout(DRAIN_TIMEOUT, finding).await;
+        let _ = tokio::time::timeout(DRAIN_TIMEOUT, administering.wait()).await;
         let _ = tokio::time::timeout(DRAIN_TIMEOUT, serving).await;
         let _ = tokio::time::timeout(DRAIN_TIMEOUT, connector.drain()).await;
         let _ = tokio::time::timeout(DRAIN_TIMEOUT, btp.shutdown()).await;
@@ -406,7 +412,14 @@ fn memory_mib(config: &Config) -> Result<u64> {
             .ok()
     });
     let total_kib: u64 = total.context("cannot read this machine's memory; set pods.memory_mib")?;
-    Ok(total_kib / 1024 * DEFAULT_MEMORY_PERCENT / 100)
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a positive part of a machine's MiB"
+    )]
+    let promised = ((total_kib / 1024) as f64 * config.pods.memory_fraction) as u64;
+    Ok(promised)
 }
 
 fn boot_id() -> Result<BootId> {

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod admin;
 mod api;
 mod clock;
 pub mod command;
@@ -15,6 +16,7 @@ mod leases;
 mod orders;
 mod peers;
 mod pod_money;
+mod price;
 mod progress;
 mod routes;
 mod spsp;

@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use codius_peers::{Limits, Pace, PeerTable, PeerUrl, Reach};
+use codius_peers::{Limits, Pace, PeerOverview, PeerTable, PeerUrl, Reach};
 use codius_store::{Batch, Store};
 use tokio::sync::watch;
 use url::Url;
@@ -102,6 +102,12 @@ impl Peers {
         if added > 0 {
             tracing::debug!(added, "new candidates");
         }
+    }
+
+    /// Every peer that is known, for the operator.
+    pub(crate) fn overview(&self) -> Vec<PeerOverview> {
+        let now = self.now();
+        self.table().overview(now)
     }
 
     fn choose(&self, most: usize) -> Vec<PeerUrl> {

@@ -58,11 +58,17 @@ fn describe(api: &Api) -> Info {
         avg_load: first_number("/proc/loadavg").unwrap_or_default() / cores as f64,
         num_peers: u64::try_from(api.peers.count()).unwrap_or(u64::MAX),
         currency: api.asset.code().to_owned(),
-        cost_per_month: api.cost_per_month.parse().unwrap_or_else(|_| 0.into()),
+        cost_per_month: leases
+            .rate
+            .cost_per_month()
+            .parse()
+            .unwrap_or_else(|_| 0.into()),
         uri: leases.public_uri.as_str().trim_end_matches('/').to_owned(),
         // The host has not tested itself, and does not claim it.
         self_test_success: false,
-        running_contracts: u64::try_from(leases.running()).ok(),
+        running_contracts: api
+            .publish_running
+            .then(|| u64::try_from(leases.running()).unwrap_or(u64::MAX)),
         peers: None,
         host: Some(HostInfo {
             isolation: api.isolation.to_string(),
@@ -108,11 +114,10 @@ pub(super) fn page(api: &Api) -> impl IntoResponse {
             "fullMem",
             if info.full_mem { "no" } else { "yes" }.to_owned(),
         ),
-        row(
-            "Pods running",
-            "runningContracts",
-            info.running_contracts.unwrap_or_default().to_string(),
-        ),
+        match info.running_contracts {
+            Some(count) => row("Pods running", "runningContracts", count.to_string()),
+            None => String::new(),
+        },
         row(
             "Isolation",
             "isolation",

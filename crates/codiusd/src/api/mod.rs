@@ -5,7 +5,7 @@ mod leases;
 mod logs;
 mod peers;
 mod pods;
-mod query;
+pub(crate) mod query;
 mod spsp;
 
 use std::{sync::Arc, time::Instant};
@@ -34,9 +34,8 @@ pub(crate) struct Api {
     pub(crate) spsp: Arc<Spsp>,
     pub(crate) peers: Arc<Peers>,
     pub(crate) asset: Asset,
-    /// As the operator wrote it.
-    pub(crate) cost_per_month: String,
     pub(crate) max_duration: Seconds,
+    pub(crate) publish_running: bool,
     pub(crate) isolation: Isolation,
     pub(crate) isolation_reason: String,
     pub(crate) started: Instant,
@@ -79,7 +78,7 @@ async fn unknown(State(api): Shared, request: Request) -> Response {
 }
 
 /// A JSON reply, with the headers of the original.
-fn json<T: Serialize>(status: StatusCode, body: &T) -> Response {
+pub(crate) fn json<T: Serialize>(status: StatusCode, body: &T) -> Response {
     match serde_json::to_string(body) {
         Ok(text) => json_text(status, text),
         Err(error) => {

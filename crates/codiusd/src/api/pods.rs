@@ -35,7 +35,7 @@ pub(super) async fn quote(
     let upload = Upload::parse(&body)?;
     api.leases.spec(&upload)?;
     let duration = query::duration(uri.query(), api.max_duration)?;
-    let price = api.orders.price(duration)?;
+    let price = api.orders.price(&upload.hash(), duration)?;
     Ok(json(
         StatusCode::OK,
         &QuoteReply {
