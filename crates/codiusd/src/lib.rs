@@ -11,6 +11,7 @@ mod clock;
 pub mod command;
 mod config;
 mod daemon;
+mod environment;
 mod http_error;
 mod leases;
 mod orders;
