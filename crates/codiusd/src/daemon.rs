@@ -21,7 +21,7 @@ use ilp_connector::{Connector, ConnectorConfig, SystemClock};
 use ilp_link::{BtpServer, LocalGate};
 use tokio::{
     net::{TcpListener, TcpSocket},
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::watch,
 };
 use tokio_util::sync::CancellationToken;
@@ -61,6 +61,8 @@ const MIB: u64 = 1024 * 1024;
 pub(crate) async fn run(config: Config) -> Result<()> {
     config.check()?;
     let started = Instant::now();
+    // From here on no signal is missed, whenever it comes.
+    let mut signals = Signals::new()?;
     make_private_dir(&config.data_dir)?;
     let data_dir = fs::canonicalize(&config.data_dir)?;
     let guest_dir = guest_dir(&config)?;
@@ -78,8 +80,8 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     // The first start below a parent waits for it, and can be told to end meanwhile.
     let standing = tokio::select! {
         standing = Standing::find(&config.interledger, &secret, &store, known) => standing?,
-        name = told_to_end() => {
-            tracing::info!("{}: ending before the parent was found", name?);
+        name = signals.told_to_end() => {
+            tracing::info!("{name}: ending before the parent was found");
             store.close().await;
             return Ok(());
         }
@@ -225,7 +227,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         "ready api={api} interledger={interledger_shown} isolation={isolation} \
          isolation-reason=\"{isolation_reason}\""
     );
-    let name = told_to_end().await?;
+    let name = signals.told_to_end().await;
     tracing::info!("{name}: ending");
 
     let stop_pods = config.pods.on_shutdown == OnShutdown::Stop;
@@ -258,16 +260,27 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     Ok(())
 }
 
-/// Waits for the first signal that asks for the end.
-async fn told_to_end() -> io::Result<&'static str> {
-    let (mut interrupt, mut terminate) = (
-        signal(SignalKind::interrupt())?,
-        signal(SignalKind::terminate())?,
-    );
-    Ok(tokio::select! {
-        _ = interrupt.recv() => "SIGINT",
-        _ = terminate.recv() => "SIGTERM",
-    })
+/// The signals that ask for the end. What comes while nobody waits is not lost.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    /// Waits for the first.
+    async fn told_to_end(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => "SIGTERM",
+        }
+    }
 }
 
 fn make_private_dir(path: &Path) -> Result<()> {
