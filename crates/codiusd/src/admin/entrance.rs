@@ -184,4 +184,32 @@ mod tests {
         assert!(error.to_string().contains("chmod 600"), "{error}");
         Ok(())
     }
+
+    /// Even where the files let everyone in. (Makes another user, so it needs root.)
+    #[tokio::test]
+    async fn another_user_is_not_let_in() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
+        let path = dir.path().join("admin.sock");
+        let mut socket = OwnersSocket::bind(&path)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o666))?;
+        let connect = "use IO::Socket::UNIX; my $s = IO::Socket::UNIX->new($ARGV[0]) or die $!; \
+                       print defined(<$s>) ? 'answered' : 'hung up'";
+        let stranger = tokio::process::Command::new("setpriv")
+            .args(["--reuid", "65534", "--regid", "65534", "--clear-groups"])
+            .args(["perl", "-e", connect])
+            .arg(&path)
+            .output();
+        tokio::select! {
+            _ = socket.accept() => anyhow::bail!("let in"),
+            output = stranger => {
+                let output = output?;
+                let said = String::from_utf8_lossy(&output.stdout).into_owned();
+                ensure!(said == "hung up", "{output:?}");
+            }
+        }
+        let (accepted, connected) = tokio::join!(socket.accept(), UnixStream::connect(&path));
+        drop((accepted, connected?));
+        Ok(())
+    }
 }
