@@ -17,13 +17,23 @@ const LAYERS: &[(&str, &[&str])] = &[
             "codius-manifest",
             "codius-guest-protocol",
             "codius-api",
+            "codius-address",
         ],
     ),
-    ("logic", &["codius-ledger", "codius-pod", "ilp-connector"]),
+    (
+        "logic",
+        &[
+            "codius-ledger",
+            "codius-pod",
+            "codius-peers",
+            "ilp-connector",
+        ],
+    ),
     (
         "I/O",
         &[
             "codius-store",
+            "codius-outbound",
             "codius-image",
             "codius-microvm",
             "ilp-link",
@@ -49,6 +59,7 @@ const SIDEWAYS: &[(&str, &str)] = &[
     ("ilp-stream", "ilp-packet"),
     ("codius-api", "codius-manifest"),
     ("codius-client", "ilp-link"),
+    ("codius-image", "codius-outbound"),
 ];
 
 /// What a wire crate may not reach, directly or through others: a runtime, a socket, a clock.

@@ -22,7 +22,6 @@
 
 #![forbid(unsafe_code)]
 
-mod address;
 mod archive;
 mod audience;
 mod block;

@@ -7,12 +7,12 @@
 use std::{
     collections::{HashMap, HashSet},
     error::Error as StdError,
-    net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use bytes::{Bytes, BytesMut};
+use codius_outbound::{PrivateAddress, PublicResolver, is_private_literal};
 use reqwest::{
     Client, Response, StatusCode,
     header::{
@@ -23,10 +23,9 @@ use reqwest::{
 };
 use serde::Deserialize;
 use tokio::{sync::mpsc, time::timeout};
-use url::{Host, Url};
+use url::Url;
 
 use crate::{
-    address::{PrivateAddress, PublicResolver, is_public},
     digest::{Digest, Hasher},
     fault::Fault,
     limits::{ImageLimits, RegistryConfig},
@@ -44,6 +43,8 @@ const TOKEN_LIFE: Duration = Duration::from_secs(60);
 const TOKEN_MARGIN: Duration = Duration::from_secs(10);
 /// Wait before an interrupted transfer is taken up again; doubled each time.
 const RESUME_WAIT: Duration = Duration::from_millis(200);
+/// The registry's name or address belongs to a private network. The operator may allow it.
+const PRIVATE: &str = "its registry is not at a public address";
 
 /// Speaks to registries.
 #[derive(Debug)]
@@ -383,14 +384,9 @@ impl RegistryClient {
                 Ok(&self.plain)
             }
             "https" => {
-                let literal = match url.host() {
-                    Some(Host::Ipv4(address)) => Some(IpAddr::V4(address)),
-                    Some(Host::Ipv6(address)) => Some(IpAddr::V6(address)),
-                    Some(Host::Domain(_)) | None => None,
-                };
                 // The resolver never sees an address that is written out.
-                if !self.allow_private && literal.is_some_and(|address| !is_public(address)) {
-                    return Err(Fault::invalid(PrivateAddress.to_string()));
+                if !self.allow_private && is_private_literal(url) {
+                    return Err(Fault::invalid(PRIVATE));
                 }
                 self.secure.as_ref().map_err(|reason| {
                     Fault::Host(std::io::Error::other(format!("no https client: {reason}")))
@@ -623,12 +619,8 @@ fn broken_header() -> Fault {
 }
 
 fn request_fault(error: &reqwest::Error) -> Fault {
-    let mut source = error.source();
-    while let Some(cause) = source {
-        if cause.is::<PrivateAddress>() {
-            return Fault::invalid(PrivateAddress.to_string());
-        }
-        source = cause.source();
+    if PrivateAddress::caused(error) {
+        return Fault::invalid(PRIVATE);
     }
     // Without the URL, which may carry a signature of the registry's storage.
     if error.is_timeout() {

@@ -49,11 +49,16 @@ impl Asset {
 
     /// An amount for people: `2284` of scale 6 is `0.002284 XRP`. Exact, no zeros at the end.
     pub fn format(&self, units: u64) -> String {
+        format!("{} {}", self.in_whole(units), self.code)
+    }
+
+    /// An amount in whole assets, without the code: `2284` of scale 6 is `0.002284`.
+    pub fn in_whole(&self, units: u64) -> String {
         let digits = format!("{units:0>width$}", width = usize::from(self.scale) + 1);
         let (whole, fraction) = digits.split_at(digits.len() - usize::from(self.scale));
         match fraction.trim_end_matches('0') {
-            "" => format!("{whole} {}", self.code),
-            fraction => format!("{whole}.{fraction} {}", self.code),
+            "" => whole.to_owned(),
+            fraction => format!("{whole}.{fraction}"),
         }
     }
 }

@@ -8,8 +8,10 @@ use tracing_subscriber::EnvFilter;
 use url::Url;
 
 use crate::{
+    admin::{self, AdminCommand},
     config::{Config, InterledgerMode, OnShutdown},
     daemon,
+    environment::Environment,
 };
 
 #[derive(Debug, Parser)]
@@ -20,7 +22,9 @@ use crate::{
 )]
 #[command(
     after_help = "Exit codes: 0 ended as asked, 1 failed, 2 wrong usage or configuration.\n\
-                        Log level: RUST_LOG (default info), to standard error."
+                        Log level: RUST_LOG (default info), to standard error.\n\
+                        The CODIUS_* variables of the first Codius host are read: command line over \
+                        environment over file."
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -34,6 +38,17 @@ enum Command {
     /// Look at the configuration without running anything
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Ask the host that runs on this machine, or change its price
+    Admin {
+        #[command(subcommand)]
+        command: AdminCommand,
+        /// The data directory of the host [default: /var/lib/codius]
+        #[arg(long, value_name = "DIR", global = true)]
+        data_dir: Option<PathBuf>,
+        /// Print the host's answer as it is
+        #[arg(long, global = true)]
+        json: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -100,17 +115,24 @@ fn on_shutdown(text: &str) -> Result<OnShutdown, String> {
 }
 
 impl Settings {
-    fn into_config(self) -> Result<Config> {
-        if self.config.is_none() && !self.local && self.uplink.is_none() {
+    /// What the file, the environment and the command line say, each over the one before.
+    fn into_config(self, environment: &Environment) -> Result<Config> {
+        let is_alone = self.config.is_none() && !self.local && self.uplink.is_none();
+        if is_alone && !environment.is_enough() {
             bail!(
                 "give --config FILE, or --local for a host with no other daemon, or --uplink URL for \
-                 one below moneyd"
+                 one below moneyd, or CODIUS_PUBLIC_URI in the environment"
             );
         }
         let mut config = match &self.config {
             Some(path) => Config::load(path)?,
             None => Config::default(),
         };
+        environment.apply(&mut config, is_alone);
+        if self.local {
+            config.interledger.mode = InterledgerMode::Local;
+            config.interledger.parent_secret = None;
+        }
         if self.no_self_test {
             config.self_test.enabled = Some(false);
         }
@@ -126,9 +148,12 @@ impl Settings {
         if let Some(parent) = self.uplink {
             config.interledger.mode = InterledgerMode::Uplink;
             config.interledger.parent = parent;
+            // The environment's secret is for the environment's parent.
+            config.interledger.parent_secret = None;
         }
         if self.uplink_secret_file.is_some() {
             config.interledger.parent_secret_file = self.uplink_secret_file;
+            config.interledger.parent_secret = None;
         }
         if self.public_uri.is_some() {
             config.public_uri = self.public_uri;
@@ -158,35 +183,60 @@ pub fn main() -> ExitCode {
         eprintln!("codiusd: {error:#}");
         ExitCode::from(2)
     };
-    if let Some(Command::Config(ConfigCommand::Check { config })) = arguments.command {
-        return match Config::load(&config) {
-            Ok(_) => {
-                println!("ok");
-                ExitCode::SUCCESS
-            }
-            Err(error) => usage(error),
-        };
+    let failed = |error: anyhow::Error| {
+        eprintln!("codiusd: {error:#}");
+        ExitCode::FAILURE
+    };
+    let environment = match Environment::of_process() {
+        Ok(environment) => environment,
+        Err(error) => return usage(error.into()),
+    };
+    match arguments.command {
+        Some(Command::Config(ConfigCommand::Check { config })) => {
+            return match Config::load(&config) {
+                Ok(_) => {
+                    println!("ok");
+                    ExitCode::SUCCESS
+                }
+                Err(error) => usage(error),
+            };
+        }
+        Some(Command::Admin {
+            command,
+            data_dir,
+            json,
+        }) => {
+            let data_dir = data_dir
+                .or(arguments.settings.data_dir)
+                .or_else(|| environment.data_dir())
+                .unwrap_or_else(|| Config::default().data_dir);
+            return match admin::run_tool(&command, &data_dir, json) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => failed(error),
+            };
+        }
+        None => {}
     }
-    let config = match arguments.settings.into_config() {
+    let config = match arguments.settings.into_config(&environment) {
         Ok(config) => config,
         Err(error) => return usage(error),
     };
-    match serve(config) {
+    match serve(config, environment.remarks()) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("codiusd: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => failed(error),
     }
 }
 
-fn serve(config: Config) -> Result<()> {
+fn serve(config: Config, remarks: &[String]) -> Result<()> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
+    for remark in remarks {
+        tracing::warn!("{remark}");
+    }
     // One implementation of cryptography for TLS, chosen here for all who use it.
     if rustls::crypto::ring::default_provider()
         .install_default()

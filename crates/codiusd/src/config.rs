@@ -15,6 +15,7 @@ use url::Url;
 
 /// Bounds that no setting may leave.
 const MAX_DURATION_LIMIT_SECS: u64 = 366 * 24 * 3600;
+const MAX_PEER_INTERVAL_SECS: u64 = 24 * 3600;
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -26,7 +27,11 @@ pub(crate) struct Config {
     /// How this host is reached from outside; pods are at `HASH.` before its host name. Default: the
     /// listener, as `http://localhost:PORT`.
     pub(crate) public_uri: Option<Url>,
+    /// Whether `/info` says how many pods run.
+    pub(crate) publish_running: bool,
     pub(crate) price: Price,
+    pub(crate) peers: Peers,
+    pub(crate) admin: Admin,
     pub(crate) interledger: Interledger,
     pub(crate) pods: Pods,
     pub(crate) images: Images,
@@ -44,6 +49,31 @@ pub(crate) struct Price {
     pub(crate) max_duration_secs: u64,
 }
 
+/// The other hosts that this one knows.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Peers {
+    /// Hosts to begin with, as URLs without a path. All that the original began with are assumed dead.
+    pub(crate) bootstrap: Vec<String>,
+    /// Whether peers may be at private addresses and without TLS: for tests and private networks only,
+    /// because whoever names a peer chooses what this host connects to.
+    pub(crate) allow_private: bool,
+    /// How often peers are exchanged with a few of those that answer.
+    pub(crate) exchange_interval_secs: u64,
+    /// Each listed peer is checked again within this time.
+    pub(crate) check_interval_secs: u64,
+    /// The first wait for a peer that does not answer; it doubles, up to an hour.
+    pub(crate) retry_secs: u64,
+}
+
+/// The operator's own entrance. `DATA_DIR/admin.sock` is always there.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Admin {
+    /// A port of 127.0.0.1 besides, for whoever has the token in `DATA_DIR/admin.token`; 0: any.
+    pub(crate) tcp_port: Option<u16>,
+}
+
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Interledger {
@@ -58,6 +88,9 @@ pub(crate) struct Interledger {
     /// In uplink mode: a file with the secret (BTP token) for the parent. Without it the host uses one
     /// that follows from its own secret, which is what `moneyd` expects.
     pub(crate) parent_secret_file: Option<PathBuf>,
+    /// The same from the environment, where the original had it. Never in the file.
+    #[serde(skip)]
+    pub(crate) parent_secret: Option<Secret>,
     /// In uplink mode: the most that the parent may owe this host, in the asset's smallest unit; what
     /// would exceed it is refused (T04). Default: no limit.
     pub(crate) parent_credit: Option<u64>,
@@ -67,6 +100,16 @@ pub(crate) struct Interledger {
     pub(crate) max_packet_amount: u64,
     /// How long the price of an order may take to arrive, once the client has asked again.
     pub(crate) payment_timeout_secs: u64,
+}
+
+/// A text that is never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Secret(pub(crate) String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret")
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,8 +125,10 @@ pub(crate) enum InterledgerMode {
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Pods {
     pub(crate) accelerator: Accelerator,
-    /// Memory that all pods together may be promised; 0: three quarters of this machine's.
+    /// Memory that all pods together may be promised; 0: as `memory_fraction` says.
     pub(crate) memory_mib: u64,
+    /// Part of this machine's memory that pods may be promised.
+    pub(crate) memory_fraction: f64,
     pub(crate) max_pods: usize,
     /// How long a program may take to open its port.
     pub(crate) port_timeout_secs: u64,
@@ -160,7 +205,10 @@ impl Default for Config {
             data_dir: PathBuf::from("/var/lib/codius"),
             listen: SocketAddr::from(([127, 0, 0, 1], 3000)),
             public_uri: None,
+            publish_running: true,
             price: Price::default(),
+            peers: Peers::default(),
+            admin: Admin::default(),
             interledger: Interledger::default(),
             pods: Pods::default(),
             images: Images::default(),
@@ -180,6 +228,18 @@ impl Default for Price {
     }
 }
 
+impl Default for Peers {
+    fn default() -> Self {
+        Self {
+            bootstrap: Vec::new(),
+            allow_private: false,
+            exchange_interval_secs: 5,
+            check_interval_secs: 600,
+            retry_secs: 30,
+        }
+    }
+}
+
 impl Default for Interledger {
     fn default() -> Self {
         Self {
@@ -189,6 +249,7 @@ impl Default for Interledger {
             asset_scale: 9,
             parent: format!("btp+ws://localhost:{}", ilp_link::DEFAULT_PORT),
             parent_secret_file: None,
+            parent_secret: None,
             parent_credit: None,
             max_packets_per_sec: 5000,
             max_packet_amount: 1_000_000_000_000,
@@ -213,6 +274,7 @@ impl Default for Pods {
         Self {
             accelerator: Accelerator::Auto,
             memory_mib: 0,
+            memory_fraction: 0.75,
             max_pods: 100,
             port_timeout_secs: 45,
             stop_grace_ms: 1000,
@@ -288,7 +350,13 @@ impl Config {
             self.self_test.retries > 0,
             "self_test.retries is 0; set self_test.enabled = false for no test"
         );
+        let fraction = self.pods.memory_fraction;
+        ensure!(
+            fraction > 0.0 && fraction <= 1.0,
+            "pods.memory_fraction is {fraction}; it must be over 0 and at most 1"
+        );
         self.interledger.check()?;
+        self.peers.check()?;
         self.pool()?;
         if let Some(uri) = &self.public_uri {
             ensure!(
@@ -313,6 +381,22 @@ impl Config {
     /// The pod network.
     pub(crate) fn pool(&self) -> Result<Ipv4Pool> {
         self.network.pool.parse().context("network.pool")
+    }
+}
+
+impl Peers {
+    fn check(&self) -> Result<()> {
+        for (name, secs) in [
+            ("exchange_interval_secs", self.exchange_interval_secs),
+            ("check_interval_secs", self.check_interval_secs),
+            ("retry_secs", self.retry_secs),
+        ] {
+            ensure!(
+                (1..=MAX_PEER_INTERVAL_SECS).contains(&secs),
+                "peers.{name} is {secs}; it must be 1 to {MAX_PEER_INTERVAL_SECS}"
+            );
+        }
+        self.bootstrap_urls().map(drop)
     }
 }
 
@@ -376,6 +460,15 @@ mod tests {
             ("[network]\npool = \"10.0.0.0/30\"", "network.pool"),
             ("[price]\nmax_duration_secs = 0", "max_duration_secs"),
             ("public_uri = \"ftp://host\"", "public_uri"),
+            ("[peers]\nretry_secs = 0", "retry_secs"),
+            (
+                "[peers]\nbootstrap = [\"https://host.example/path\"]",
+                "peers.bootstrap",
+            ),
+            (
+                "[peers]\nbootstrap = [\"https://10.0.0.1\"]",
+                "peers.bootstrap",
+            ),
             (
                 "[interledger]\nmode = \"uplink\"\nparent = \"http://host\"",
                 "interledger.parent",

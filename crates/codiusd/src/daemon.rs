@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use codius_image::{ImageLimits, ImageStore, RegistryConfig};
-use codius_ledger::{BootId, Cost, Rate, Seconds};
+use codius_ledger::{BootId, Seconds};
 use codius_microvm::{AcceleratorChoice, Instance, MicrovmConfig, MicrovmDriver};
 use codius_pod::{Admission, Capacity, Driver, Supervisor};
 use codius_proxy::{Proxy, Scheme};
@@ -21,18 +21,22 @@ use ilp_connector::{Connector, ConnectorConfig, SystemClock};
 use ilp_link::{BtpServer, LocalGate};
 use tokio::{
     net::{TcpListener, TcpSocket},
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
+    sync::watch,
 };
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use crate::{
+    admin::Admin,
     api::{self, Api},
     clock,
     config::{Accelerator, Config, InterledgerMode, OnShutdown},
     leases::{Leases, Wiring},
     orders::Orders,
+    peers::Peers,
     pod_money::{PacketLimits, PodMoney, PodPort},
+    price::PriceTag,
     routes::Routes,
     self_test,
     spsp::Spsp,
@@ -50,8 +54,6 @@ const HOST_SECRET: &str = "host";
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the whole shutdown may take, pods included.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(60);
-/// How much of the machine's memory pods get unless the operator says otherwise, in percent.
-const DEFAULT_MEMORY_PERCENT: u64 = 75;
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 1024;
 const MIB: u64 = 1024 * 1024;
@@ -60,6 +62,8 @@ const MIB: u64 = 1024 * 1024;
 pub(crate) async fn run(config: Config) -> Result<()> {
     config.check()?;
     let started = Instant::now();
+    // From here on no signal is missed, whenever it comes.
+    let mut signals = Signals::new()?;
     make_private_dir(&config.data_dir)?;
     let data_dir = fs::canonicalize(&config.data_dir)?;
     let guest_dir = guest_dir(&config)?;
@@ -77,19 +81,14 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     // The first start below a parent waits for it, and can be told to end meanwhile.
     let standing = tokio::select! {
         standing = Standing::find(&config.interledger, &secret, &store, known) => standing?,
-        name = told_to_end() => {
-            tracing::info!("{}: ending before the parent was found", name?);
+        name = signals.told_to_end() => {
+            tracing::info!("{name}: ending before the parent was found");
             store.close().await;
             return Ok(());
         }
     };
     let asset = standing.asset()?;
-    let cost: Cost = config
-        .price
-        .cost_per_month
-        .parse()
-        .context("price.cost_per_month")?;
-    let rate = Rate::per_month(cost, &asset).context("price.cost_per_month")?;
+    let rate = PriceTag::open(&config.price.cost_per_month, &asset, &snapshot.meta)?;
 
     // The listeners first: a port that is taken is found before anything is touched.
     let listener = listen(config.listen)?;
@@ -197,14 +196,23 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         },
     )
     .await?;
+    // Of a host that does not test itself it is the operator's word that it works.
+    let tested = if config.tests_itself() {
+        test.watch()
+    } else {
+        let word = config.peers.allow_private || !config.peers.bootstrap.is_empty();
+        watch::Sender::new(word).subscribe()
+    };
+    let peers = Peers::open(&config.peers, &public_uri, &store, &snapshot.meta, tested)?;
     let router = api::router(Api {
         self_test: test,
         leases: Arc::clone(&leases),
         orders,
         spsp,
-        asset,
-        cost_per_month: config.price.cost_per_month.clone(),
+        peers: Arc::clone(&peers),
+        asset: asset.clone(),
         max_duration: Seconds(config.price.max_duration_secs),
+        publish_running: config.publish_running,
         isolation,
         isolation_reason: isolation_reason.clone(),
         started,
@@ -224,6 +232,18 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         }
     });
 
+    let admin = Admin {
+        leases: Arc::clone(&leases),
+        peers: Arc::clone(&peers),
+        connector: connector.clone(),
+        store: store.clone(),
+        asset,
+    };
+    let administering = admin
+        .open(&data_dir, config.admin.tcp_port, &closing)
+        .await?;
+    let finding = tokio::spawn(Arc::clone(&peers).run(closing.clone()));
+
     let api = public_uri.as_str().trim_end_matches('/');
     if let Some(tester) = tester {
         leases.tasks.spawn(tester.run());
@@ -232,13 +252,15 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         "ready api={api} interledger={interledger_shown} isolation={isolation} \
          isolation-reason=\"{isolation_reason}\""
     );
-    let name = told_to_end().await?;
+    let name = signals.told_to_end().await;
     tracing::info!("{name}: ending");
 
     let stop_pods = config.pods.on_shutdown == OnShutdown::Stop;
     let ending = async {
         closing.cancel();
         leases.shut_down(stop_pods).await;
+        let _ = tokio::time::timeout(DRAIN_TIMEOUT, finding).await;
+        let _ = tokio::time::timeout(DRAIN_TIMEOUT, administering.wait()).await;
         let _ = tokio::time::timeout(DRAIN_TIMEOUT, serving).await;
         let _ = tokio::time::timeout(DRAIN_TIMEOUT, connector.drain()).await;
         let _ = tokio::time::timeout(DRAIN_TIMEOUT, btp.shutdown()).await;
@@ -263,16 +285,27 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     Ok(())
 }
 
-/// Waits for the first signal that asks for the end.
-async fn told_to_end() -> io::Result<&'static str> {
-    let (mut interrupt, mut terminate) = (
-        signal(SignalKind::interrupt())?,
-        signal(SignalKind::terminate())?,
-    );
-    Ok(tokio::select! {
-        _ = interrupt.recv() => "SIGINT",
-        _ = terminate.recv() => "SIGTERM",
-    })
+/// The signals that ask for the end. What comes while nobody waits is not lost.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    /// Waits for the first.
+    async fn told_to_end(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => "SIGTERM",
+        }
+    }
 }
 
 fn make_private_dir(path: &Path) -> Result<()> {
@@ -423,7 +456,14 @@ fn memory_mib(config: &Config) -> Result<u64> {
             .ok()
     });
     let total_kib: u64 = total.context("cannot read this machine's memory; set pods.memory_mib")?;
-    Ok(total_kib / 1024 * DEFAULT_MEMORY_PERCENT / 100)
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a positive part of a machine's MiB"
+    )]
+    let promised = ((total_kib / 1024) as f64 * config.pods.memory_fraction) as u64;
+    Ok(promised)
 }
 
 fn boot_id() -> Result<BootId> {

@@ -15,6 +15,7 @@
 //! What others see of a lease (its address, expiry and logs) is published beside the lock, so that
 //! no request waits for a pod that is starting.
 
+mod overview;
 mod recovery;
 mod top_up;
 
@@ -29,8 +30,8 @@ use std::{
 
 use codius_api::{EndReason as ApiEndReason, LeaseEventKind, Phase, PodReply, UnixMillis};
 use codius_ledger::{
-    Account, BootId, EndReason, Lease, Millis, Order, Rate, Reason, Seconds, Settlement,
-    StoredResponse, Transaction,
+    Account, BootId, EndReason, Lease, Millis, Order, Reason, Seconds, Settlement, StoredResponse,
+    Transaction,
 };
 use codius_manifest::{ManifestHash, PodSpec, Upload};
 use codius_pod::{
@@ -48,6 +49,7 @@ pub(crate) use top_up::TopUpError;
 use crate::{
     clock::{steady_now, wall_now},
     pod_money::PodMoney,
+    price::PriceTag,
     progress::{Progress, ProgressBoard, Tell},
     routes::Routes,
 };
@@ -64,7 +66,7 @@ pub(crate) struct Wiring {
     pub(crate) routes: Arc<Routes>,
     pub(crate) proxy: Proxy,
     pub(crate) pod_money: Arc<PodMoney>,
-    pub(crate) rate: Rate,
+    pub(crate) rate: PriceTag,
     /// How far ahead a lease may be topped up.
     pub(crate) max_duration: Seconds,
     /// `scheme://host[:port]`, as pods are told and as their URLs are made of.
@@ -233,7 +235,12 @@ impl Leases {
         self.settle_leftover(slot.hash).await?;
         // What earlier payers of this program are owed runs it, too.
         let owed = self.balance(&Account::Owed(slot.hash)).await?;
-        let mut lease = Lease::new(slot.hash, wall_now(), self.rate);
+        let mut lease = Lease::new(
+            slot.hash,
+            wall_now(),
+            self.rate
+                .rate_of(purchase.order.duration, purchase.order.price),
+        );
         lease
             .extend(purchase.order.duration)
             .expect("a new lease can be extended");

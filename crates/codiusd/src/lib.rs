@@ -5,15 +5,19 @@
 
 #![forbid(unsafe_code)]
 
+mod admin;
 mod api;
 mod clock;
 pub mod command;
 mod config;
 mod daemon;
+mod environment;
 mod http_error;
 mod leases;
 mod orders;
+mod peers;
 mod pod_money;
+mod price;
 mod progress;
 mod routes;
 mod self_test;

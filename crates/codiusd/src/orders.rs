@@ -139,8 +139,8 @@ impl Orders {
     }
 
     /// What a request costs.
-    pub(crate) fn price(&self, duration: Seconds) -> Result<u64, HttpError> {
-        self.leases.rate.price(duration).map_err(|_| {
+    pub(crate) fn price(&self, hash: &ManifestHash, duration: Seconds) -> Result<u64, HttpError> {
+        self.leases.price(hash, duration).map_err(|_| {
             HttpError::new(StatusCode::BAD_REQUEST, "duration is too long to be priced")
                 .next("ask for less time")
         })
@@ -204,7 +204,7 @@ impl Orders {
             }
             return Ok(Step::Costs(pending.price));
         }
-        let price = self.price(request.duration)?;
+        let price = self.price(&request.what.hash(), request.duration)?;
         let images = match &request.what {
             What::Extend(hash) => {
                 if self.leases.shown(hash).is_none() {

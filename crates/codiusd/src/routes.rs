@@ -23,6 +23,13 @@ impl Routes {
             .insert(hash.to_string(), address);
     }
 
+    /// Where a pod is, if visitors reach it.
+    pub(crate) fn address(&self, hash: &ManifestHash) -> Option<SocketAddr> {
+        let routes = self.by_label.read();
+        let routes = routes.unwrap_or_else(PoisonError::into_inner);
+        routes.get(&hash.to_string()).copied()
+    }
+
     /// Takes a pod off; its address, so that open connections can be ended.
     pub(crate) fn remove(&self, hash: &ManifestHash) -> Option<SocketAddr> {
         self.by_label

@@ -141,6 +141,11 @@ impl SelfTest {
         *self.stats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether the gate is open, now and later.
+    pub(crate) fn watch(&self) -> watch::Receiver<bool> {
+        self.open.subscribe()
+    }
+
     fn is_open(&self) -> bool {
         *self.open.borrow()
     }

@@ -179,9 +179,10 @@ fn is_untrusted(error: &anyhow::Error) -> bool {
 /// The parent's URL with the secret for it.
 fn parent(config: &Interledger, host_secret: &[u8; 32]) -> Result<BtpUrl> {
     let url: BtpUrl = config.parent.parse().context("interledger.parent")?;
-    let token = match &config.parent_secret_file {
-        Some(path) => read_secret(path)?,
-        None => {
+    let token = match (&config.parent_secret, &config.parent_secret_file) {
+        (Some(secret), _) => secret.0.clone(),
+        (None, Some(path)) => read_secret(path)?,
+        (None, None) => {
             let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, host_secret);
             let tag = ring::hmac::sign(&key, TOKEN_LABEL);
             data_encoding::HEXLOWER.encode(tag.as_ref())

@@ -49,7 +49,7 @@ async fn a_host_lets_nobody_in_before_a_program_of_its_own_has_run_and_keeps_no_
     let mut world = World::start(Settings {
         tests_itself: true,
         // The public name, which the port is part of, stays the same when it starts again.
-        port: free_port()?,
+        listen: format!("127.0.0.1:{}", free_port()?),
         ..Settings::default()
     })?;
     for (path, authorization) in [
@@ -109,7 +109,7 @@ async fn a_host_that_is_not_found_under_its_public_name_stays_closed() -> Result
     let mut world = World::start(Settings {
         tests_itself: true,
         public_uri: Some("http://nobody.invalid"),
-        port,
+        listen: format!("127.0.0.1:{port}"),
         ..Settings::default()
     })?;
     world.logged("self-test failed", 0).await?;

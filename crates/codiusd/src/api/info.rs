@@ -7,22 +7,21 @@ use axum::{
     http::{StatusCode, Uri, header},
     response::{IntoResponse, Response},
 };
-use codius_api::{AssetInfo, HostInfo, Info, Memory, PeersReply, Version};
+use codius_api::{AssetInfo, HostInfo, Info, Memory, Version};
 use codius_pod::Machine;
 
-use super::{Api, Shared, json, query};
-use crate::http_error::HttpError;
+use super::{Api, Shared, json, peers, query};
 
 const MIB: u64 = 1024 * 1024;
-/// The most peers that one may ask for.
-const MAX_PEERS: u64 = 1000;
+/// What this program calls itself; the original says `Codiusd (JavaScript)`.
+pub(super) const NAME: &str = "Codiusd (Rust)";
 
 pub(super) async fn version() -> Response {
     let version = env!("CARGO_PKG_VERSION").to_owned();
     json(
         StatusCode::OK,
         &Version {
-            name: "Codiusd (Rust)".to_owned(),
+            name: NAME.to_owned(),
             version,
         },
     )
@@ -37,26 +36,10 @@ pub(super) async fn memory(State(api): Shared) -> Response {
     )
 }
 
-/// No peers are known yet; the answer has its shape, and its input its checks.
-pub(super) async fn peers(uri: Uri) -> Result<Response, HttpError> {
-    let limit = query::value(uri.query(), "limit");
-    let valid = limit.is_none_or(|text| {
-        text.parse()
-            .is_ok_and(|limit| (1..=MAX_PEERS).contains(&limit))
-    });
-    if !valid {
-        return Err(
-            HttpError::new(StatusCode::BAD_REQUEST, "Invalid request query input")
-                .next(format!("give `limit` as 1 to {MAX_PEERS}")),
-        );
-    }
-    Ok(json(StatusCode::OK, &PeersReply { peers: Vec::new() }))
-}
-
 pub(super) async fn info(State(api): Shared, uri: Uri) -> Response {
     let mut info = describe(&api);
     if query::value(uri.query(), "requestPeers").is_some_and(|value| value == "true") {
-        info.peers = Some(Vec::new());
+        info.peers = Some(api.peers.sample(peers::MAX_PEERS));
     }
     json(StatusCode::OK, &info)
 }
@@ -73,12 +56,18 @@ fn describe(api: &Api) -> Info {
         service_uptime: api.started.elapsed().as_secs(),
         #[expect(clippy::cast_precision_loss, reason = "no machine has 2^52 cores")]
         avg_load: first_number("/proc/loadavg").unwrap_or_default() / cores as f64,
-        num_peers: 0,
+        num_peers: u64::try_from(api.peers.count()).unwrap_or(u64::MAX),
         currency: api.asset.code().to_owned(),
-        cost_per_month: api.cost_per_month.parse().unwrap_or_else(|_| 0.into()),
+        cost_per_month: leases
+            .rate
+            .cost_per_month()
+            .parse()
+            .unwrap_or_else(|_| 0.into()),
         uri: leases.public_uri.as_str().trim_end_matches('/').to_owned(),
         self_test_success: api.self_test.stats().self_test_success,
-        running_contracts: u64::try_from(leases.running()).ok(),
+        running_contracts: api
+            .publish_running
+            .then(|| u64::try_from(leases.running()).unwrap_or(u64::MAX)),
         peers: None,
         host: Some(HostInfo {
             isolation: api.isolation.to_string(),
@@ -124,11 +113,10 @@ pub(super) fn page(api: &Api) -> impl IntoResponse {
             "fullMem",
             if info.full_mem { "no" } else { "yes" }.to_owned(),
         ),
-        row(
-            "Pods running",
-            "runningContracts",
-            info.running_contracts.unwrap_or_default().to_string(),
-        ),
+        match info.running_contracts {
+            Some(count) => row("Pods running", "runningContracts", count.to_string()),
+            None => String::new(),
+        },
         row(
             "Isolation",
             "isolation",

@@ -3,8 +3,9 @@
 mod info;
 mod leases;
 mod logs;
+mod peers;
 mod pods;
-mod query;
+pub(crate) mod query;
 mod receipts;
 mod spsp;
 
@@ -17,7 +18,7 @@ use axum::{
     http::{HeaderValue, Method, StatusCode, header},
     middleware,
     response::{IntoResponse, Response},
-    routing::{MethodFilter, get, on},
+    routing::{MethodFilter, get, on, post},
 };
 use codius_ledger::{Asset, Seconds, StoredResponse};
 use codius_pod::Isolation;
@@ -27,6 +28,7 @@ use crate::{
     http_error::HttpError,
     leases::Leases,
     orders::Orders,
+    peers::Peers,
     self_test::{SelfTest, gate},
     spsp::Spsp,
 };
@@ -39,10 +41,10 @@ pub(crate) struct Api {
     pub(crate) leases: Arc<Leases>,
     pub(crate) orders: Arc<Orders>,
     pub(crate) spsp: Arc<Spsp>,
+    pub(crate) peers: Arc<Peers>,
     pub(crate) asset: Asset,
-    /// As the operator wrote it.
-    pub(crate) cost_per_month: String,
     pub(crate) max_duration: Seconds,
+    pub(crate) publish_running: bool,
     pub(crate) isolation: Isolation,
     pub(crate) isolation_reason: String,
     pub(crate) started: Instant,
@@ -65,7 +67,8 @@ pub(crate) fn router(api: Api) -> Router {
         .route("/info", get(info::info))
         .route("/memory", get(info::memory))
         .route("/version", get(info::version))
-        .route("/peers", get(info::peers))
+        .route("/peers", get(peers::list))
+        .route("/peers/discover", post(peers::discover))
         .route("/api/v2/leases/{hash}/events", get(leases::events))
         .route(spsp::HOST_PATH, get(spsp::query).fallback(spsp::other))
         .route("/{hash}", get(spsp::query).fallback(spsp::other))
@@ -87,7 +90,7 @@ async fn unknown(State(api): Shared, request: Request) -> Response {
 }
 
 /// A JSON reply, with the headers of the original.
-fn json<T: Serialize>(status: StatusCode, body: &T) -> Response {
+pub(crate) fn json<T: Serialize>(status: StatusCode, body: &T) -> Response {
     match serde_json::to_string(body) {
         Ok(text) => json_text(status, text),
         Err(error) => {

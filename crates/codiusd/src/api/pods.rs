@@ -35,7 +35,7 @@ pub(super) async fn quote(
     let upload = Upload::parse(&body)?;
     api.leases.spec(&upload)?;
     let duration = query::duration(uri.query(), api.max_duration)?;
-    let price = api.orders.price(duration)?;
+    let price = api.orders.price(&upload.hash(), duration)?;
     Ok(json(
         StatusCode::OK,
         &QuoteReply {
@@ -145,7 +145,10 @@ fn pay_token(headers: &HeaderMap) -> Result<OrderId, HttpError> {
 }
 
 /// A body that says it is JSON, or says nothing of it.
-fn json_body(headers: &HeaderMap, body: Result<Bytes, BytesRejection>) -> Result<Bytes, HttpError> {
+pub(super) fn json_body(
+    headers: &HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Bytes, HttpError> {
     if let Some(kind) = headers.get(header::CONTENT_TYPE) {
         let essence = kind
             .to_str()

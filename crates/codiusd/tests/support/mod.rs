@@ -45,10 +45,12 @@ pub(crate) struct Settings {
     /// The Interledger parent; without one the host is in local mode.
     pub(crate) parent: Option<String>,
     pub(crate) public_uri: Option<&'static str>,
-    /// Where the API is; at a port of its own if it is 0.
-    pub(crate) port: u16,
     /// Whether the host tests itself before it lets anybody in.
     pub(crate) tests_itself: bool,
+    /// Where it listens; a test that restarts it at the same address says which.
+    pub(crate) listen: String,
+    /// Further tables of the configuration.
+    pub(crate) more: String,
 }
 
 impl Default for Settings {
@@ -61,8 +63,9 @@ impl Default for Settings {
             on_shutdown: "stop",
             parent: None,
             public_uri: None,
-            port: 0,
             tests_itself: false,
+            listen: "127.0.0.1:0".to_owned(),
+            more: String::new(),
         }
     }
 }
@@ -149,8 +152,9 @@ impl World {
             on_shutdown,
             parent,
             public_uri,
-            port,
             tests_itself,
+            listen,
+            more,
         } = &self.settings;
         let public_uri =
             public_uri.map_or_else(String::new, |uri| format!("public_uri = {uri:?}\n"));
@@ -159,14 +163,14 @@ impl World {
             None => "listen = [\"127.0.0.1:0\"]".to_owned(),
         };
         format!(
-            "data_dir = {data:?}\nlisten = \"127.0.0.1:{port}\"\n{public_uri}\
+            "data_dir = {data:?}\nlisten = {listen:?}\n{public_uri}\
              [self_test]\nenabled = {tests_itself}\nretries = 1\n\
              [price]\nmax_duration_secs = {max_duration_secs}\n\
              [interledger]\n{interledger}\npayment_timeout_secs = 5\n\
              [pods]\naccelerator = \"tcg\"\nmemory_mib = {memory_mib}\nport_timeout_secs = {port_timeout_secs}\n\
              on_shutdown = \"{on_shutdown}\"\n\
              [images]\ninsecure_registries = [{registry:?}]\nmax_unpacked_mib = {max_unpacked_mib}\n\
-             [network]\npool = \"{a}.{b}.{c}.0/24\"\n",
+             [network]\npool = \"{a}.{b}.{c}.0/24\"\n{more}",
             data = self.data_dir(),
             registry = self.registry.host(),
         )

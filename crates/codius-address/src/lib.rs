@@ -1,52 +1,14 @@
-//! Which addresses a registry may have: public ones only, unless the operator says otherwise.
+//! Which addresses belong to the public internet, and so may be connected to on behalf of strangers.
 //!
-//! Names are resolved once, here, and only what passes is connected to; there is no second look-up
-//! that could answer differently.
+//! Registries that uploaders name and peers that other hosts name are such strangers: without this
+//! check they could make the host speak to its own network.
 
-use std::{
-    error::Error as StdError,
-    fmt,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-};
+#![forbid(unsafe_code)]
 
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-
-/// The registry's name or address belongs to a private network. The operator may allow it.
-#[derive(Debug)]
-pub(crate) struct PrivateAddress;
-
-impl fmt::Display for PrivateAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("its registry is not at a public address")
-    }
-}
-
-impl StdError for PrivateAddress {}
-
-/// Resolves names with the system's resolver and keeps public addresses only.
-#[derive(Debug)]
-pub(crate) struct PublicResolver;
-
-impl Resolve for PublicResolver {
-    fn resolve(&self, name: Name) -> Resolving {
-        let name = name.as_str().to_owned();
-        Box::pin(async move {
-            let all: Vec<SocketAddr> = tokio::net::lookup_host((name, 0)).await?.collect();
-            let public: Vec<SocketAddr> = all
-                .iter()
-                .copied()
-                .filter(|address| is_public(address.ip()))
-                .collect();
-            if public.is_empty() && !all.is_empty() {
-                return Err(Box::new(PrivateAddress) as Box<dyn StdError + Send + Sync>);
-            }
-            Ok(Box::new(public.into_iter()) as Addrs)
-        })
-    }
-}
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Whether an address is one of the public internet (IANA special-purpose address registries).
-pub(crate) fn is_public(address: IpAddr) -> bool {
+pub fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => is_public_v4(address),
         IpAddr::V6(address) => is_public_v6(address),

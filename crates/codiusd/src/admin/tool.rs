@@ -1,0 +1,272 @@
+//! `codiusd admin`: asks the host of a data directory through its socket, and prints what it says.
+
+use std::{path::Path, time::Duration};
+
+use anyhow::{Context, Result, bail};
+use bytes::Bytes;
+use clap::Subcommand;
+use codius_api::ErrorBody;
+use http_body_util::{BodyExt, Full};
+use hyper::{Method, Request, StatusCode, client::conn::http1, header};
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+
+use super::{
+    SOCKET,
+    reports::{AccountsReport, PeersReport, PodReport, Pods, Uptime},
+};
+
+/// How long the host may take.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What an operator asks a host that runs.
+#[derive(Debug, Subcommand)]
+pub(crate) enum AdminCommand {
+    /// The pods that run
+    Pods,
+    /// One pod
+    Pod {
+        /// Its manifest hash
+        hash: String,
+    },
+    /// For how long the running pods are paid, and what was earned in all
+    Uptime,
+    /// The Interledger accounts, and what happened on them
+    Accounts,
+    /// The other hosts that this one knows
+    Peers,
+    /// Set what a small pod costs for a month, for new leases
+    SetPrice {
+        /// In whole units of the asset, such as 10 or 0.5
+        price: serde_json::Number,
+    },
+}
+
+/// Asks, and prints a table or JSON.
+pub(crate) fn run(command: &AdminCommand, data_dir: &Path, as_json: bool) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start")?;
+    let socket = data_dir.join(SOCKET);
+    let text = runtime.block_on(async {
+        let answered = tokio::time::timeout(TIMEOUT, ask(command, &socket));
+        answered.await.context("the host does not answer in time")?
+    })?;
+    if as_json {
+        if !text.is_empty() {
+            println!("{text}");
+        }
+        return Ok(());
+    }
+    print!("{}", shown(command, &text)?);
+    Ok(())
+}
+
+/// The body of the host's answer.
+async fn ask(command: &AdminCommand, socket: &Path) -> Result<String> {
+    let (method, path, body) = match command {
+        AdminCommand::Pods => (Method::GET, "/getPods".to_owned(), String::new()),
+        AdminCommand::Pod { hash } => {
+            let id: String = url::form_urlencoded::byte_serialize(hash.as_bytes()).collect();
+            (Method::GET, format!("/getPodInfo?id={id}"), String::new())
+        }
+        AdminCommand::Uptime => (Method::GET, "/getAllUptime".to_owned(), String::new()),
+        AdminCommand::Accounts => (Method::GET, "/accounts".to_owned(), String::new()),
+        AdminCommand::Peers => (Method::GET, "/peers".to_owned(), String::new()),
+        AdminCommand::SetPrice { price } => {
+            let body = format!("{{\"hostCostPerMonth\":{price}}}");
+            (Method::POST, "/config".to_owned(), body)
+        }
+    };
+    let stream = UnixStream::connect(socket).await.with_context(|| {
+        format!(
+            "no host answers at {}; start codiusd, or name its data directory with --data-dir",
+            socket.display()
+        )
+    })?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(header::HOST, "localhost")
+        .header(header::CONTENT_TYPE, "application/json")
+        .body(Full::new(Bytes::from(body)))?;
+    let response = sender.send_request(request).await?;
+    let status = response.status();
+    let body = response.into_body().collect().await?.to_bytes();
+    let text = String::from_utf8(body.into()).context("the host's answer is no text")?;
+    if status.is_success() {
+        return Ok(text);
+    }
+    bail!(refusal(status, &text))
+}
+
+fn refusal(status: StatusCode, text: &str) -> String {
+    let Ok(error) = serde_json::from_str::<ErrorBody>(text) else {
+        return format!("the host answers with status {status}");
+    };
+    // Where there is no more to say, the detail repeats the message.
+    let detail = error.detail.filter(|detail| *detail != error.message);
+    let more = [detail, error.next];
+    let more = more.into_iter().flatten().map(|more| format!("; {more}"));
+    std::iter::once(error.message).chain(more).collect()
+}
+
+/// The answer for people.
+fn shown(command: &AdminCommand, text: &str) -> Result<String> {
+    fn read<T: DeserializeOwned>(text: &str) -> Result<T> {
+        serde_json::from_str(text)
+            .context("the host's answer cannot be read; is it another version?")
+    }
+    let yes = |is: bool| if is { "yes" } else { "no" }.to_owned();
+    Ok(match command {
+        AdminCommand::Pods => {
+            let pods: Pods = read(text)?;
+            table(&["POD"], pods.running.into_iter().map(|hash| vec![hash]))
+        }
+        AdminCommand::Pod { .. } => {
+            let pod: PodReport = read(text)?;
+            let address = match (pod.ip, pod.port) {
+                (Some(ip), Some(port)) => format!("{ip}:{port}"),
+                _ => "none: its manifest has no port".to_owned(),
+            };
+            facts(&[
+                ("pod", pod.id),
+                ("started", pod.start.to_string()),
+                ("expires", pod.expiry.to_string()),
+                ("paid for", format!("{} s", pod.total_uptime)),
+                ("memory", format!("{} MiB", pod.memory)),
+                ("address", address),
+            ])
+        }
+        AdminCommand::Uptime => {
+            let uptime: Uptime = read(text)?;
+            let earned = uptime.aggregate_earnings.into_iter();
+            let earned: Vec<String> = earned.map(|(code, sum)| format!("{sum} {code}")).collect();
+            facts(&[
+                (
+                    "running pods are paid for",
+                    format!("{} s", uptime.aggregate_pod_uptime),
+                ),
+                ("earned in all", earned.join(", ")),
+            ])
+        }
+        AdminCommand::Accounts => {
+            let report: AccountsReport = read(text)?;
+            let head = [
+                "ACCOUNT",
+                "RELATION",
+                "CONNECTED",
+                "STOPPED",
+                "BALANCE",
+                "IN FLIGHT",
+                "PREPARES IN",
+                "FULFILLED",
+                "REJECTED",
+                "AMOUNT IN",
+                "PREPARES OUT",
+                "FULFILLED",
+                "AMOUNT OUT",
+            ];
+            table(
+                &head,
+                report.accounts.into_iter().map(|account| {
+                    vec![
+                        account.id,
+                        account.relation,
+                        yes(account.connected),
+                        yes(account.stopped),
+                        account.balance,
+                        account.in_flight.to_string(),
+                        account.prepares_from.to_string(),
+                        account.fulfills_from.to_string(),
+                        account.rejects_from.to_string(),
+                        account.amount_from,
+                        account.prepares_to.to_string(),
+                        account.fulfills_to.to_string(),
+                        account.amount_to,
+                    ]
+                }),
+            )
+        }
+        AdminCommand::Peers => {
+            let report: PeersReport = read(text)?;
+            let head = [
+                "PEER",
+                "LISTED",
+                "BOOTSTRAP",
+                "FAILURES",
+                "ANSWERED",
+                "NEXT CHECK",
+            ];
+            table(
+                &head,
+                report.peers.into_iter().map(|peer| {
+                    let answered = peer.seen_secs_ago.map(|secs| format!("{secs} s ago"));
+                    vec![
+                        peer.url,
+                        yes(peer.listed),
+                        yes(peer.bootstrap),
+                        peer.failures.to_string(),
+                        answered.unwrap_or_else(|| "never".to_owned()),
+                        format!("in {} s", peer.next_check_secs),
+                    ]
+                }),
+            )
+        }
+        AdminCommand::SetPrice { price } => {
+            format!(
+                "A small pod costs {price} a month from now on; leases that run keep their price.\n"
+            )
+        }
+    })
+}
+
+fn facts(rows: &[(&str, String)]) -> String {
+    let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    let lines = rows
+        .iter()
+        .map(|(name, value)| format!("{name:width$}  {value}\n"));
+    lines.collect()
+}
+
+/// Columns as wide as what is in them.
+fn table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let head: Vec<String> = head.iter().map(ToString::to_string).collect();
+    let rows: Vec<Vec<String>> = std::iter::once(head).chain(rows).collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..rows[0].len()).map(width).collect();
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().zip(&widths);
+        let cells: Vec<String> = cells
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
+        format!("{}\n", cells.join("  ").trim_end())
+    };
+    rows.iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_line_up() {
+        let rows = [["a", "1"], ["bcdef", "22"]].map(|row| row.map(str::to_owned).to_vec());
+        let text = table(&["X", "YY"], rows.into_iter());
+        assert_eq!(text, "X      YY\na      1\nbcdef  22\n");
+    }
+
+    #[test]
+    fn a_refusal_says_what_to_do() {
+        let error = ErrorBody::new(404, "no pod").with_next("look at the list");
+        let text = serde_json::to_string(&error).unwrap();
+        assert_eq!(
+            refusal(StatusCode::NOT_FOUND, &text),
+            "no pod; look at the list"
+        );
+    }
+}

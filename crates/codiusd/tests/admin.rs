@@ -1,0 +1,268 @@
+//! The operator's entrance of a real host: through its socket, its port and `codiusd admin`.
+
+mod support;
+
+use std::{
+    fs,
+    os::unix::fs::{FileTypeExt, PermissionsExt},
+    process::Command,
+};
+
+use anyhow::{Context, Result, ensure};
+use reqwest::{Client, StatusCode, header};
+use serde_json::{Value, json};
+use support::{Settings, World, document, hash_of, shell};
+
+const PRICE_LIMIT: u64 = 1_000_000_000;
+
+/// Asks through the socket.
+async fn ask(world: &World, path: &str) -> Result<(StatusCode, Value)> {
+    let response = socket(world)?
+        .get(format!("http://localhost{path}"))
+        .send()
+        .await?;
+    Ok((response.status(), response.json().await?))
+}
+
+fn socket(world: &World) -> Result<Client> {
+    Ok(Client::builder()
+        .unix_socket(world.data_dir().join("admin.sock"))
+        .build()?)
+}
+
+async fn configure(world: &World, body: &str) -> Result<(StatusCode, String)> {
+    let request = socket(world)?
+        .post("http://localhost/config")
+        .header(header::CONTENT_TYPE, "application/json")
+        .body(body.to_owned());
+    let response = request.send().await?;
+    Ok((response.status(), response.text().await?))
+}
+
+/// What `codiusd admin` prints, and whether it did what it was asked.
+fn tool(world: &World, arguments: &[&str]) -> Result<(bool, String)> {
+    let output = Command::new(env!("CARGO_BIN_EXE_codiusd"))
+        .arg("admin")
+        .args(arguments)
+        .arg("--data-dir")
+        .arg(world.data_dir())
+        .output()?;
+    let text = [output.stdout, output.stderr].concat();
+    Ok((output.status.success(), String::from_utf8(text)?))
+}
+
+async fn info(world: &World) -> Result<Value> {
+    Ok(reqwest::get(format!("{}/info", world.api))
+        .await?
+        .json()
+        .await?)
+}
+
+async fn quote(world: &World, document: &str) -> Result<String> {
+    let method = reqwest::Method::OPTIONS;
+    let request = Client::new().request(method, format!("{}/pods?duration=3600", world.api));
+    let request = request.header(header::CONTENT_TYPE, "application/json");
+    let reply: Value = request
+        .body(document.to_owned())
+        .send()
+        .await?
+        .json()
+        .await?;
+    Ok(reply["price"].as_str().context("no price")?.to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_operator_sees_pods_and_accounts_and_sets_the_price() -> Result<()> {
+    let mut world = World::start(Settings {
+        more: "[admin]\ntcp_port = 0\n".to_owned(),
+        ..Settings::default()
+    })?;
+    let metadata = fs::metadata(world.data_dir().join("admin.sock"))?;
+    ensure!(metadata.file_type().is_socket());
+    ensure!(
+        metadata.permissions().mode() & 0o777 == 0o600,
+        "{metadata:?}"
+    );
+
+    // The original's answers, with nothing running.
+    let running = json!({ "test": "This shows that you are running the Codiusd Admin API." });
+    ensure!(ask(&world, "/").await? == (StatusCode::OK, running.clone()));
+    ensure!(ask(&world, "/any/thing").await? == (StatusCode::OK, running));
+    ensure!(ask(&world, "/getPods").await? == (StatusCode::OK, json!({ "running": [] })));
+    let uptime = json!({ "aggregate_pod_uptime": "0", "aggregate_earnings": { "XRP": "0" } });
+    ensure!(ask(&world, "/getAllUptime").await? == (StatusCode::OK, uptime));
+    let (status, error) = ask(&world, "/getPodInfo").await?;
+    ensure!(
+        status == 400 && error["message"] == "missing manifestHash",
+        "{error}"
+    );
+    for id in ["x".to_owned(), "a".repeat(52)] {
+        let (status, error) = ask(&world, &format!("/getPodInfo?id={id}")).await?;
+        ensure!(status == 404, "{error}");
+        ensure!(
+            error["message"] == format!("no pod found with id. id={id}"),
+            "{error}"
+        );
+    }
+
+    // With a pod.
+    let busybox = world.busybox().await?;
+    let script = "mkdir /www; echo served > /www/index.html; httpd -f -p 8080 -h /www";
+    let program = document(
+        "serving",
+        Some(8080),
+        json!([shell("app", &busybox, script)]),
+    );
+    let wallet = world.wallet().await?;
+    world
+        .client()
+        .upload(&program, 600, &wallet, PRICE_LIMIT)
+        .await
+        .with_context(|| world.log())?;
+    let hash = hash_of(&program).to_string();
+    ensure!(ask(&world, "/getPods").await?.1 == json!({ "running": [hash] }));
+    let (status, pod) = ask(&world, &format!("/getPodInfo?id={hash}")).await?;
+    ensure!(status == 200, "{pod}");
+    let members: Vec<&String> = pod
+        .as_object()
+        .map(|pod| pod.keys().collect())
+        .unwrap_or_default();
+    let expected = [
+        "id",
+        "running",
+        "start",
+        "expiry",
+        "memory",
+        "totalUptime",
+        "port",
+        "ip",
+    ];
+    ensure!(members == expected, "{pod}");
+    ensure!(
+        pod["id"] == hash && pod["running"] == true && pod["memory"] == 512,
+        "{pod}"
+    );
+    ensure!(pod["totalUptime"] == 600 && pod["port"] == 8080, "{pod}");
+    let ip = pod["ip"].as_str().context("no address")?;
+    let [a, b, c, _] = world.pool().octets();
+    ensure!(ip.starts_with(&format!("{a}.{b}.{c}.")), "{pod}");
+    ensure!(ask(&world, "/getAllUptime").await?.1["aggregate_pod_uptime"] == "600");
+
+    let (done, text) = tool(&world, &["pods"])?;
+    ensure!(done && text == format!("POD\n{hash}\n"), "{text}");
+    let (done, text) = tool(&world, &["pods", "--json"])?;
+    ensure!(
+        done && serde_json::from_str::<Value>(&text)? == json!({ "running": [hash] }),
+        "{text}"
+    );
+    let (done, text) = tool(&world, &["pod", &hash])?;
+    ensure!(
+        done && text.contains(&format!("address   {ip}:8080")),
+        "{text}"
+    );
+    let (done, text) = tool(&world, &["pod", &"a".repeat(52)])?;
+    ensure!(!done && text.contains("no pod found with id"), "{text}");
+    let (done, text) = tool(&world, &["uptime"])?;
+    ensure!(
+        done && text.contains("running pods are paid for  600 s"),
+        "{text}"
+    );
+    // What the wallet paid came over the clients' account, and is a debt of theirs.
+    let paid = wallet.moved().paid;
+    let (done, text) = tool(&world, &["accounts", "--json"])?;
+    let accounts: Value = serde_json::from_str(&text)?;
+    let clients = accounts["accounts"].as_array().and_then(|accounts| {
+        let paid = paid.to_string();
+        accounts
+            .iter()
+            .find(|account| account["amount_from"] == paid.as_str())
+    });
+    let clients = clients.with_context(|| format!("{paid} was paid: {text}"))?;
+    ensure!(
+        done && clients["balance"] == format!("-{paid}"),
+        "{clients}"
+    );
+    let (done, text) = tool(&world, &["accounts"])?;
+    ensure!(
+        done && text.contains("ACCOUNT") && text.contains(&format!("-{paid}")),
+        "{text}"
+    );
+    let (done, text) = tool(&world, &["peers"])?;
+    ensure!(done && text.starts_with("PEER"), "{text}");
+
+    // The price is for new leases; nothing is a price, too.
+    let other = document("other", None, json!([shell("app", &busybox, "sleep 60")]));
+    let before = quote(&world, &other).await?;
+    for bad in [
+        r#"{"hostCostPerMonth":-1}"#,
+        r#"{"hostCostPerMonth":"5"}"#,
+        r#"{"other":1}"#,
+        "[]",
+        "",
+    ] {
+        let (status, text) = configure(&world, bad).await?;
+        ensure!(
+            status == 400 && text.contains("\"Invalid request payload\""),
+            "{bad}: {text}"
+        );
+    }
+    ensure!(configure(&world, "{}").await? == (StatusCode::NO_CONTENT, String::new()));
+    ensure!(quote(&world, &other).await? == before);
+    let answer = configure(&world, r#"{"hostCostPerMonth":0}"#).await?;
+    ensure!(
+        answer == (StatusCode::NO_CONTENT, String::new()),
+        "{answer:?}"
+    );
+    ensure!(quote(&world, &other).await? == "0");
+    ensure!(info(&world).await?["costPerMonth"] == 0);
+    ensure!(
+        quote(&world, &program).await? == before,
+        "the one that runs keeps its price"
+    );
+    let (done, text) = tool(&world, &["set-price", "2.5"])?;
+    ensure!(done && text.contains("2.5 a month"), "{text}");
+    ensure!(info(&world).await?["costPerMonth"] == 2.5);
+
+    through_the_port(&world).await?;
+
+    // It holds over a restart; the tool says so when nobody is there.
+    world.stop()?;
+    ensure!(!world.data_dir().join("admin.sock").exists());
+    let (done, text) = tool(&world, &["pods"])?;
+    ensure!(!done && text.contains("start codiusd"), "{text}");
+    world.run()?;
+    ensure!(info(&world).await?["costPerMonth"] == 2.5);
+    Ok(())
+}
+
+/// The same on a port of 127.0.0.1, with the token only.
+async fn through_the_port(world: &World) -> Result<()> {
+    let log = world.log();
+    let line = log
+        .lines()
+        .find(|line| line.contains("admin API on a TCP port"));
+    let address = line
+        .and_then(|line| line.rsplit("address=").next())
+        .context("no port")?;
+    ensure!(address.starts_with("127.0.0.1:"), "{address}");
+    let path = world.data_dir().join("admin.token");
+    ensure!(fs::metadata(&path)?.permissions().mode() & 0o777 == 0o600);
+    let token = fs::read_to_string(&path)?;
+    let url = format!("http://{address}/getPods");
+    for wrong in [None, Some("Bearer"), Some("Bearer x"), Some("Basic x")] {
+        let mut request = Client::new().get(&url);
+        if let Some(value) = wrong {
+            request = request.header(header::AUTHORIZATION, value);
+        }
+        let response = request.send().await?;
+        ensure!(response.status() == 401, "{wrong:?}: {}", response.status());
+        ensure!(response.headers()[header::WWW_AUTHENTICATE] == "Bearer");
+    }
+    let response = Client::new()
+        .get(&url)
+        .bearer_auth(token.trim())
+        .send()
+        .await?;
+    ensure!(response.status() == 200, "{}", response.status());
+    Ok(())
+}
