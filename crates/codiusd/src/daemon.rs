@@ -187,6 +187,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         asset,
         cost_per_month: config.price.cost_per_month.clone(),
         max_duration: Seconds(config.price.max_duration_secs),
+        quote: config.api.quote,
         isolation,
         isolation_reason: isolation_reason.clone(),
         started,

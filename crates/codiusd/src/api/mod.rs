@@ -21,7 +21,7 @@ use codius_ledger::{Asset, Seconds, StoredResponse};
 use codius_pod::Isolation;
 use serde::Serialize;
 
-use crate::{http_error::HttpError, leases::Leases, orders::Orders, spsp::Spsp};
+use crate::{config::Quote, http_error::HttpError, leases::Leases, orders::Orders, spsp::Spsp};
 
 /// Longest body of a request, as in the original.
 const MAX_BODY_BYTES: usize = 1024 * 1024;
@@ -35,6 +35,7 @@ pub(crate) struct Api {
     /// As the operator wrote it.
     pub(crate) cost_per_month: String,
     pub(crate) max_duration: Seconds,
+    pub(crate) quote: Quote,
     pub(crate) isolation: Isolation,
     pub(crate) isolation_reason: String,
     pub(crate) started: Instant,

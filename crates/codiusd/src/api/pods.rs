@@ -18,15 +18,19 @@ use codius_manifest::Upload;
 
 use super::{Shared, answer, json, query};
 use crate::{
+    config::Quote,
     http_error::HttpError,
-    orders::{PaidRequest, What},
+    orders::{PaidRequest, What, no_pod},
 };
 
 const TOKEN_BYTES: usize = 16;
+const PAY_TOKEN: &str = "pay-token";
 
-/// `OPTIONS /pods`: the hash and the price of a manifest. Free, and needs no payment channel.
+/// `OPTIONS /pods`: the hash and the price of a manifest. Free, and without a `Pay-Token` it never needs a
+/// payment channel.
 pub(super) async fn quote(
     State(api): Shared,
+    method: Method,
     uri: Uri,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
@@ -36,6 +40,10 @@ pub(super) async fn quote(
     api.leases.spec(&upload)?;
     let duration = query::duration(uri.query(), api.max_duration)?;
     let price = api.orders.price(duration)?;
+    if api.quote == Quote::Stream && headers.contains_key(PAY_TOKEN) {
+        let id = pay_token(&headers)?;
+        api.orders.connected(id, digest(&method, &uri, &body))?;
+    }
     Ok(json(
         StatusCode::OK,
         &QuoteReply {
@@ -53,10 +61,17 @@ pub(super) async fn upload(
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, HttpError> {
-    let id = pay_token(&headers)?;
     let body = json_body(&headers, body)?;
     let upload = Upload::parse(&body)?;
     let duration = query::duration(uri.query(), api.max_duration)?;
+    let id = match pay_token(&headers) {
+        Ok(id) => id,
+        Err(error) => {
+            // As in the original: who cannot be served is told so before how to pay.
+            api.orders.check_room(&upload.hash())?;
+            return Err(error);
+        }
+    };
     let digest = digest(&method, &uri, &body);
     let request = PaidRequest {
         id,
@@ -67,16 +82,21 @@ pub(super) async fn upload(
     Ok(answer(api.orders.handle(request).await?))
 }
 
-/// `PUT /pods`: more time for a pod that runs. A body is not read.
+/// `PUT /pods`: more time for a pod that runs. A body is not read. The original asked for money before it
+/// looked whether there is anything to extend.
 pub(super) async fn extend(
     State(api): Shared,
     method: Method,
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Response, HttpError> {
-    let id = pay_token(&headers)?;
-    let hash = query::manifest_hash(uri.query())?;
+    let hash = query::manifest_hash(uri.query(), |id| no_pod(id))?;
     let duration = query::duration(uri.query(), api.max_duration)?;
+    let id = match pay_token(&headers) {
+        Ok(id) => id,
+        Err(_) if api.leases.shown(&hash).is_none() => return Err(no_pod(hash)),
+        Err(error) => return Err(error),
+    };
     let digest = digest(&method, &uri, b"");
     Ok(answer(
         api.orders
@@ -92,13 +112,15 @@ pub(super) async fn extend(
 
 /// `GET /pods`: where a pod is, until when, and its manifest (the public part).
 pub(super) async fn show(State(api): Shared, uri: Uri) -> Result<Response, HttpError> {
-    let hash = query::manifest_hash(uri.query())?;
-    let shown = api.leases.shown(&hash).ok_or_else(|| {
-        HttpError::new(
-            StatusCode::NOT_FOUND,
-            format!("No manifest with hash of \"{hash}\""),
-        )
-    })?;
+    let unknown = |hash: &str| {
+        let text = format!("No manifest with hash of \"{hash}\"");
+        HttpError::new(StatusCode::NOT_FOUND, text)
+    };
+    let hash = query::manifest_hash(uri.query(), unknown)?;
+    let shown = api
+        .leases
+        .shown(&hash)
+        .ok_or_else(|| unknown(&hash.to_string()))?;
     let reply = PodStatusReply {
         url: shown.url.clone(),
         manifest_hash: hash,
@@ -125,7 +147,7 @@ fn pay_token(headers: &HeaderMap) -> Result<OrderId, HttpError> {
         .with_decode_allow_trailing_bits(true);
     const STANDARD: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, ANY_PADDING);
     const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, ANY_PADDING);
-    let Some(text) = headers.get("pay-token") else {
+    let Some(text) = headers.get(PAY_TOKEN) else {
         return Err(
             HttpError::new(StatusCode::BAD_REQUEST, "must supply `Pay-Token` header.")
                 .next("send 16 random bytes in base64 as `Pay-Token`"),
