@@ -350,6 +350,9 @@ mod tests {
         let config: Config = toml::from_str("").unwrap();
         config.check().unwrap();
         assert_eq!(config.price.cost_per_month, "10");
+        assert_eq!(config.api.quote, Quote::Plain);
+        let config: Config = toml::from_str("[api]\nquote = \"stream\"").unwrap();
+        assert_eq!(config.api.quote, Quote::Stream);
     }
 
     #[test]

@@ -25,6 +25,8 @@ use crate::{
 
 const TOKEN_BYTES: usize = 16;
 const PAY_TOKEN: &str = "pay-token";
+/// What a request without a body says: JSON of the wrong shape, not what is no JSON.
+const NO_BODY: &[u8] = b"null";
 
 /// `OPTIONS /pods`: the hash and the price of a manifest. Free, and without a `Pay-Token` it never needs a
 /// payment channel.
@@ -36,8 +38,7 @@ pub(super) async fn quote(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, HttpError> {
     let body = json_body(&headers, body)?;
-    let upload = Upload::parse(&body)?;
-    api.leases.spec(&upload)?;
+    let manifest_hash = codius_manifest::quoted(&body, api.leases.own_uri())?;
     let duration = query::duration(uri.query(), api.max_duration)?;
     let price = api.orders.price(duration)?;
     if api.quote == Quote::Stream && headers.contains_key(PAY_TOKEN) {
@@ -47,7 +48,7 @@ pub(super) async fn quote(
     Ok(json(
         StatusCode::OK,
         &QuoteReply {
-            manifest_hash: upload.hash(),
+            manifest_hash,
             price: Units(price),
         },
     ))
@@ -166,20 +167,26 @@ fn pay_token(headers: &HeaderMap) -> Result<OrderId, HttpError> {
     Ok(OrderId::of_token(&bytes))
 }
 
-/// A body that says it is JSON, or says nothing of it.
+/// A body that says it is JSON, or says nothing of it. Refused in the order of the original (hapi 17),
+/// which also took JSON as plain text or in a form; that is refused.
 fn json_body(headers: &HeaderMap, body: Result<Bytes, BytesRejection>) -> Result<Bytes, HttpError> {
+    if let Err(rejection) = &body
+        && rejection.status() == StatusCode::PAYLOAD_TOO_LARGE
+    {
+        let text = format!(
+            "Payload content length greater than maximum allowed: {}",
+            super::MAX_BODY_BYTES
+        );
+        return Err(HttpError::new(StatusCode::PAYLOAD_TOO_LARGE, text));
+    }
     if let Some(kind) = headers.get(header::CONTENT_TYPE) {
-        let essence = kind
-            .to_str()
-            .unwrap_or_default()
-            .split(';')
-            .next()
-            .unwrap_or_default()
-            .trim();
-        let essence = essence.to_ascii_lowercase();
-        if essence != "application/json"
-            && !(essence.starts_with("application/") && essence.ends_with("+json"))
-        {
+        let kind = kind.to_str().unwrap_or_default().to_ascii_lowercase();
+        let essence = kind.split(';').next().unwrap_or_default().trim();
+        let Some((main, sub)) = essence.split_once('/') else {
+            let text = "Invalid content-type header";
+            return Err(HttpError::new(StatusCode::BAD_REQUEST, text));
+        };
+        if main != "application" || !(sub == "json" || sub.ends_with("+json")) {
             return Err(HttpError::new(
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
                 "Unsupported Media Type",
@@ -187,20 +194,16 @@ fn json_body(headers: &HeaderMap, body: Result<Bytes, BytesRejection>) -> Result
             .next("send the manifest with Content-Type: application/json"));
         }
     }
-    body.map_err(|rejection| {
-        if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
-            let text = format!(
-                "Payload content length greater than maximum allowed: {}",
-                super::MAX_BODY_BYTES
-            );
-            HttpError::new(StatusCode::PAYLOAD_TOO_LARGE, text)
-        } else {
-            HttpError::new(
-                StatusCode::BAD_REQUEST,
-                "Invalid request payload JSON format",
-            )
-        }
-    })
+    let body = body.map_err(|_| {
+        HttpError::new(
+            StatusCode::BAD_REQUEST,
+            "Invalid request payload JSON format",
+        )
+    })?;
+    if body.is_empty() {
+        return Ok(Bytes::from_static(NO_BODY));
+    }
+    Ok(body)
 }
 
 #[cfg(test)]
@@ -236,9 +239,15 @@ mod tests {
         assert!(json_body(&HeaderMap::new(), body()).is_ok());
         assert!(json_body(&of("application/json; charset=utf-8"), body()).is_ok());
         assert!(json_body(&of("application/codius-v1+json"), body()).is_ok());
-        assert_eq!(
-            json_body(&of("text/plain"), body()).unwrap_err().status(),
-            415
-        );
+        for (kind, status) in [
+            ("text/plain", 415),
+            ("application/jsonx", 415),
+            ("json", 400),
+        ] {
+            let error = json_body(&of(kind), body()).unwrap_err();
+            assert_eq!(error.status(), status, "{kind}");
+        }
+        let nothing = json_body(&HeaderMap::new(), Ok(Bytes::new()));
+        assert_eq!(nothing.unwrap(), NO_BODY);
     }
 }

@@ -8,13 +8,14 @@ use std::{
     net::Ipv4Addr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use codius_client::{HostClient, Wallet};
 use codius_manifest::{ManifestHash, Upload};
-use codius_testkit::{Entry, ImageBuilder, Layer, Registry, install_crypto};
+use codius_testkit::{Entry, ImageBuilder, Layer, NetworkNamespace, Registry, install_crypto};
 use serde_json::{Value, json};
 
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -30,6 +31,20 @@ pub(crate) struct Settings {
     pub(crate) on_shutdown: &'static str,
     /// The Interledger parent; without one the host is in local mode.
     pub(crate) parent: Option<String>,
+    pub(crate) cost_per_month: &'static str,
+    /// In local mode.
+    pub(crate) asset_scale: u8,
+    /// `api.quote`.
+    pub(crate) quote: &'static str,
+    /// Where the API is; at a port of its own if it is 0.
+    pub(crate) port: u16,
+    /// Where local clients connect; at a port of its own if it is 0.
+    pub(crate) interledger_port: u16,
+    pub(crate) public_uri: Option<&'static str>,
+    /// The name of the network that the host runs in, if it is not the one of this machine.
+    pub(crate) network: Option<Arc<NetworkNamespace>>,
+    /// Hosts that one test has at the same time have different ones, below 3.
+    pub(crate) number: u8,
 }
 
 impl Default for Settings {
@@ -41,6 +56,14 @@ impl Default for Settings {
             max_duration_secs: 31 * 24 * 3600,
             on_shutdown: "stop",
             parent: None,
+            cost_per_month: "10",
+            asset_scale: 9,
+            quote: "plain",
+            port: 0,
+            interledger_port: 0,
+            public_uri: None,
+            network: None,
+            number: 0,
         }
     }
 }
@@ -82,7 +105,12 @@ impl World {
             .create(true)
             .append(true)
             .open(self.log_path())?;
-        let mut process = Command::new(env!("CARGO_BIN_EXE_codiusd"))
+        let program = env!("CARGO_BIN_EXE_codiusd");
+        let mut command = match &self.settings.network {
+            Some(network) => network.command(program),
+            None => Command::new(program),
+        };
+        let mut process = command
             .arg("--config")
             .arg(&config)
             .env("RUST_LOG", "info,codiusd=debug")
@@ -126,14 +154,29 @@ impl World {
             max_duration_secs,
             on_shutdown,
             parent,
+            cost_per_month,
+            asset_scale,
+            quote,
+            port,
+            interledger_port,
+            public_uri,
+            network: _,
+            number: _,
         } = &self.settings;
         let interledger = match parent {
             Some(parent) => format!("mode = \"uplink\"\nparent = {parent:?}"),
-            None => "listen = [\"127.0.0.1:0\"]".to_owned(),
+            None => {
+                format!("listen = [\"127.0.0.1:{interledger_port}\"]\nasset_scale = {asset_scale}")
+            }
+        };
+        let public_uri = match public_uri {
+            Some(uri) => format!("public_uri = {uri:?}\n"),
+            None => String::new(),
         };
         format!(
-            "data_dir = {data:?}\nlisten = \"127.0.0.1:0\"\n\
-             [price]\nmax_duration_secs = {max_duration_secs}\n\
+            "data_dir = {data:?}\nlisten = \"127.0.0.1:{port}\"\n{public_uri}\
+             [api]\nquote = {quote:?}\n\
+             [price]\ncost_per_month = {cost_per_month:?}\nmax_duration_secs = {max_duration_secs}\n\
              [interledger]\n{interledger}\npayment_timeout_secs = 5\n\
              [pods]\naccelerator = \"tcg\"\nmemory_mib = {memory_mib}\nport_timeout_secs = {port_timeout_secs}\n\
              on_shutdown = \"{on_shutdown}\"\n\
@@ -148,7 +191,7 @@ impl World {
     /// same time.
     pub(crate) fn pool(&self) -> Ipv4Addr {
         let [_, _, high, low] = std::process::id().to_be_bytes();
-        Ipv4Addr::new(10, 64 + high % 64, low, 0)
+        Ipv4Addr::new(10, 64 * (1 + self.settings.number) + high % 64, low, 0)
     }
 
     pub(crate) fn data_dir(&self) -> PathBuf {
