@@ -49,6 +49,9 @@ const MAX_PENDING: usize = 4096;
 /// How long a refund may take before the rest is recorded as owed.
 const REFUND_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// How long a payer may take, once it is answered, to end its stream.
+const END_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// All orders of this host.
 pub(crate) struct Orders {
     leases: Arc<Leases>,
@@ -285,6 +288,7 @@ impl Orders {
         drop(table);
         let orders = Arc::clone(self);
         self.leases.tasks.spawn(async move {
+            payment.ended(END_TIMEOUT).await;
             payment.close().await;
             orders.till.forget(&id);
         });
@@ -340,6 +344,7 @@ impl Orders {
                 sender.send_replace(Some(response));
                 orders.table().carried_out.remove(&id);
                 if let Some(payment) = payment {
+                    payment.ended(END_TIMEOUT).await;
                     payment.close().await;
                 }
                 // Only now: the payer's last packets are still answered.

@@ -18,7 +18,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use codius_manifest::{ManifestHash, Upload};
 use codius_testkit::{
-    Background, Front, Listen, Moneyd, NODE, NetworkNamespace, Packages,
+    Background, Front, Listen, Moneyd, NODE, NetworkNamespace, Packages, Registry,
     moneyd::{MONEYD, MONEYD_OVERRIDE},
 };
 use serde_json::{Value, json};
@@ -33,7 +33,7 @@ const PARENT: Packages<'_> = Packages {
     overrides: &[MONEYD_OVERRIDE],
 };
 /// An upload boots a machine under emulation; the tool itself gives up after 70 s.
-const TOOL_TIMEOUT: Duration = Duration::from_secs(40);
+const TOOL_TIMEOUT: Duration = Duration::from_secs(120);
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// Of 600 s at 10 XRP a month, in 10^-9 XRP.
 const PRICE: u64 = 2_283_106;
@@ -178,6 +178,22 @@ fn details<'a>(state: &'a Value, host: &str) -> Result<&'a Value> {
     Ok(details)
 }
 
+/// Checks what a state file says of payments and expiry.
+fn recorded(of_host: &Value, total: u64, last: u64, expiry_ms: u64) -> Result<()> {
+    let price = json!({
+        "totalPaid": total.to_string(), "lastPaid": last.to_string(), "units": "nXRP"
+    });
+    let written = of_host["expirationDate"].as_str().context("no date")?;
+    let written = jiff::Timestamp::strptime("%m-%d-%Y %H:%M:%S %z", written)?;
+    let difference = written.as_millisecond().abs_diff(i64::try_from(expiry_ms)?);
+    // It writes whole seconds.
+    ensure!(
+        of_host["price"] == price && difference <= 1000 + EXPIRY_SLACK_MS,
+        "{of_host}, expires at {expiry_ms}"
+    );
+    Ok(())
+}
+
 fn serving(image: &str) -> Value {
     let page = "mkdir /www; echo \"$GREETING $SECRET $HOSTS\" > /www/index.html";
     let count = "n=0; while true; do echo tick $n; n=$((n+1)); sleep 1; done";
@@ -209,7 +225,7 @@ async fn at_our_own_port(network: Arc<NetworkNamespace>, modules: &Path) -> Resu
     let mut world = World::start(Settings {
         port: PORT,
         interledger_port: 7768,
-        public_uri: Some(HOST),
+        public_uri: Some(HOST.to_owned()),
         network: Some(Arc::clone(&network)),
         ..Settings::default()
     })?;
@@ -267,7 +283,8 @@ async fn at_our_own_port(network: Arc<NetworkNamespace>, modules: &Path) -> Resu
     tool.run(&["extend", "-y"])?;
     until = extended(PORT, &hash, until, 600).await?;
     let state = tool.state()?;
-    println!("{}", serde_json::to_string_pretty(&state)?);
+    ensure!(stored_hash(&state)? == hash, "{state}");
+    recorded(details(&state, HOST)?, 2 * PRICE, PRICE, until)?;
     let text = hash.to_string();
     let address = format!("http://{}", at(PORT));
     tool.run(&["extend-hash", &text, "--host", &address, "-d", "60", "-y"])?;
@@ -338,12 +355,14 @@ const FIRST: [&str; 6] = [
     "codius.tinypolarbear.com",
 ];
 
+/// Where the two hosts listen.
+const PORTS: [u16; 2] = [3000, 3001];
+
 async fn through_moneyd(
     network: Arc<NetworkNamespace>,
     modules: &Path,
     parent: &Path,
 ) -> Result<()> {
-    const PORTS: [u16; 2] = [3000, 3001];
     let _moneyd = Moneyd::local(&network, parent)?;
     // All of them are there, by turns one of our two.
     let names: Vec<(&str, SocketAddr)> = FIRST
@@ -351,23 +370,98 @@ async fn through_moneyd(
         .zip(PORTS.map(at).into_iter().cycle())
         .collect();
     let front = Front::start(&network, LOOPBACK, &names)?;
-    let start = |number: u8, port: u16, uri: &'static str| {
+    let hosts = [FIRST[0], FIRST[1]].map(|name| format!("https://{name}"));
+    let registry = Arc::new(Registry::start()?);
+    let start = |number: u8| {
         World::start(Settings {
-            port,
-            public_uri: Some(uri),
+            port: PORTS[usize::from(number)],
+            public_uri: Some(hosts[usize::from(number)].clone()),
             parent: Some("btp+ws://localhost:7768".to_owned()),
             network: Some(Arc::clone(&network)),
+            registry: Some(Arc::clone(&registry)),
             number,
             ..Settings::default()
         })
     };
-    let uris = [
-        "https://codius.justmoon.com",
-        "https://codius.andros-connector.com",
-    ];
-    let mut worlds = [start(0, PORTS[0], uris[0])?, start(1, PORTS[1], uris[1])?];
-    for world in &worlds {
+    let (mut one, mut two) = (start(0)?, start(1)?);
+    for world in [&one, &two] {
         world.logged("uplink is up", 0).await?;
     }
+    let hash = two_hosts(&network, modules, &front, &one.busybox().await?, &hosts).await;
+    let hash = hash.with_context(|| format!("{}\n{}", one.log(), two.log()))?;
+
+    // What was paid came in through moneyd, to the unit: each was paid twice, and one of them once more.
+    let mut paid = Vec::new();
+    for world in [&mut one, &mut two] {
+        world.stop()?;
+        let balances = world.balances().await?;
+        let parent = balances.iter().find(|(name, _)| name == "parent");
+        paid.push(parent.map_or(0, |(_, balance)| balance.unsigned_abs()));
+    }
+    paid.sort_unstable();
+    ensure!(
+        paid == [PRICE + MINUTE, PRICE + 2 * MINUTE],
+        "{paid:?} for {hash}"
+    );
     Ok(())
+}
+
+async fn two_hosts(
+    network: &NetworkNamespace,
+    modules: &Path,
+    front: &Front,
+    image: &str,
+    hosts: &[String; 2],
+) -> Result<ManifestHash> {
+    let variables = json!({ "vars": { "public": { "GREETING": { "value": "hello" } } } });
+    let prepared = || {
+        let tool = Tool::new(network, modules, front)?;
+        tool.write("codius.json", &serving(image))?;
+        tool.write("codiusvars.json", &variables)?;
+        Ok::<_, anyhow::Error>(tool)
+    };
+
+    // To both at once, from a file of names without a scheme.
+    let tool = prepared()?;
+    tool.write(
+        "codiushosts.json",
+        &json!({ "hosts": [FIRST[0], FIRST[1]] }),
+    )?;
+    tool.run(&["upload", "-y"])?;
+    let state = tool.state()?;
+    let hash = stored_hash(&state)?;
+    ensure!(state["hostList"] == json!(hosts), "{state}");
+    let mut until = Vec::new();
+    for (name, port) in FIRST.iter().zip(PORTS) {
+        let page = get(port, &format!("{hash}.{name}"), "/").await?;
+        ensure!(page == (200, "hello  \n".to_owned()), "{page:?}");
+        let expiry = expiry(port, &hash).await?;
+        recorded(
+            details(&state, &format!("https://{name}"))?,
+            PRICE,
+            PRICE,
+            expiry,
+        )?;
+        until.push(expiry);
+    }
+    tool.run(&["extend", "-y", "-d", "60"])?;
+    let state = tool.state()?;
+    for ((host, port), until) in hosts.iter().zip(PORTS).zip(&mut until) {
+        *until = extended(port, &hash, *until, 60).await?;
+        recorded(details(&state, host)?, PRICE + MINUTE, MINUTE, *until)?;
+    }
+
+    // Without names, it asks those that it has built in for their peers, and takes one of all it found.
+    let tool = prepared()?;
+    tool.run(&["upload", "-y", "-d", "60"])?;
+    let asked = front.requests().matches("GET /peers 200").count();
+    ensure!(asked >= FIRST.len().min(4), "{}", front.requests());
+    let state = tool.state()?;
+    ensure!(stored_hash(&state)? == hash, "{state}");
+    let chosen = state["hostList"][0].as_str().context("no host")?;
+    let place = FIRST.iter().position(|name| chosen.ends_with(name));
+    let which = place.with_context(|| format!("not one of ours: {chosen}"))? % 2;
+    let until = extended(PORTS[which], &hash, until[which], 60).await?;
+    recorded(details(&state, chosen)?, MINUTE, MINUTE, until)?;
+    Ok(hash)
 }

@@ -40,9 +40,11 @@ pub(crate) struct Settings {
     pub(crate) port: u16,
     /// Where local clients connect; at a port of its own if it is 0.
     pub(crate) interledger_port: u16,
-    pub(crate) public_uri: Option<&'static str>,
+    pub(crate) public_uri: Option<String>,
     /// The name of the network that the host runs in, if it is not the one of this machine.
     pub(crate) network: Option<Arc<NetworkNamespace>>,
+    /// One of another host; a new one if there is none.
+    pub(crate) registry: Option<Arc<Registry>>,
     /// Hosts that one test has at the same time have different ones, below 3.
     pub(crate) number: u8,
 }
@@ -63,6 +65,7 @@ impl Default for Settings {
             interledger_port: 0,
             public_uri: None,
             network: None,
+            registry: None,
             number: 0,
         }
     }
@@ -70,7 +73,7 @@ impl Default for Settings {
 
 /// A directory, a registry and a host.
 pub(crate) struct World {
-    pub(crate) registry: Registry,
+    pub(crate) registry: Arc<Registry>,
     pub(crate) settings: Settings,
     place: tempfile::TempDir,
     process: Option<Child>,
@@ -85,8 +88,12 @@ impl World {
             rustix::process::geteuid().is_root(),
             "tests with pods need root"
         );
+        let registry = match &settings.registry {
+            Some(registry) => Arc::clone(registry),
+            None => Arc::new(Registry::start()?),
+        };
         let mut world = Self {
-            registry: Registry::start()?,
+            registry,
             settings,
             place: tempfile::Builder::new().prefix("codius-e2e-").tempdir()?,
             process: None,
@@ -161,6 +168,7 @@ impl World {
             interledger_port,
             public_uri,
             network: _,
+            registry: _,
             number: _,
         } = &self.settings;
         let interledger = match parent {
