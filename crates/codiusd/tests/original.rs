@@ -18,7 +18,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use codius_manifest::{ManifestHash, Upload};
 use codius_testkit::{
-    Background, Front, Listen, Moneyd, NODE, NetworkNamespace, Packages, Registry,
+    Background, Front, Listen, Moneyd, NODE, NetworkNamespace, Packages,
     moneyd::{MONEYD, MONEYD_OVERRIDE},
 };
 use serde_json::{Value, json};
@@ -371,19 +371,19 @@ async fn through_moneyd(
         .collect();
     let front = Front::start(&network, LOOPBACK, &names)?;
     let hosts = [FIRST[0], FIRST[1]].map(|name| format!("https://{name}"));
-    let registry = Arc::new(Registry::start()?);
-    let start = |number: u8| {
+    let start = |number: u8, other_registry: Option<String>| {
         World::start(Settings {
             port: PORTS[usize::from(number)],
             public_uri: Some(hosts[usize::from(number)].clone()),
             parent: Some("btp+ws://localhost:7768".to_owned()),
             network: Some(Arc::clone(&network)),
-            registry: Some(Arc::clone(&registry)),
+            other_registry,
             number,
             ..Settings::default()
         })
     };
-    let (mut one, mut two) = (start(0)?, start(1)?);
+    let mut one = start(0, None)?;
+    let mut two = start(1, Some(one.registry.host()))?;
     for world in [&one, &two] {
         world.logged("uplink is up", 0).await?;
     }

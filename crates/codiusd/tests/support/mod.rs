@@ -43,8 +43,8 @@ pub(crate) struct Settings {
     pub(crate) public_uri: Option<String>,
     /// The name of the network that the host runs in, if it is not the one of this machine.
     pub(crate) network: Option<Arc<NetworkNamespace>>,
-    /// One of another host; a new one if there is none.
-    pub(crate) registry: Option<Arc<Registry>>,
+    /// The registry of another host, which this one uses, too.
+    pub(crate) other_registry: Option<String>,
     /// Hosts that one test has at the same time have different ones, below 3.
     pub(crate) number: u8,
 }
@@ -65,7 +65,7 @@ impl Default for Settings {
             interledger_port: 0,
             public_uri: None,
             network: None,
-            registry: None,
+            other_registry: None,
             number: 0,
         }
     }
@@ -73,7 +73,7 @@ impl Default for Settings {
 
 /// A directory, a registry and a host.
 pub(crate) struct World {
-    pub(crate) registry: Arc<Registry>,
+    pub(crate) registry: Registry,
     pub(crate) settings: Settings,
     place: tempfile::TempDir,
     process: Option<Child>,
@@ -88,12 +88,8 @@ impl World {
             rustix::process::geteuid().is_root(),
             "tests with pods need root"
         );
-        let registry = match &settings.registry {
-            Some(registry) => Arc::clone(registry),
-            None => Arc::new(Registry::start()?),
-        };
         let mut world = Self {
-            registry,
+            registry: Registry::start()?,
             settings,
             place: tempfile::Builder::new().prefix("codius-e2e-").tempdir()?,
             process: None,
@@ -168,7 +164,7 @@ impl World {
             interledger_port,
             public_uri,
             network: _,
-            registry: _,
+            other_registry,
             number: _,
         } = &self.settings;
         let interledger = match parent {
@@ -177,6 +173,9 @@ impl World {
                 format!("listen = [\"127.0.0.1:{interledger_port}\"]\nasset_scale = {asset_scale}")
             }
         };
+        let registries = [self.registry.host()]
+            .into_iter()
+            .chain(other_registry.clone());
         let public_uri = match public_uri {
             Some(uri) => format!("public_uri = {uri:?}\n"),
             None => String::new(),
@@ -188,10 +187,10 @@ impl World {
              [interledger]\n{interledger}\npayment_timeout_secs = 5\n\
              [pods]\naccelerator = \"tcg\"\nmemory_mib = {memory_mib}\nport_timeout_secs = {port_timeout_secs}\n\
              on_shutdown = \"{on_shutdown}\"\n\
-             [images]\ninsecure_registries = [{registry:?}]\nmax_unpacked_mib = {max_unpacked_mib}\n\
+             [images]\ninsecure_registries = {registries:?}\nmax_unpacked_mib = {max_unpacked_mib}\n\
              [network]\npool = \"{a}.{b}.{c}.0/24\"\n",
             data = self.data_dir(),
-            registry = self.registry.host(),
+            registries = registries.collect::<Vec<_>>(),
         )
     }
 
