@@ -88,10 +88,9 @@ impl Payer<'_> {
 /// Checks that a request was answered and exactly the price was paid.
 fn paid(answer: &Value, price: u64) -> Result<()> {
     let asset = json!({ "assetCode": "XRP", "assetScale": 9 });
+    let price = Value::from(price.to_string());
     ensure!(
-        answer["status"] == 200
-            && answer["paid"] == price.to_string()
-            && answer["destination"] == asset,
+        answer["status"] == 200 && answer["paid"] == price && answer["destination"] == asset,
         "{answer}"
     );
     Ok(())
@@ -121,19 +120,25 @@ async fn ilp_fetch_pays_for_each_route_or_refuses_to() -> Result<()> {
         quote: "stream",
         ..Settings::default()
     })?;
-    let asked = routes(&world, modules).await;
+    let failing = json!([shell("app", &world.busybox().await?, "exit 3")]);
+    let failing = document("failing", None, failing);
+    let asked = routes(&world, modules, &failing).await;
     asked.with_context(|| world.log())?;
     world.stop()?;
     let balances = world.balances().await?;
-    let all = i64::try_from(2 * PRICE + MINUTE)?;
+    let owed = (format!("owed:{}", hash_of(&failing)), i64::try_from(PRICE)?);
+    let paid = (
+        "local:clients".to_owned(),
+        -i64::try_from(3 * PRICE + MINUTE)?,
+    );
     ensure!(
-        balances.contains(&("local:clients".to_owned(), -all)),
+        balances.contains(&paid) && balances.contains(&owed),
         "{balances:?}"
     );
     Ok(())
 }
 
-async fn routes(world: &World, modules: PathBuf) -> Result<()> {
+async fn routes(world: &World, modules: PathBuf, failing: &str) -> Result<()> {
     let payer = Payer { world, modules };
     let upload = document(
         "fetched",
@@ -232,6 +237,18 @@ async fn routes(world: &World, modules: PathBuf) -> Result<()> {
     })?;
     ensure!(
         answer["status"] == 404 && answer["paid"] == "0" && answer["destination"].is_null(),
+        "{answer}"
+    );
+
+    // What does not come up is not kept. `ilp-fetch` takes nothing back, so it is owed to the program.
+    let answer = payer.ask(&Ask::upload("POST", failing, Some(PRICE)))?;
+    let price = Value::from(PRICE.to_string());
+    ensure!(
+        answer["status"] == 422
+            && answer["body"]["cause"] == "program_failed"
+            && answer["paid"] == price
+            && answer["body"]["owed"] == price
+            && answer["body"]["refunded"].is_null(),
         "{answer}"
     );
     Ok(())
