@@ -264,19 +264,32 @@ impl World {
         }
     }
 
-    /// What of pods exists on this machine: processes, network namespaces, interfaces, files.
-    pub(crate) fn remains(&self) -> Vec<String> {
-        let mut remains = Vec::new();
+    /// The names of whatever belongs to the pods of this host begin with it.
+    fn prefix(&self) -> String {
         let data = fs::canonicalize(self.data_dir()).unwrap_or_else(|_| self.data_dir());
-        let prefix = format!("cd{}-", codius_microvm::Instance::of_data_dir(&data));
+        format!("cd{}-", codius_microvm::Instance::of_data_dir(&data))
+    }
+
+    /// The processes of its machines.
+    pub(crate) fn machines(&self) -> Vec<u32> {
+        let name = format!("-name {}", self.prefix());
+        let mut machines = Vec::new();
         for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
             let command = fs::read(process.path().join("cmdline")).unwrap_or_default();
             let command = String::from_utf8_lossy(&command).replace('\0', " ");
             // Every machine is named after its pod.
-            if command.contains("qemu-system") && command.contains(&format!("-name {prefix}")) {
-                remains.push(format!("process {command}"));
+            if command.contains("qemu-system") && command.contains(&name) {
+                machines.extend(process.file_name().to_string_lossy().parse::<u32>());
             }
         }
+        machines
+    }
+
+    /// What of pods exists on this machine: processes, network namespaces, interfaces, files.
+    pub(crate) fn remains(&self) -> Vec<String> {
+        let mut remains = Vec::new();
+        let prefix = self.prefix();
+        remains.extend(self.machines().iter().map(|id| format!("process {id}")));
         for directory in ["/run/netns", "/sys/class/net"] {
             for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
                 if entry.file_name().to_string_lossy().starts_with(&prefix) {
