@@ -389,22 +389,6 @@ impl Payment {
         answered.await;
     }
 
-    /// Waits until the payer has ended its stream, or has had the time for it.
-    ///
-    /// `ilp-fetch` ends it when it has read the answer, and then says what it has paid. If it is told of
-    /// the end before, it says so at once, and may be wrong: the Fulfill of its last packet can be slower
-    /// than ours, since each goes its own way through the connectors between us.
-    pub(crate) async fn ended(&self, patience: Duration) {
-        let Some(stream) = self.stream() else { return };
-        let ended = self.connection.until(|_, observed| {
-            let over = observed.ended.contains_key(&stream) || observed.closed.is_some();
-            over.then_some(())
-        });
-        if timeout(patience, ended).await.is_err() {
-            tracing::debug!("the payer has not ended its stream");
-        }
-    }
-
     /// Tells the payer that it is over: the stream first, then the connection.
     ///
     /// Trap: `ilp-fetch` waits for the end of its stream when it has read the answer, and is not told of
@@ -427,6 +411,22 @@ impl Payment {
         let closing = self.connection.close(StreamErrorCode::NoError, "");
         if timeout(CLOSE_TIMEOUT, closing).await.is_err() {
             tracing::debug!("the payer did not hear that its connection is over");
+        }
+    }
+
+    /// Waits until the payer has ended its stream, or has had the time for it.
+    ///
+    /// `ilp-fetch` ends it when it has read the answer, and then says what it has paid. If it is told of
+    /// the end before, it says so at once, and may be wrong: the Fulfill of its last packet can be slower
+    /// than ours, since each goes its own way through the connectors between us.
+    pub(crate) async fn ended(&self, patience: Duration) {
+        let Some(stream) = self.stream() else { return };
+        let ended = self.connection.until(|_, observed| {
+            let over = observed.ended.contains_key(&stream) || observed.closed.is_some();
+            over.then_some(())
+        });
+        if timeout(patience, ended).await.is_err() {
+            tracing::debug!("the payer has not ended its stream");
         }
     }
 
