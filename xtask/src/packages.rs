@@ -55,11 +55,8 @@ pub(crate) const JAVASCRIPT: &[Need] = &[
 pub(crate) const TEST: &[Need] = &[
     need("busybox", "busybox-static", "is what the test images hold"),
     need("unsquashfs", "squashfs-tools", "looks into block images"),
-    need(
-        "openssl",
-        "openssl",
-        "certifies a parent that is behind TLS",
-    ),
+    need("nginx", "nginx-light", "ends TLS in front of hosts"),
+    need("openssl", "openssl", "certifies who is behind TLS"),
 ];
 
 /// Beyond that, comparing with others.

@@ -29,6 +29,7 @@ pub(crate) struct Config {
     pub(crate) public_uri: Option<Url>,
     /// Whether `/info` says how many pods run.
     pub(crate) publish_running: bool,
+    pub(crate) api: Api,
     pub(crate) price: Price,
     pub(crate) peers: Peers,
     pub(crate) admin: Admin,
@@ -38,6 +39,26 @@ pub(crate) struct Config {
     pub(crate) network: Network,
     pub(crate) guest: Guest,
     pub(crate) self_test: SelfTest,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Api {
+    /// How the quotes of version 1 are given.
+    pub(crate) quote: Quote,
+}
+
+/// Two tools of the original exist whose quotes cannot be told apart by their requests, and each fails
+/// at what the other needs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Quote {
+    /// At once, as `codius` 3.1.0 from npm wants it.
+    #[default]
+    Plain,
+    /// A client that sends a `Pay-Token` is first asked to connect, for nothing, as the later `codius`
+    /// from git wants it: it reads the asset from the connection.
+    Stream,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -206,6 +227,7 @@ impl Default for Config {
             listen: SocketAddr::from(([127, 0, 0, 1], 3000)),
             public_uri: None,
             publish_running: true,
+            api: Api::default(),
             price: Price::default(),
             peers: Peers::default(),
             admin: Admin::default(),
@@ -449,6 +471,9 @@ mod tests {
         let config: Config = toml::from_str("").unwrap();
         config.check().unwrap();
         assert_eq!(config.price.cost_per_month, "10");
+        assert_eq!(config.api.quote, Quote::Plain);
+        let config: Config = toml::from_str("[api]\nquote = \"stream\"").unwrap();
+        assert_eq!(config.api.quote, Quote::Stream);
     }
 
     #[test]

@@ -213,6 +213,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         asset: asset.clone(),
         max_duration: Seconds(config.price.max_duration_secs),
         publish_running: config.publish_running,
+        quote: config.api.quote,
         isolation,
         isolation_reason: isolation_reason.clone(),
         started,

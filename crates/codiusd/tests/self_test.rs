@@ -108,7 +108,7 @@ async fn a_host_that_is_not_found_under_its_public_name_stays_closed() -> Result
     let port = free_port()?;
     let mut world = World::start(Settings {
         tests_itself: true,
-        public_uri: Some("http://nobody.invalid"),
+        public_uri: Some("http://nobody.invalid".to_owned()),
         listen: format!("127.0.0.1:{port}"),
         ..Settings::default()
     })?;

@@ -141,7 +141,7 @@ impl Host {
         codiusd
             .args(["--uplink", parent, "--listen", "127.0.0.1:0"])
             .arg("--no-self-test")
-            .args(["--network-pool", &format!("{}/24", pool())])
+            .args(["--network-pool", &format!("{}/24", pool(0))])
             .arg("--data-dir")
             .arg(data_dir)
             .env("SSL_CERT_FILE", &trusted.certificate)

@@ -25,6 +25,7 @@ use codius_pod::Isolation;
 use serde::Serialize;
 
 use crate::{
+    config::Quote,
     http_error::HttpError,
     leases::Leases,
     orders::Orders,
@@ -45,6 +46,7 @@ pub(crate) struct Api {
     pub(crate) asset: Asset,
     pub(crate) max_duration: Seconds,
     pub(crate) publish_running: bool,
+    pub(crate) quote: Quote,
     pub(crate) isolation: Isolation,
     pub(crate) isolation_reason: String,
     pub(crate) started: Instant,
