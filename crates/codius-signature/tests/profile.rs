@@ -1,7 +1,5 @@
 //! What the profile takes, and that it takes nothing else.
 
-#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
-
 use codius_signature::{
     Key, MAX_FIELD_BYTES, Received, Request, SignatureError, SignatureFields, sign, verify,
 };
