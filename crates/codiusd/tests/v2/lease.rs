@@ -234,7 +234,7 @@ async fn what_others_have_paid_runs_a_program_and_goes_to_no_owner() -> Result<(
 
     // A lease that is being started is not stopped.
     let creation = Call::post("/api/v2/leases", &body).with_token();
-    let (created, early) = tokio::join!(first.paid(&account, &creation, true), async {
+    let (created, early) = tokio::try_join!(first.paid(&account, &creation, true), async {
         loop {
             tokio::time::sleep(Duration::from_millis(50)).await;
             let shown = first.send(&Call::get(&path)).await?;
@@ -242,10 +242,9 @@ async fn what_others_have_paid_runs_a_program_and_goes_to_no_owner() -> Result<(
                 return first.signed(stop(&json!({}))).await;
             }
         }
-    });
-    let lease = lease_of(&created?)?;
+    })?;
+    let lease = lease_of(&created)?;
     ensure!(lease.url.is_none(), "it has no port: {lease:?}");
-    let early = early?;
     status(&early, 409)?;
     ensure!(!early.header("retry-after").is_empty(), "{early:?}");
 
