@@ -221,6 +221,77 @@ async fn an_owner_creates_reads_extends_and_stops_a_lease_and_gets_the_rest_back
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_refund_could_not_send_stays_owed_even_if_the_host_is_killed_over_it() -> Result<()>
+{
+    let mut world = World::start(Settings::default())?;
+    let busybox = world.busybox().await?;
+    let owner = Caller::new(&world, 1)?;
+    let account = Account::open(&world).await?;
+    let containers = json!([shell("app", &busybox, "sleep 1000")]);
+    let body = wanted("cut-off", containers, 600);
+    let hash = hash_of(&body);
+    let path = format!("/api/v2/leases/{hash}");
+    let creation = Call::post("/api/v2/leases", &body).with_token();
+    lease_of(&owner.paid(&account, &creation, true).await?)?;
+    let paid = account.paid();
+
+    // Given a payee that takes half of the price and no more, a refund waits for it;
+    let refund = account.listen(paid / 2)?;
+    let stop = owner.sign(Call::post(
+        format!("{path}/stop"),
+        &json!({ "refund": refund.to }),
+    ))?;
+    let killed = async {
+        while refund.received() < paid / 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        // it has not given up yet.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    };
+    tokio::select! {
+        reply = owner.send(&stop) => ensure!(false, "it was not killed in time: {reply:?}"),
+        () = killed => {}
+    }
+    drop(owner);
+    drop(account);
+    world.kill()?;
+
+    // then what left is the payee's, and all the rest is owed, and nothing is anywhere twice.
+    let (mut used, mut owed) = (0, 0);
+    for (account, balance) in world.balances().await? {
+        match account.as_str() {
+            "local:clients" => ensure!(
+                balance == i64::try_from(paid / 2)? - i64::try_from(paid)?,
+                "{balance}"
+            ),
+            "earned" => used = u64::try_from(balance)?,
+            other => {
+                ensure!(other == format!("owed:{hash}"), "{other} has {balance}");
+                owed = u64::try_from(balance)?;
+            }
+        }
+    }
+    ensure!(
+        used + owed + paid / 2 == paid && owed > 0,
+        "{used} {owed} of {paid}"
+    );
+
+    // The next process of the host says the same, and sends nothing twice.
+    world.run()?;
+    let owner = Caller::new(&world, 1)?;
+    let account = Account::open(&world).await?;
+    let again = account.listen(u64::MAX)?;
+    let stop = Call::post(format!("{path}/stop"), &json!({ "refund": again.to }));
+    let stopped = stopped_of(&owner.signed(stop).await?)?;
+    ensure!(
+        (stopped.used.0, stopped.refunded.0, stopped.owed.0) == (used, 0, owed),
+        "{stopped:?}"
+    );
+    ensure!(again.received() == 0);
+    world.nothing_remains().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_others_have_paid_runs_a_program_and_goes_to_no_owner() -> Result<()> {
     let mut world = World::start(Settings::default())?;
     let busybox = world.busybox().await?;
