@@ -105,6 +105,21 @@ async fn an_owner_creates_reads_extends_and_stops_a_lease_and_gets_the_rest_back
         "{quote}"
     );
 
+    // What is told of it by the other ways is as the document says.
+    let events = Call::get(format!("{path}/events"));
+    let events = stranger.beginning(&events, 300).await?;
+    let told: Vec<&str> = events
+        .text
+        .lines()
+        .filter_map(|line| line.strip_prefix("data: "))
+        .collect();
+    ensure!(told.len() > 1, "{events:?}");
+    for event in told {
+        conforms("LeaseEvent", &serde_json::from_str(event)?)?;
+    }
+    let old = Call::get(format!("/pods?manifestHash={hash}"));
+    conforms("PodStatusV1", &stranger.send(&old).await?.json()?)?;
+
     // Its logs are for its owner.
     let logs = |query: &str| Call::get(format!("{path}/logs{query}"));
     status(&stranger.send(&logs("")).await?, 401)?;
@@ -298,7 +313,8 @@ async fn what_others_have_paid_runs_a_program_and_goes_to_no_owner() -> Result<(
     let (first, second) = (Caller::new(&world, 1)?, Caller::new(&world, 2)?);
     let account = Account::open(&world).await?;
     let containers = json!([shell("app", &busybox, "sleep 1000")]);
-    let body = wanted("passed-on", containers, 600);
+    let mut body = wanted("passed-on", containers, 600);
+    body["manifest"]["debug"] = json!(true);
     let hash = hash_of(&body);
     let path = format!("/api/v2/leases/{hash}");
     let stop = |body: &Value| Call::post(format!("{path}/stop"), body);
@@ -353,6 +369,12 @@ async fn what_others_have_paid_runs_a_program_and_goes_to_no_owner() -> Result<(
     let lease = lease_of(&second.paid(&account, &creation, false).await?)?;
     ensure!(lease.owner.is_none(), "{lease:?}");
     status(&second.signed(stop(&json!({}))).await?, 403)?;
+    // its logs are everybody's, since its manifest says so,
+    let logs = second.send(&Call::get(format!("{path}/logs"))).await?;
+    ensure!(
+        logs.status == 200 && logs.header("content-type") == "text/event-stream",
+        "{logs:?}"
+    );
     // and one that runs keeps the owner that it has, or has not.
     let creation = Call::post("/api/v2/leases", &short).with_token();
     let lease = lease_of(&first.paid(&account, &creation, true).await?)?;
