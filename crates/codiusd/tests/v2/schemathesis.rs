@@ -9,14 +9,16 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use codius_testkit::python::Venv;
+use serde_json::Value;
 
 use crate::{
+    caller::{Call, Caller},
     document,
     support::{Settings, World},
 };
 
 const VENV: Venv<'_> = Venv {
-    packages: &[("schemathesis", "4.32.5")],
+    packages: &[("schemathesis", "4.32.5"), ("hypothesis", "6.170.17")],
 };
 /// Requests that are made up for each operation, beside those that its schema implies.
 const MAX_EXAMPLES: &str = "40";
@@ -59,6 +61,15 @@ async fn schemathesis_finds_no_fault() -> Result<()> {
         .context("the document has no example of a manifest")?
         .to_owned();
     document = document.replace(&example, &image);
+    let given: Value = serde_json::from_str(&document)?;
+    let creation = &given["paths"]["/api/v2/leases"]["post"]["requestBody"]["content"];
+    let creation = Call::post("/api/v2/leases", &creation["application/json"]["example"]);
+    let demand = Caller::new(&world, 1)?.send(&creation.with_token()).await?;
+    ensure!(
+        demand.status == 402,
+        "the example cannot be run: {demand:?}"
+    );
+
     let place = tempfile::tempdir()?;
     let (path, config) = (
         place.path().join("openapi.json"),
