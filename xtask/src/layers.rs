@@ -18,6 +18,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "codius-guest-protocol",
             "codius-api",
             "codius-address",
+            "codius-signature",
         ],
     ),
     (

@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use codius_api::AssetInfo;
 use codius_image::{ImageLimits, ImageStore, RegistryConfig};
 use codius_ledger::{BootId, Seconds};
 use codius_microvm::{AcceleratorChoice, Instance, MicrovmConfig, MicrovmDriver};
@@ -37,8 +38,10 @@ use crate::{
     peers::Peers,
     pod_money::{PacketLimits, PodMoney, PodPort},
     price::PriceTag,
+    refund::Refunds,
     routes::Routes,
     self_test,
+    signatures::Signatures,
     spsp::Spsp,
     standing::{Line, Standing},
     till::Till,
@@ -69,6 +72,8 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let guest_dir = guest_dir(&config)?;
 
     let store = Store::open(&data_dir.join("codius.db"))?;
+    // Only one process has it open: no other one hears requests from now on.
+    let began_unix_ms = clock::wall_now();
     let snapshot = store.load().await?;
     let verified = store
         .verify()
@@ -136,6 +141,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         images,
         Arc::new(PodPort(Arc::clone(&pod_money))),
         Duration::from_secs(config.pods.port_timeout_secs),
+        clock::wall_now,
     );
     let routes = Arc::new(Routes::default());
     let proxy = Proxy::new(Arc::clone(&routes) as _);
@@ -151,6 +157,10 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         proxy: proxy.clone(),
         pod_money,
         rate,
+        asset: AssetInfo {
+            code: asset.code().to_owned(),
+            scale: asset.scale(),
+        },
         max_duration: Seconds(config.price.max_duration_secs),
         public_uri: public_uri.clone(),
         boot: boot_id()?,
@@ -210,6 +220,9 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         orders,
         spsp,
         peers: Arc::clone(&peers),
+        refunds: Refunds::new(connector.clone(), asset.clone()),
+        signatures: Signatures::new(&public_uri, api_address.port(), began_unix_ms),
+        log_followers: api::log_followers(),
         asset: asset.clone(),
         max_duration: Seconds(config.price.max_duration_secs),
         publish_running: config.publish_running,

@@ -118,9 +118,9 @@ impl PriceTag {
         self.now().cost_per_month.clone()
     }
 
-    /// What a new lease costs for so long.
-    pub(crate) fn price(&self, duration: Seconds) -> Result<u64, RateError> {
-        self.now().rate.price(duration)
+    /// What a new lease costs.
+    pub(crate) fn rate(&self) -> Rate {
+        self.now().rate
     }
 
     /// The rate by which so much was asked for so long: this one, or a former one, if the price was
@@ -163,16 +163,16 @@ mod tests {
             PriceTag::open(configured, &asset, &store.load().await?.meta)
         };
         let tag = open("10").await?;
-        assert_eq!(tag.price(HOUR)?, 13_699);
+        assert_eq!(tag.rate().price(HOUR)?, 13_699);
         tag.set("20", &store).await?;
-        assert_eq!(tag.price(HOUR)?, 27_398);
+        assert_eq!(tag.rate().price(HOUR)?, 27_398);
         assert_eq!(tag.cost_per_month(), "20");
 
         assert_eq!(open("10").await?.cost_per_month(), "20");
         assert_eq!(open("11").await?.cost_per_month(), "11");
 
         tag.set("0", &store).await?;
-        assert_eq!(tag.price(HOUR)?, 0);
+        assert_eq!(tag.rate().price(HOUR)?, 0);
         for bad in ["-1", "x", "", "1e3", "99999999999999999999999999"] {
             assert!(tag.set(bad, &store).await.is_err(), "{bad}");
         }
@@ -186,15 +186,15 @@ mod tests {
         let dir = tempfile::tempdir()?;
         let store = Store::open(&dir.path().join("codius.db"))?;
         let tag = PriceTag::open("10", &Asset::new("XRP", 6)?, &BTreeMap::new())?;
-        let asked = tag.price(HOUR)?;
+        let asked = tag.rate().price(HOUR)?;
         tag.set("30", &store).await?;
         assert_eq!(tag.rate_of(HOUR, asked).price(HOUR)?, asked);
         assert_eq!(
             tag.rate_of(HOUR, 3 * asked - 1).price(HOUR)?,
-            tag.price(HOUR)?
+            tag.rate().price(HOUR)?
         );
         // What nobody was asked for is worth what it is worth now.
-        assert_eq!(tag.rate_of(HOUR, 5).price(HOUR)?, tag.price(HOUR)?);
+        assert_eq!(tag.rate_of(HOUR, 5).price(HOUR)?, tag.rate().price(HOUR)?);
         store.close().await;
         Ok(())
     }

@@ -296,7 +296,7 @@ impl Tester {
         let Some(hash) = self.record.unsettled else {
             return Ok(());
         };
-        self.host.leases.stop(&hash).await;
+        self.host.leases.stop_own(&hash).await?;
         let store = &self.host.leases.store;
         let (owed, payer) = (Account::Owed(hash), Payer::account());
         let balance = async |account: &Account| store.balance(account).await;

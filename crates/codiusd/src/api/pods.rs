@@ -20,6 +20,7 @@ use super::{Shared, answer, json, query};
 use crate::{
     config::Quote,
     http_error::HttpError,
+    leases::ReplyForm,
     orders::{PaidRequest, What, no_pod},
 };
 
@@ -79,6 +80,8 @@ pub(super) async fn upload(
         digest,
         duration,
         what: What::Upload(Arc::new(upload)),
+        owner: None,
+        form: ReplyForm::V1,
     };
     Ok(answer(api.orders.handle(request).await?))
 }
@@ -106,6 +109,8 @@ pub(super) async fn extend(
                 digest,
                 duration,
                 what: What::Extend(hash),
+                owner: None,
+                form: ReplyForm::V1,
             })
             .await?,
     ))
@@ -132,7 +137,7 @@ pub(super) async fn show(State(api): Shared, uri: Uri) -> Result<Response, HttpE
 }
 
 /// What a token is bound to.
-fn digest(method: &Method, uri: &Uri, body: &[u8]) -> RequestDigest {
+pub(super) fn digest(method: &Method, uri: &Uri, body: &[u8]) -> RequestDigest {
     RequestDigest::of(
         method.as_str(),
         uri.path(),
@@ -142,7 +147,7 @@ fn digest(method: &Method, uri: &Uri, body: &[u8]) -> RequestDigest {
 }
 
 /// The order that a `Pay-Token` names: 16 bytes in base64 or base64url, padded or not.
-fn pay_token(headers: &HeaderMap) -> Result<OrderId, HttpError> {
+pub(super) fn pay_token(headers: &HeaderMap) -> Result<OrderId, HttpError> {
     const ANY_PADDING: GeneralPurposeConfig = GeneralPurposeConfig::new()
         .with_decode_padding_mode(DecodePaddingMode::Indifferent)
         .with_decode_allow_trailing_bits(true);
@@ -162,7 +167,8 @@ fn pay_token(headers: &HeaderMap) -> Result<OrderId, HttpError> {
         return Err(HttpError::new(
             StatusCode::BAD_REQUEST,
             "`Pay-Token` must be 16 bytes base64.",
-        ));
+        )
+        .next("send 16 random bytes in base64 as `Pay-Token`"));
     }
     Ok(OrderId::of_token(&bytes))
 }
@@ -179,7 +185,8 @@ pub(super) fn json_body(
             "Payload content length greater than maximum allowed: {}",
             super::MAX_BODY_BYTES
         );
-        return Err(HttpError::new(StatusCode::PAYLOAD_TOO_LARGE, text));
+        return Err(HttpError::new(StatusCode::PAYLOAD_TOO_LARGE, text)
+            .next("put what is large into an image, not into the manifest"));
     }
     if let Some(kind) = headers.get(header::CONTENT_TYPE) {
         let kind = kind.to_str().unwrap_or_default().to_ascii_lowercase();
@@ -201,6 +208,7 @@ pub(super) fn json_body(
             StatusCode::BAD_REQUEST,
             "Invalid request payload JSON format",
         )
+        .next("send the whole body")
     })?;
     if body.is_empty() {
         return Ok(Bytes::from_static(NO_BODY));

@@ -29,9 +29,14 @@ impl Leases {
         hash: &ManifestHash,
         duration: Seconds,
     ) -> Result<u64, codius_ledger::RateError> {
+        self.rate_for(hash).price(duration)
+    }
+
+    /// The rate of the lease of a hash if it runs, else that of a new one.
+    pub(crate) fn rate_for(&self, hash: &ManifestHash) -> Rate {
         match self.shown(hash) {
-            Some(shown) => shown.rate().price(duration),
-            None => self.rate.price(duration),
+            Some(shown) => shown.rate(),
+            None => self.rate.rate(),
         }
     }
 }
