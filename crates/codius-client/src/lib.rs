@@ -15,6 +15,7 @@ mod error;
 mod events;
 mod host;
 mod payment;
+pub mod scale;
 mod wallet;
 
 pub use error::{ClientError, PaidThen};

@@ -6,6 +6,7 @@ use base64::{
     Engine,
     engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
 };
+use codius_api::AssetInfo;
 use ilp_link::stream::StreamConnection;
 use ilp_packet::Address;
 use ilp_stream::{SharedSecret, StreamErrorCode};
@@ -125,6 +126,16 @@ impl Payment {
         self.connection.with(|machine, _| Receipt {
             paid: machine.total_sent(),
             refunded: machine.total_received(),
+        })
+    }
+
+    /// What the host counts in, if it has said so.
+    pub(crate) fn host_asset(&self) -> Option<AssetInfo> {
+        self.connection.with(|machine, _| {
+            machine.remote_asset().map(|asset| AssetInfo {
+                code: asset.code.clone(),
+                scale: asset.scale,
+            })
         })
     }
 

@@ -2,8 +2,9 @@
 //! other connector.
 
 use std::{
+    collections::HashMap,
     env,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use async_trait::async_trait;
@@ -13,9 +14,12 @@ use ilp_link::{
     stream::{PacketSender, StreamConnection, SystemEntropy},
 };
 use ilp_packet::{Address, ErrorCode, Prepare, Reject, Reply};
-use ilp_stream::{AssetDetails, Config, Connection, SharedSecret};
+use ilp_stream::{AssetDetails, Config, Connection, Rate, RatePolicy, SharedSecret};
 
-use crate::{ClientError, Receipt};
+use crate::{ClientError, Receipt, scale};
+
+/// How much less than was measured may arrive of a packet, in millionths.
+const SLIPPAGE_PPM: u32 = 1_000;
 
 /// A connection that can pay.
 #[derive(Clone)]
@@ -26,6 +30,10 @@ struct Inner {
     address: Address,
     asset: AssetDetails,
     incoming: Arc<Incoming>,
+    /// What the hosts that are paid count in, if not the same as we; the code is the same.
+    host_scale: u8,
+    /// The connection that was opened last.
+    opened: Mutex<Option<StreamConnection>>,
 }
 
 /// Where the Interledger connection is unless the caller says otherwise: `ILP_BTP_SERVER` as newer
@@ -74,9 +82,35 @@ impl Wallet {
         Ok(Self(Arc::new(Inner {
             client,
             address: configuration.client_address,
+            host_scale: asset.scale,
             asset,
             incoming,
+            opened: Mutex::default(),
         })))
+    }
+
+    /// The same account for the orders at one host, which counts in units of 10^-`host_scale` of the
+    /// same asset: [`Wallet::moved`] is of these orders only.
+    #[must_use]
+    pub fn purse(&self, host_scale: u8) -> Self {
+        Self(Arc::new(Inner {
+            client: self.0.client.clone(),
+            address: self.0.address.clone(),
+            asset: self.0.asset.clone(),
+            incoming: Arc::clone(&self.0.incoming),
+            host_scale,
+            opened: Mutex::default(),
+        }))
+    }
+
+    /// The least of our units that are worth so many of the host's; `None` if there is no such number.
+    pub fn cost(&self, host_units: u64) -> Option<u64> {
+        scale::up(host_units, self.0.host_scale, self.0.asset.scale)
+    }
+
+    /// The most of our units that are worth no more than so many of the host's.
+    pub fn most(&self, host_units: u64) -> u64 {
+        scale::down(host_units, self.0.host_scale, self.0.asset.scale)
     }
 
     /// What amounts of this connection are counted in.
@@ -86,13 +120,7 @@ impl Wallet {
 
     /// What has moved on the connection that was opened last.
     pub fn moved(&self) -> Receipt {
-        let connection = self
-            .0
-            .incoming
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
+        let connection = lock(&self.0.opened).clone();
         connection.map_or_else(Receipt::default, |connection| {
             connection.with(|machine, _| Receipt {
                 paid: machine.total_sent(),
@@ -101,25 +129,45 @@ impl Wallet {
         })
     }
 
-    /// Opens a STREAM connection to a server. One at a time receives what comes back.
+    /// Opens a STREAM connection to a server. What comes back has an address of its own.
     pub(crate) fn stream(&self, server: Address, secret: &SharedSecret) -> StreamConnection {
         let clock = Arc::new(SystemClock);
+        let (segment, address) = self.fresh_address();
         let config = Config {
-            local_address: Some(self.0.address.clone()),
+            local_address: Some(address),
             asset: Some(self.0.asset.clone()),
+            rate: self.rate(),
             ..Config::default()
         };
         let machine =
             Connection::client(clock.now(), config, secret, server, Box::new(SystemEntropy));
         let sender = Sender(Arc::clone(&self.0));
         let connection = StreamConnection::spawn(machine, Arc::new(sender), clock);
-        *self
-            .0
-            .incoming
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Some(connection.clone());
+        self.0.incoming.register(segment, &connection);
+        *lock(&self.0.opened) = Some(connection.clone());
         connection
+    }
+
+    /// An address below ours that nobody knows yet, and its last segment.
+    pub(crate) fn fresh_address(&self) -> (String, Address) {
+        let segment = hex(&rand::random::<[u8; 8]>());
+        match self.0.address.with_suffix(&segment) {
+            Ok(address) => (segment, address),
+            // Ours is as long as an address may be; then all share it.
+            Err(_) => (String::new(), self.0.address.clone()),
+        }
+    }
+
+    /// What arrives of what is sent. Between scales of one asset nobody has a rate to set; a connector
+    /// that takes its share is measured.
+    fn rate(&self) -> RatePolicy {
+        if self.0.host_scale == self.0.asset.scale {
+            return RatePolicy::Fixed(Rate::ONE);
+        }
+        RatePolicy::Probed {
+            slippage_ppm: SLIPPAGE_PPM,
+            max_amount: u64::MAX,
+        }
     }
 }
 
@@ -159,19 +207,35 @@ impl PacketSender for Sender {
     }
 }
 
-/// Packets that come to us belong to the connection that was opened last.
+/// Connections that packets come for, by the last segment of the address.
 #[derive(Default)]
-struct Incoming(Mutex<Option<StreamConnection>>);
+struct Incoming(Mutex<HashMap<String, StreamConnection>>);
+
+impl Incoming {
+    fn register(&self, segment: String, connection: &StreamConnection) {
+        let mut connections = lock(&self.0);
+        connections.retain(|_, one| one.with(|_, observed| observed.closed.is_none()));
+        connections.insert(segment, connection.clone());
+    }
+
+    fn find(&self, destination: &Address) -> Option<StreamConnection> {
+        let connections = lock(&self.0);
+        let segment = destination.segments().last().unwrap_or_default();
+        connections
+            .get(segment)
+            .or_else(|| connections.get(""))
+            .cloned()
+    }
+}
+
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 #[async_trait]
 impl RequestHandler for Incoming {
     async fn handle(&self, prepare: Prepare) -> Reply {
-        let connection = self
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        let Some(connection) = connection else {
+        let Some(connection) = self.find(&prepare.destination) else {
             return Err(Reject::new(ErrorCode::UnexpectedPayment, None, ""));
         };
         // The connector that fulfils us keeps the books; there is nothing to make durable here.
