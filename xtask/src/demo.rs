@@ -317,7 +317,8 @@ pub(crate) fn upload(
             "--codius-file",
         ])
         .arg(codius_json)
-        .args(["--ilp", &host.interledger])
+        .args(["--ilp", &host.interledger, "-o", "--codius-state-file"])
+        .arg(codius_json.with_file_name("demo.codiusstate.json"))
         .stderr(Stdio::inherit())
         .output()
         .with_context(|| format!("{} could not be run", codius.display()))?;

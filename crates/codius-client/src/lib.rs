@@ -22,4 +22,6 @@ pub use error::{ClientError, PaidThen};
 pub use events::Events;
 pub use host::{Answer, HostClient, PaidAnswer};
 pub use payment::{PayToken, Receipt};
+/// The answer that a log is read from, as it comes.
+pub use reqwest::Response as LogResponse;
 pub use wallet::{Wallet, default_url};

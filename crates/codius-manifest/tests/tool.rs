@@ -93,7 +93,10 @@ fn hosts_are_added_to_every_container_once() {
         {"id": "b", "image": format!("i@{DIGEST}")}]}});
     let mut made = generated(&codius, None).unwrap();
     let before = made.hash();
-    let hosts = ["https://one.example".to_owned(), "https://two.example".to_owned()];
+    let hosts = [
+        "https://one.example".to_owned(),
+        "https://two.example".to_owned(),
+    ];
     assert_eq!(made.add_hosts(&hosts), Some(()));
     let text = r#"["https://one.example","https://two.example"]"#;
     assert_eq!(

@@ -1,0 +1,67 @@
+//! `codius tail`: what a program writes, on all its hosts at once, until it ends.
+
+use codius_client::HostClient;
+use codius_manifest::ManifestHash;
+use futures_util::{StreamExt, stream::FuturesUnordered};
+
+use crate::{
+    command::TailArguments,
+    failure::Failure,
+    pod_address::PodAddress,
+    raw_log::{Printer, copy},
+    state_file::StateFile,
+};
+
+pub(crate) async fn tail(arguments: TailArguments) -> Result<(), Failure> {
+    let PodAddress { hash, hosts } = match &arguments.manifest_hash {
+        Some(text) => PodAddress::new(text, &arguments.host)?,
+        None => {
+            let state = StateFile::open(&arguments.state.codius_state_file)?;
+            let hosts = match arguments.host.as_slice() {
+                [] => state.hosts(),
+                said => said.to_vec(),
+            };
+            PodAddress {
+                hash: state.hash(),
+                hosts: crate::candidates::origins(&hosts)?,
+            }
+        }
+    };
+    follow(&hosts, &hash, arguments.json).await
+}
+
+/// Follows all of them. One that fails is told and the others go on; if all fail, so does this.
+pub(crate) async fn follow(
+    hosts: &[String],
+    hash: &ManifestHash,
+    json: bool,
+) -> Result<(), Failure> {
+    let mut streams: FuturesUnordered<_> = hosts
+        .iter()
+        .map(|host| async move {
+            let client = HostClient::new(host)?;
+            let response = client.logs(hash, true).await?;
+            let mut printer = if json {
+                Printer::json(host)
+            } else {
+                Printer::labelled(host)
+            };
+            copy(response, &mut printer).await
+        })
+        .collect();
+    let (mut ended, mut last) = (false, None);
+    while let Some(outcome) = streams.next().await {
+        match outcome {
+            Ok(()) => ended = true,
+            Err(failure) if hosts.len() > 1 => {
+                eprintln!("codius: {}", failure.message());
+                last = Some(failure);
+            }
+            Err(failure) => return Err(failure),
+        }
+    }
+    match last {
+        Some(failure) if !ended => Err(failure),
+        _ => Ok(()),
+    }
+}
