@@ -17,6 +17,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "codius-manifest",
             "codius-guest-protocol",
             "codius-api",
+            "codius-signature",
         ],
     ),
     ("logic", &["codius-ledger", "codius-pod", "ilp-connector"]),

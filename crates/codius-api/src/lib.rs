@@ -18,6 +18,7 @@ mod peers;
 mod pods;
 mod time;
 mod units;
+pub mod v2;
 
 pub use error::{ErrorBody, FailureCause, Trouble, reason_phrase};
 pub use event::{EndReason, LeaseEvent, LeaseEventKind, Phase};

@@ -24,19 +24,41 @@ struct Inner {
     bytes: usize,
     /// Sequence number of the first record still here.
     first: u64,
+    /// The place of the next byte of output.
+    written: u64,
     closed: bool,
 }
 
+/// A piece of output, as it came.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogRecord {
     pub container: usize,
     pub stream: LogStream,
     pub data: Vec<u8>,
+    /// When it came, in milliseconds since 1970.
+    pub at_unix_ms: u64,
+    /// The place of its first byte in all output of the pod, however often the host is restarted.
+    /// Given by [`PodLogs::append`].
+    pub offset: u64,
 }
 
+/// Places of bytes begin at the time in milliseconds, times this: a record that a later process of the
+/// host makes of the same pod has later places, unless the pod writes more than a GiB a second.
+const PLACES_PER_MILLISECOND: u64 = 1 << 20;
+
 impl PodLogs {
-    pub fn append(&self, record: LogRecord) {
+    /// An empty record that begins at this time, in milliseconds since 1970.
+    pub fn beginning(unix_ms: u64) -> Self {
+        let logs = Self::default();
+        logs.lock().written = unix_ms.saturating_mul(PLACES_PER_MILLISECOND);
+        logs
+    }
+
+    /// Adds a piece of output.
+    pub fn append(&self, mut record: LogRecord) {
         let mut inner = self.lock();
+        record.offset = inner.written;
+        inner.written = inner.written.saturating_add(record.data.len() as u64);
         inner.bytes += record.data.len();
         inner.records.push_back(Arc::new(record));
         while inner.bytes > MAX_LOG_BYTES {
@@ -113,6 +135,8 @@ mod tests {
             container: 0,
             stream: LogStream::Stdout,
             data: data.to_vec(),
+            at_unix_ms: 0,
+            offset: 0,
         }
     }
 
@@ -152,6 +176,7 @@ mod tests {
                 <= MAX_LOG_BYTES
         );
         assert_eq!(next, 300);
+        assert_eq!(records.last().unwrap().offset, 299 * 10_000);
         assert_eq!(logs.read(299).0.len(), 1);
         assert_eq!(logs.tail(0, 5).len(), 5);
     }

@@ -145,7 +145,11 @@ pub struct Supervisor {
     images: Arc<dyn Images>,
     interledger: Arc<dyn InterledgerPort>,
     port_timeout: Duration,
+    wall_clock: WallClock,
 }
+
+/// Milliseconds since 1970, for the time of log lines.
+pub type WallClock = fn() -> u64;
 
 impl std::fmt::Debug for Supervisor {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -229,6 +233,7 @@ struct Watch {
     status: watch::Sender<Status>,
     logs: Arc<PodLogs>,
     interledger: Arc<dyn InterledgerPort>,
+    wall_clock: WallClock,
 }
 
 impl PodEvents for Watch {
@@ -242,6 +247,8 @@ impl PodEvents for Watch {
                 container,
                 stream,
                 data,
+                at_unix_ms: (self.wall_clock)(),
+                offset: 0,
             }),
             PodEvent::LogDropped { container, bytes } => {
                 tracing::debug!(pod = %self.hash, container, bytes, "output dropped");
@@ -282,12 +289,14 @@ impl Supervisor {
         images: Arc<dyn Images>,
         interledger: Arc<dyn InterledgerPort>,
         port_timeout: Duration,
+        wall_clock: WallClock,
     ) -> Self {
         Self {
             driver,
             images,
             interledger,
             port_timeout,
+            wall_clock,
         }
     }
 
@@ -367,12 +376,13 @@ impl Supervisor {
             ..Status::default()
         };
         let (sender, status) = watch::channel(initial);
-        let logs = Arc::new(PodLogs::default());
+        let logs = Arc::new(PodLogs::beginning((self.wall_clock)()));
         let watch = Watch {
             hash: spec.hash,
             status: sender,
             logs: Arc::clone(&logs),
             interledger: Arc::clone(&self.interledger),
+            wall_clock: self.wall_clock,
         };
         (
             Arc::new(watch),

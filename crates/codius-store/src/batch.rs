@@ -26,6 +26,17 @@ pub struct LeaseRecord {
     pub lease: Lease,
     /// Needed when the lease is new; `None` leaves what is there.
     pub upload: Option<StoredUpload>,
+    /// Written when the lease is new, and never changed.
+    pub origin: LeaseOrigin,
+}
+
+/// Where a lease comes from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LeaseOrigin {
+    /// The public key (Ed25519) that may stop it and read its logs.
+    pub owner: Option<[u8; 32]>,
+    /// How much of its money was owed to its program when it was created, in smallest units.
+    pub carried: u64,
 }
 
 /// What a lease runs.
@@ -73,15 +84,28 @@ impl Batch {
         self.leases.push(LeaseRecord {
             lease,
             upload: None,
+            origin: LeaseOrigin::default(),
         });
         self
     }
 
+    /// A lease of nobody.
     #[must_use]
-    pub fn new_lease(mut self, lease: Lease, upload: StoredUpload) -> Self {
+    pub fn new_lease(self, lease: Lease, upload: StoredUpload) -> Self {
+        self.new_lease_from(lease, upload, LeaseOrigin::default())
+    }
+
+    #[must_use]
+    pub fn new_lease_from(
+        mut self,
+        lease: Lease,
+        upload: StoredUpload,
+        origin: LeaseOrigin,
+    ) -> Self {
         self.leases.push(LeaseRecord {
             lease,
             upload: Some(upload),
+            origin,
         });
         self
     }

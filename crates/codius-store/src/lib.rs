@@ -24,7 +24,7 @@ mod store;
 mod verify;
 mod writer;
 
-pub use batch::{Batch, LeaseRecord, StoredUpload};
+pub use batch::{Batch, LeaseOrigin, LeaseRecord, StoredUpload};
 pub use error::StoreError;
 pub use query::{Entry, Snapshot, StoredLease};
 pub use store::{MAX_ENTRIES, QUEUE_LEN, Store};

@@ -7,7 +7,7 @@ use codius_manifest::ManifestHash;
 use rusqlite::{Connection, OptionalExtension, Row};
 
 use crate::{
-    StoreError, StoredUpload,
+    LeaseOrigin, StoreError, StoredUpload,
     row::{LEASE_COLUMNS, ORDER_COLUMNS, lease_of, order_of, parsed, unsigned},
 };
 
@@ -30,6 +30,7 @@ pub struct StoredLease {
     pub lease: Lease,
     /// `None` once the lease has ended.
     pub upload: Option<StoredUpload>,
+    pub origin: LeaseOrigin,
 }
 
 /// A posting, as the holder of the account sees it.
@@ -45,6 +46,9 @@ pub struct Entry {
     pub amount: i64,
 }
 
+/// What a [`StoredLease`] has beside its lease.
+const ORIGIN_COLUMNS: &str = "uploads.upload, uploads.images, leases.owner, leases.carried";
+
 pub(crate) fn snapshot(connection: &Connection) -> Result<Snapshot, StoreError> {
     // One read transaction, so that everything is of one moment.
     let connection = connection.unchecked_transaction()?;
@@ -54,7 +58,7 @@ pub(crate) fn snapshot(connection: &Connection) -> Result<Snapshot, StoreError> 
     };
 
     let mut select = connection.prepare(&format!(
-        "SELECT {LEASE_COLUMNS}, uploads.upload, uploads.images
+        "SELECT {LEASE_COLUMNS}, {ORIGIN_COLUMNS}
          FROM leases LEFT JOIN uploads ON uploads.lease = leases.id
          WHERE leases.state <> 'ended' ORDER BY leases.id"
     ))?;
@@ -105,7 +109,7 @@ pub(crate) fn lease(
     hash: &ManifestHash,
 ) -> Result<Option<StoredLease>, StoreError> {
     let mut select = connection.prepare_cached(&format!(
-        "SELECT {LEASE_COLUMNS}, uploads.upload, uploads.images
+        "SELECT {LEASE_COLUMNS}, {ORIGIN_COLUMNS}
          FROM leases LEFT JOIN uploads ON uploads.lease = leases.id
          WHERE leases.hash = ?1
          ORDER BY leases.state = 'ended', leases.created_at_unix_ms DESC LIMIT 1"
@@ -130,7 +134,15 @@ fn stored_lease_of(row: &Row<'_>) -> Result<StoredLease, StoreError> {
             )));
         }
     };
-    Ok(StoredLease { lease, upload })
+    let origin = LeaseOrigin {
+        owner: row.get(12)?,
+        carried: unsigned("carried amount", row.get(13)?)?,
+    };
+    Ok(StoredLease {
+        lease,
+        upload,
+        origin,
+    })
 }
 
 pub(crate) fn order(connection: &Connection, id: &OrderId) -> Result<Option<Order>, StoreError> {

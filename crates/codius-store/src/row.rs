@@ -69,8 +69,9 @@ pub(crate) fn write_lease(connection: &Connection, record: &LeaseRecord) -> Resu
     let id: Option<i64> = connection
         .prepare_cached(
             "INSERT INTO leases (hash, created_at_unix_ms, rate, state, end_reason, segment_boot,
-                                 segment_counted_to_ms, run_ms, charged, granted_ms)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
+                                 segment_counted_to_ms, run_ms, charged, granted_ms, owner,
+                                 carried)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)
              ON CONFLICT (hash, created_at_unix_ms) DO UPDATE
              SET state = ?4, end_reason = ?5, segment_boot = ?6, segment_counted_to_ms = ?7,
                  run_ms = ?8, charged = ?9, granted_ms = ?10
@@ -89,6 +90,8 @@ pub(crate) fn write_lease(connection: &Connection, record: &LeaseRecord) -> Resu
                 signed("run time", parts.run_ms)?,
                 signed("charged amount", parts.charged)?,
                 signed("granted time", parts.granted_ms)?,
+                record.origin.owner,
+                signed("carried amount", record.origin.carried)?,
             ],
             |row| row.get(0),
         )?

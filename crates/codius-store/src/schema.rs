@@ -14,9 +14,10 @@ const BUSY_TIMEOUT_MS: u32 = 5000;
 
 /// In order; the number of those applied is the file's `user_version`. An entry never changes once a
 /// version with it was released.
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 3] = [
     include_str!("schema/0001.sql"),
     include_str!("schema/0002.sql"),
+    include_str!("schema/0003.sql"),
 ];
 
 /// Settings of every connection.
@@ -141,6 +142,30 @@ mod tests {
     }
 
     #[test]
+    fn a_lease_of_an_older_host_has_no_owner() {
+        let path = Path::new("x");
+        let mut connection = Connection::open_in_memory().unwrap();
+        migrate(&mut connection, path, &MIGRATIONS[..2]).unwrap();
+        connection
+            .execute(
+                "INSERT INTO leases (hash, created_at_unix_ms, rate, state, run_ms, charged, granted_ms)
+                 VALUES ('h', 5, '1', 'starting', 0, 0, 0)",
+                [],
+            )
+            .unwrap();
+        migrate(&mut connection, path, &MIGRATIONS).unwrap();
+        let row: (String, Option<Vec<u8>>, i64) = connection
+            .query_row("SELECT hash, owner, carried FROM leases", [], |row| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+            })
+            .unwrap();
+        assert_eq!(row, ("h".to_owned(), None, 0));
+        connection
+            .execute("UPDATE leases SET owner = x'00'", [])
+            .unwrap_err();
+    }
+
+    #[test]
     fn a_migration_that_fails_changes_nothing() {
         let mut connection = Connection::open_in_memory().unwrap();
         let broken = ["CREATE TABLE a (x INTEGER) STRICT; INSERT INTO nowhere VALUES (1)"];
@@ -161,7 +186,7 @@ mod tests {
                 error,
                 StoreError::TooNew {
                     found: 99,
-                    known: 2,
+                    known: 3,
                     ..
                 }
             ),

@@ -9,7 +9,9 @@ use codius_ledger::{
     Reason, RequestDigest, Seconds, StoredResponse, Transaction,
 };
 use codius_manifest::ManifestHash;
-use codius_store::{Batch, MAX_BATCH_ITEMS, Pruned, Store, StoreError, StoredUpload, Verified};
+use codius_store::{
+    Batch, LeaseOrigin, MAX_BATCH_ITEMS, Pruned, Store, StoreError, StoredUpload, Verified,
+};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tempfile::TempDir;
 
@@ -333,6 +335,36 @@ async fn a_program_has_one_lease_at_a_time_and_an_ended_one_is_final() {
     let _ = ended.end(Millis(0), 0, EndReason::Lost).unwrap();
     store.commit(Batch::new().lease(ended)).await.unwrap();
     assert_eq!(store.lease(hash(1)).await.unwrap().unwrap().lease, ended);
+}
+
+#[tokio::test]
+async fn the_owner_of_a_lease_stays_to_its_end_and_beyond() {
+    let (_dir, path) = place();
+    let mut store = Store::open(&path).unwrap();
+    let mut lease = Lease::new(hash(1), 1000, rate());
+    let origin = LeaseOrigin {
+        owner: Some([7; 32]),
+        carried: 500,
+    };
+    let batch = Batch::new().new_lease_from(lease, upload("x"), origin);
+    store.commit(batch).await.unwrap();
+    let steps: [fn(&mut Lease); 2] = [
+        |lease| lease.begin(BOOT, Millis(5)).unwrap(),
+        |lease| drop(lease.end(Millis(9), 0, EndReason::Stopped).unwrap()),
+    ];
+    for step in steps {
+        step(&mut lease);
+        store.commit(Batch::new().lease(lease)).await.unwrap();
+        store = reopen(store, &path).await;
+        let stored = store.lease(hash(1)).await.unwrap().unwrap();
+        assert_eq!((stored.lease, stored.origin), (lease, origin));
+    }
+    // The next lease of the same program is another's.
+    let next = Lease::new(hash(1), 2000, rate());
+    let batch = Batch::new().new_lease(next, upload("x"));
+    store.commit(batch).await.unwrap();
+    let snapshot = store.load().await.unwrap();
+    assert_eq!(snapshot.leases[0].origin, LeaseOrigin::default());
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use codius_api::AssetInfo;
 use codius_image::{ImageLimits, ImageStore, RegistryConfig};
 use codius_ledger::{BootId, Cost, Rate, Seconds};
 use codius_microvm::{AcceleratorChoice, Instance, MicrovmConfig, MicrovmDriver};
@@ -33,7 +34,9 @@ use crate::{
     leases::{Leases, Wiring},
     orders::Orders,
     pod_money::{PacketLimits, PodMoney, PodPort},
+    refund::Refunds,
     routes::Routes,
+    signatures::Signatures,
     spsp::Spsp,
     standing::{Line, Standing},
     till::Till,
@@ -64,6 +67,8 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let guest_dir = guest_dir(&config)?;
 
     let store = Store::open(&data_dir.join("codius.db"))?;
+    // Only one process has it open: no other one hears requests from now on.
+    let began_unix_ms = clock::wall_now();
     let snapshot = store.load().await?;
     let verified = store
         .verify()
@@ -132,6 +137,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         images,
         Arc::new(PodPort(Arc::clone(&pod_money))),
         Duration::from_secs(config.pods.port_timeout_secs),
+        clock::wall_now,
     );
     let routes = Arc::new(Routes::default());
     let proxy = Proxy::new(Arc::clone(&routes) as _);
@@ -147,6 +153,10 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         proxy: proxy.clone(),
         pod_money,
         rate,
+        asset: AssetInfo {
+            code: asset.code().to_owned(),
+            scale: asset.scale(),
+        },
         max_duration: Seconds(config.price.max_duration_secs),
         public_uri: public_uri.clone(),
         boot: boot_id()?,
@@ -184,6 +194,9 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         leases: Arc::clone(&leases),
         orders,
         spsp,
+        refunds: Refunds::new(connector.clone(), asset.clone()),
+        signatures: Signatures::new(&public_uri, api_address.port(), began_unix_ms),
+        log_followers: api::log_followers(),
         asset,
         cost_per_month: config.price.cost_per_month.clone(),
         max_duration: Seconds(config.price.max_duration_secs),

@@ -16,7 +16,9 @@
 //! no request waits for a pod that is starting.
 
 mod recovery;
+mod stop;
 mod top_up;
+mod view;
 
 use std::{
     collections::HashMap,
@@ -27,7 +29,7 @@ use std::{
     time::Duration,
 };
 
-use codius_api::{EndReason as ApiEndReason, LeaseEventKind, Phase, PodReply, UnixMillis};
+use codius_api::{AssetInfo, EndReason as ApiEndReason, LeaseEventKind, Phase, UnixMillis};
 use codius_ledger::{
     Account, BootId, EndReason, Lease, Millis, Order, Rate, Reason, Seconds, Settlement,
     StoredResponse, Transaction,
@@ -37,13 +39,16 @@ use codius_pod::{
     Admission, Machine, Pod, PodEnd, PodLogs, Reservation, ResolvedImage, StartError, Supervisor,
 };
 use codius_proxy::Proxy;
-use codius_store::{Batch, Store, StoreError, StoredUpload};
+use codius_signature::KeyId;
+use codius_store::{Batch, LeaseOrigin, Store, StoreError, StoredUpload};
 use thiserror::Error;
 use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
 
+pub(crate) use stop::StopError;
 pub(crate) use top_up::TopUpError;
+pub(crate) use view::ReplyForm;
 
 use crate::{
     clock::{steady_now, wall_now},
@@ -65,6 +70,7 @@ pub(crate) struct Wiring {
     pub(crate) proxy: Proxy,
     pub(crate) pod_money: Arc<PodMoney>,
     pub(crate) rate: Rate,
+    pub(crate) asset: AssetInfo,
     /// How far ahead a lease may be topped up.
     pub(crate) max_duration: Seconds,
     /// `scheme://host[:port]`, as pods are told and as their URLs are made of.
@@ -108,6 +114,7 @@ struct Running {
     balance: u64,
     pod: Arc<Pod>,
     upload: Arc<Upload>,
+    origin: LeaseOrigin,
     _reservation: Reservation,
 }
 
@@ -117,6 +124,8 @@ pub(crate) struct Shown {
     pub(crate) url: String,
     pub(crate) expires_at: UnixMillis,
     pub(crate) logs: Arc<PodLogs>,
+    /// Who may stop it and read its logs.
+    pub(crate) owner: Option<KeyId>,
     /// As of the last payment. What was charged since then has moved from one to the other, and what
     /// follows from both of them has not changed.
     lease: Lease,
@@ -138,6 +147,9 @@ pub(crate) struct Purchase {
     /// Room that was set aside before the money was taken; none if the pod seemed to be running.
     pub(crate) reservation: Option<Reservation>,
     pub(crate) progress: Arc<Progress>,
+    /// Whose the lease is if it is a new one.
+    pub(crate) owner: Option<KeyId>,
+    pub(crate) form: ReplyForm,
 }
 
 /// Why an order could not be carried out. Its money is with the order again, except where said.
@@ -216,9 +228,12 @@ impl Leases {
         }
         if let Some(running) = state.as_mut() {
             if running.lease.remaining_ms(steady(), running.balance) > 0 {
-                return self.extend_running(&slot, running, purchase.order).await;
+                return self
+                    .extend_running(&slot, running, purchase.order, purchase.form)
+                    .await;
             }
-            self.end_locked(&slot, &mut state, End::Expired).await;
+            // `settle_leftover` tries again what could not be written.
+            let _ = self.end_locked(&slot, &mut state, End::Expired).await;
         }
         let reservation = match purchase.reservation {
             Some(reservation) => reservation,
@@ -238,8 +253,12 @@ impl Leases {
             .extend(purchase.order.duration)
             .expect("a new lease can be extended");
         let balance = purchase.order.price.saturating_add(owed);
-        let mut batch =
-            Batch::new().new_lease(lease, stored_upload(&purchase.upload, &purchase.images));
+        let origin = LeaseOrigin {
+            owner: purchase.owner.map(|key| *key.as_bytes()),
+            carried: owed,
+        };
+        let upload = stored_upload(&purchase.upload, &purchase.images);
+        let mut batch = Batch::new().new_lease_from(lease, upload, origin);
         transfer(
             &mut batch,
             Reason::Payment,
@@ -291,12 +310,7 @@ impl Leases {
             .expect("a lease that was starting can begin");
         let url = self.url(&slot.hash);
         let expires_at = expiry(&lease, balance);
-        let reply = PodReply {
-            url: url.clone(),
-            manifest_hash: slot.hash,
-            expiry: expires_at,
-        };
-        let response = stored(&reply);
+        let response = self.answer(purchase.form, &lease, balance, &purchase.upload, origin);
         let mut order = purchase.order.clone();
         order
             .complete(response.clone())
@@ -313,6 +327,7 @@ impl Leases {
             balance,
             pod: Arc::new(pod),
             upload: Arc::clone(&purchase.upload),
+            origin,
             _reservation: reservation,
         };
         self.publish(&slot, &running, expires_at);
@@ -326,11 +341,12 @@ impl Leases {
     pub(crate) async fn extend(
         self: &Arc<Self>,
         order: Order,
+        form: ReplyForm,
     ) -> Result<StoredResponse, PlaceError> {
         let slot = self.slot(order.hash);
         let mut state = slot.state.lock().await;
         match state.as_mut() {
-            Some(running) => self.extend_running(&slot, running, order).await,
+            Some(running) => self.extend_running(&slot, running, order, form).await,
             None => Err(PlaceError::NotRunning),
         }
     }
@@ -340,6 +356,7 @@ impl Leases {
         slot: &Slot,
         running: &mut Running,
         mut order: Order,
+        form: ReplyForm,
     ) -> Result<StoredResponse, PlaceError> {
         let mut lease = running.lease;
         if lease.extend(order.duration).is_err()
@@ -349,12 +366,7 @@ impl Leases {
         }
         let balance = running.balance.saturating_add(order.price);
         let expires_at = expiry(&lease, balance);
-        let reply = PodReply {
-            url: self.url(&slot.hash),
-            manifest_hash: slot.hash,
-            expiry: expires_at,
-        };
-        let response = stored(&reply);
+        let response = self.answer(form, &lease, balance, &running.upload, running.origin);
         let mut batch = Batch::new().lease(lease);
         transfer(
             &mut batch,
@@ -484,23 +496,33 @@ impl Leases {
         {
             return false;
         }
-        self.end_locked(slot, &mut state, end).await;
+        // Logged there; the next start settles what could not be written.
+        let _ = self.end_locked(slot, &mut state, end).await;
         true
     }
 
-    /// Ends the lease in `state`, if there is one: settled first, then stopped.
-    async fn end_locked(&self, slot: &Slot, state: &mut Option<Running>, end: End) {
-        let Some(running) = state.take() else { return };
+    /// Ends the lease in `state`, if there is one: settled first, then stopped. Fails if that could not
+    /// be written; the lease is over all the same, and the next start settles it.
+    async fn end_locked(
+        &self,
+        slot: &Slot,
+        state: &mut Option<Running>,
+        end: End,
+    ) -> Result<Settlement, StoreError> {
+        let Some(running) = state.take() else {
+            return Ok(Settlement::default());
+        };
         let (reason, shown_reason, why) = end.reasons();
         self.unpublish(slot);
         let mut lease = running.lease;
         let settled = lease
             .end(steady(), running.balance, reason)
             .expect("a running lease can end");
-        if let Err(error) = self.store.commit(settlement(lease, settled)).await {
+        let recorded = self.store.commit(settlement(lease, settled)).await;
+        if let Err(error) = &recorded {
             // What is not recorded is not paid, so it must not run. The next start settles the lease.
             tracing::error!(
-                error = &error as &dyn std::error::Error,
+                error = error as &dyn std::error::Error,
                 "end of lease not recorded"
             );
         }
@@ -517,6 +539,7 @@ impl Leases {
                 reason: shown_reason,
             });
         }
+        recorded.map(|()| settled)
     }
 
     /// Ends this module's part of the process. Pods are left running, with what they have used made
@@ -552,6 +575,7 @@ impl Leases {
             url: self.url(&slot.hash),
             expires_at,
             logs: Arc::clone(&running.pod.logs),
+            owner: running.origin.owner.map(KeyId::from_bytes),
             lease: running.lease,
             balance: running.balance,
         }));
@@ -606,6 +630,7 @@ impl Leases {
 /// Why a lease ends.
 enum End {
     Expired,
+    Stopped,
     Pod(PodEnd),
     HostStopped,
 }
@@ -617,6 +642,11 @@ impl End {
                 EndReason::Expired,
                 ApiEndReason::Expired,
                 "expired".to_owned(),
+            ),
+            Self::Stopped => (
+                EndReason::Stopped,
+                ApiEndReason::Stopped,
+                "stopped by its owner".to_owned(),
             ),
             Self::Pod(PodEnd::Exited(why)) => (EndReason::Exited, ApiEndReason::Exited, why),
             Self::Pod(PodEnd::Lost(why)) => (EndReason::Lost, ApiEndReason::Lost, why),
@@ -703,13 +733,6 @@ pub(crate) fn transfer(batch: &mut Batch, reason: Reason, from: Account, to: Acc
 
 fn order_of(order: &Order) -> Account {
     Account::Order(order.id)
-}
-
-fn stored(reply: &PodReply) -> StoredResponse {
-    StoredResponse {
-        status: 200,
-        body: serde_json::to_string(reply).expect("strings are JSON"),
-    }
 }
 
 fn expiry(lease: &Lease, balance: u64) -> UnixMillis {

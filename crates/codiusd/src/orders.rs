@@ -30,6 +30,7 @@ use codius_ledger::{
 };
 use codius_manifest::{ManifestHash, Upload};
 use codius_pod::{Machine, Reservation, ResolvedImage};
+use codius_signature::KeyId;
 use codius_store::{Batch, StoreError};
 use tokio::sync::watch;
 use tracing::Instrument;
@@ -37,7 +38,7 @@ use tracing::Instrument;
 use crate::{
     clock::wall_now,
     http_error::HttpError,
-    leases::{Leases, PlaceError, Purchase, transfer},
+    leases::{Leases, PlaceError, Purchase, ReplyForm, transfer},
     progress::Progress,
     till::{Payment, Shortfall, Till},
 };
@@ -86,6 +87,9 @@ pub(crate) struct PaidRequest {
     pub(crate) digest: RequestDigest,
     pub(crate) duration: Seconds,
     pub(crate) what: What,
+    /// Who has signed it.
+    pub(crate) owner: Option<KeyId>,
+    pub(crate) form: ReplyForm,
 }
 
 #[derive(Clone)]
@@ -374,7 +378,7 @@ impl Orders {
         progress: &Arc<Progress>,
     ) -> Result<StoredResponse, PlaceError> {
         match &request.what {
-            What::Extend(_) => self.leases.extend(order).await,
+            What::Extend(_) => self.leases.extend(order, request.form).await,
             What::Upload(upload) => {
                 let purchase = Purchase {
                     order,
@@ -382,6 +386,8 @@ impl Orders {
                     images,
                     reservation,
                     progress: Arc::clone(progress),
+                    owner: request.owner,
+                    form: request.form,
                 };
                 self.leases.place(purchase).await
             }

@@ -61,7 +61,7 @@ pub(super) async fn info(State(api): Shared, uri: Uri) -> Response {
     json(StatusCode::OK, &info)
 }
 
-fn describe(api: &Api) -> Info {
+pub(super) fn describe(api: &Api) -> Info {
     let leases = &api.leases;
     let has_room = leases.admission.has_room_for(Machine::SMALL);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);

@@ -3,7 +3,7 @@
 //! The original sent the word `ping` each second to those who follow; its own tool stops at the first
 //! one. Nothing is sent here while there is nothing to say.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
 use axum::{
     body::{Body, Bytes},
@@ -13,14 +13,15 @@ use axum::{
 };
 use codius_guest_protocol::LogStream;
 use codius_manifest::ManifestHash;
-use codius_pod::{LogRecord, PodLogs};
+use codius_pod::PodLogs;
 use futures_util::stream;
 
-use super::{Shared, query};
+use super::{
+    Shared,
+    lines::{Line, Lines},
+    query,
+};
 use crate::http_error::HttpError;
-
-/// The longest line; longer ones are cut into several.
-const MAX_LINE_BYTES: usize = 16 * 1024;
 
 pub(super) async fn raw(
     State(api): Shared,
@@ -57,8 +58,8 @@ pub(super) async fn raw(
         let mut text = Vec::new();
         records
             .iter()
-            .for_each(|record| lines.push(record, &mut text));
-        lines.finish(&mut text);
+            .for_each(|record| lines.push(record, |line| write_line(line, &mut text)));
+        lines.finish(|line| write_line(line, &mut text));
         Body::from(text)
     };
     Ok((
@@ -77,96 +78,23 @@ fn followed(
         let (logs, mut lines, from) = state?;
         let mut text = Vec::new();
         let Some((records, next)) = logs.follow(from).await else {
-            lines.finish(&mut text);
+            lines.finish(|line| write_line(line, &mut text));
             return Some((Ok(text.into()), None));
         };
         records
             .iter()
-            .for_each(|record| lines.push(record, &mut text));
+            .for_each(|record| lines.push(record, |line| write_line(line, &mut text)));
         Some((Ok(text.into()), Some((logs, lines, next))))
     })
 }
 
-/// Puts pieces of output together to lines: `_<container> stdout|stderr <text>`.
-struct Lines {
-    names: Vec<String>,
-    partial: HashMap<(usize, LogStream), Vec<u8>>,
-}
-
-impl Lines {
-    fn new(names: Vec<String>) -> Self {
-        Self {
-            names,
-            partial: HashMap::new(),
-        }
-    }
-
-    fn push(&mut self, record: &LogRecord, out: &mut Vec<u8>) {
-        let Some(name) = self.names.get(record.container) else {
-            return;
-        };
-        let partial = self
-            .partial
-            .entry((record.container, record.stream))
-            .or_default();
-        for piece in record.data.split_inclusive(|&byte| byte == b'\n') {
-            partial.extend_from_slice(piece);
-            if piece.ends_with(b"\n") || partial.len() >= MAX_LINE_BYTES {
-                let line = std::mem::take(partial);
-                write_line(name, record.stream, &line, out);
-            }
-        }
-    }
-
-    /// What was written without a line feed at its end.
-    fn finish(self, out: &mut Vec<u8>) {
-        for ((container, stream), partial) in self.partial {
-            if let Some(name) = self.names.get(container)
-                && !partial.is_empty()
-            {
-                write_line(name, stream, &partial, out);
-            }
-        }
-    }
-}
-
-fn write_line(name: &str, stream: LogStream, line: &[u8], out: &mut Vec<u8>) {
-    let stream = match stream {
+/// `_<container> stdout|stderr <text>`.
+fn write_line(line: &Line<'_>, out: &mut Vec<u8>) {
+    let stream = match line.stream {
         LogStream::Stdout => "stdout",
         LogStream::Stderr => "stderr",
     };
-    out.extend_from_slice(format!("_{name} {stream} ").as_bytes());
-    out.extend_from_slice(line.strip_suffix(b"\n").unwrap_or(line));
+    out.extend_from_slice(format!("_{} {stream} ", line.container).as_bytes());
+    out.extend_from_slice(line.text);
     out.push(b'\n');
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pieces_become_lines_of_their_container_and_stream() {
-        let mut lines = Lines::new(vec!["app".into(), "db".into()]);
-        let mut out = Vec::new();
-        for (container, stream, data) in [
-            (0, LogStream::Stdout, "hel"),
-            (1, LogStream::Stderr, "oops\n"),
-            (0, LogStream::Stdout, "lo\nwor"),
-            (9, LogStream::Stdout, "nobody\n"),
-        ] {
-            lines.push(
-                &LogRecord {
-                    container,
-                    stream,
-                    data: data.into(),
-                },
-                &mut out,
-            );
-        }
-        lines.finish(&mut out);
-        assert_eq!(
-            String::from_utf8(out).unwrap(),
-            "_db stderr oops\n_app stdout hello\n_app stdout wor\n"
-        );
-    }
 }

@@ -1,11 +1,12 @@
 //! The HTTP API: version 1 as the first Codius host had it, and what is new under `/api/v2`.
 
 mod info;
-mod leases;
+mod lines;
 mod logs;
 mod pods;
 mod query;
 mod spsp;
+mod v2;
 
 use std::{sync::Arc, time::Instant};
 
@@ -20,8 +21,12 @@ use axum::{
 use codius_ledger::{Asset, Seconds, StoredResponse};
 use codius_pod::Isolation;
 use serde::Serialize;
+use tokio::sync::Semaphore;
 
-use crate::{http_error::HttpError, leases::Leases, orders::Orders, spsp::Spsp};
+use crate::{
+    http_error::HttpError, leases::Leases, orders::Orders, refund::Refunds, signatures::Signatures,
+    spsp::Spsp,
+};
 
 /// Longest body of a request, as in the original.
 const MAX_BODY_BYTES: usize = 1024 * 1024;
@@ -31,6 +36,10 @@ pub(crate) struct Api {
     pub(crate) leases: Arc<Leases>,
     pub(crate) orders: Arc<Orders>,
     pub(crate) spsp: Arc<Spsp>,
+    pub(crate) refunds: Refunds,
+    pub(crate) signatures: Signatures,
+    /// A place for each reader of logs.
+    pub(crate) log_followers: Arc<Semaphore>,
     pub(crate) asset: Asset,
     /// As the operator wrote it.
     pub(crate) cost_per_month: String,
@@ -56,7 +65,7 @@ pub(crate) fn router(api: Api) -> Router {
         .route("/memory", get(info::memory))
         .route("/version", get(info::version))
         .route("/peers", get(info::peers))
-        .route("/api/v2/leases/{hash}/events", get(leases::events))
+        .merge(v2::router())
         .route(spsp::HOST_PATH, get(spsp::query).fallback(spsp::other))
         .route("/{hash}", get(spsp::query).fallback(spsp::other))
         .fallback(unknown)
@@ -72,7 +81,16 @@ async fn unknown(State(api): Shared, request: Request) -> Response {
     {
         return info::page(&api).into_response();
     }
-    HttpError::new(StatusCode::NOT_FOUND, "Not Found").into_response()
+    let error = HttpError::new(StatusCode::NOT_FOUND, "Not Found");
+    if request.uri().path().starts_with("/api/") {
+        return v2::Problem::from(error.next("see /api/v2/openapi.json")).into_response();
+    }
+    error.into_response()
+}
+
+/// Places for the readers of logs.
+pub(crate) fn log_followers() -> Arc<Semaphore> {
+    v2::log_followers()
 }
 
 /// A JSON reply, with the headers of the original.

@@ -19,6 +19,7 @@ use codius_manifest::Upload;
 use super::{Shared, answer, json, query};
 use crate::{
     http_error::HttpError,
+    leases::ReplyForm,
     orders::{PaidRequest, What},
 };
 
@@ -63,6 +64,8 @@ pub(super) async fn upload(
         digest,
         duration,
         what: What::Upload(Arc::new(upload)),
+        owner: None,
+        form: ReplyForm::V1,
     };
     Ok(answer(api.orders.handle(request).await?))
 }
@@ -85,6 +88,8 @@ pub(super) async fn extend(
                 digest,
                 duration,
                 what: What::Extend(hash),
+                owner: None,
+                form: ReplyForm::V1,
             })
             .await?,
     ))
@@ -109,7 +114,7 @@ pub(super) async fn show(State(api): Shared, uri: Uri) -> Result<Response, HttpE
 }
 
 /// What a token is bound to.
-fn digest(method: &Method, uri: &Uri, body: &[u8]) -> RequestDigest {
+pub(super) fn digest(method: &Method, uri: &Uri, body: &[u8]) -> RequestDigest {
     RequestDigest::of(
         method.as_str(),
         uri.path(),
@@ -119,7 +124,7 @@ fn digest(method: &Method, uri: &Uri, body: &[u8]) -> RequestDigest {
 }
 
 /// The order that a `Pay-Token` names: 16 bytes in base64 or base64url, padded or not.
-fn pay_token(headers: &HeaderMap) -> Result<OrderId, HttpError> {
+pub(super) fn pay_token(headers: &HeaderMap) -> Result<OrderId, HttpError> {
     const ANY_PADDING: GeneralPurposeConfig = GeneralPurposeConfig::new()
         .with_decode_padding_mode(DecodePaddingMode::Indifferent)
         .with_decode_allow_trailing_bits(true);
@@ -145,7 +150,10 @@ fn pay_token(headers: &HeaderMap) -> Result<OrderId, HttpError> {
 }
 
 /// A body that says it is JSON, or says nothing of it.
-fn json_body(headers: &HeaderMap, body: Result<Bytes, BytesRejection>) -> Result<Bytes, HttpError> {
+pub(super) fn json_body(
+    headers: &HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Bytes, HttpError> {
     if let Some(kind) = headers.get(header::CONTENT_TYPE) {
         let essence = kind
             .to_str()

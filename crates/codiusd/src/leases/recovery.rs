@@ -15,7 +15,7 @@ use codius_api::{EndReason as ApiEndReason, LeaseEventKind, Phase};
 use codius_ledger::{Account, EndReason, Lease, LeaseState};
 use codius_manifest::{ManifestHash, PodSpec, Upload};
 use codius_pod::{Machine, Pod, Reservation, ResolvedImage};
-use codius_store::{Batch, StoreError, StoredLease, StoredUpload};
+use codius_store::{Batch, LeaseOrigin, StoreError, StoredLease, StoredUpload};
 
 use super::{Leases, PinnedImage, PlaceError, Running, Slot, expiry, settlement, steady};
 use crate::progress::Progress;
@@ -84,7 +84,11 @@ impl Leases {
 
     /// Whether the lease goes on.
     async fn take_up(self: &Arc<Self>, record: StoredLease) -> Result<bool, StoreError> {
-        let StoredLease { mut lease, upload } = record;
+        let StoredLease {
+            mut lease,
+            upload,
+            origin,
+        } = record;
         let hash = lease.hash();
         let Some((spec, upload, images)) = upload.and_then(|upload| self.read(&upload)) else {
             tracing::error!(pod = %hash, "its record cannot be read; its money is owed");
@@ -107,6 +111,7 @@ impl Leases {
                     lease,
                     pod,
                     upload,
+                    origin,
                     reservation,
                     &progress,
                 )
@@ -117,7 +122,7 @@ impl Leases {
                 let leases = Arc::clone(self);
                 self.tasks.spawn(async move {
                     let outcome = match leases.start(&spec, &images, &progress).await {
-                        Ok(pod) => leases.go_on(&slot, &mut state, lease, pod, upload, reservation, &progress).await,
+                        Ok(pod) => leases.go_on(&slot, &mut state, lease, pod, upload, origin, reservation, &progress).await,
                         // The next start of the daemon tries again; until then nothing is charged.
                         Err(PlaceError::Closing) => Ok(()),
                         Err(error) => {
@@ -159,6 +164,7 @@ impl Leases {
         mut lease: Lease,
         pod: Pod,
         upload: Arc<Upload>,
+        origin: LeaseOrigin,
         reservation: Reservation,
         progress: &Progress,
     ) -> Result<(), StoreError> {
@@ -175,6 +181,7 @@ impl Leases {
             balance,
             pod: Arc::new(pod),
             upload,
+            origin,
             _reservation: reservation,
         };
         self.publish(slot, &running, expires_at);

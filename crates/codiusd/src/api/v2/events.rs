@@ -1,36 +1,32 @@
-//! `/api/v2/leases`.
+//! `GET /api/v2/leases/{hash}/events`: how a lease goes on, as server-sent events.
 
 use std::convert::Infallible;
 
 use axum::{
-    extract::{Path, State},
+    extract::State,
     http::StatusCode,
     response::{
         IntoResponse, Response,
         sse::{Event, KeepAlive, Sse},
     },
 };
-use codius_manifest::ManifestHash;
 use futures_util::stream;
 
-use super::Shared;
-use crate::http_error::HttpError;
+use super::{Problem, hash::LeaseHash};
+use crate::{api::Shared, http_error::HttpError};
 
-/// `GET /api/v2/leases/{hash}/events`: how an upload goes on, as server-sent events.
 pub(super) async fn events(
     State(api): Shared,
-    Path(hash): Path<String>,
-) -> Result<Response, HttpError> {
-    let hash: Option<ManifestHash> = hash.parse().ok();
+    LeaseHash(hash): LeaseHash,
+) -> Result<Response, Problem> {
     // One that is over is another lease's history to whoever uploads the same manifest again.
-    let progress = hash
-        .and_then(|hash| api.leases.progress.get(&hash))
-        .filter(|progress| !progress.is_over());
+    let progress = api.leases.progress.get(&hash);
+    let progress = progress.filter(|progress| !progress.is_over());
     let Some(progress) = progress else {
-        return Err(HttpError::new(
-            StatusCode::NOT_FOUND,
-            "nothing goes on with a lease of this hash",
-        ));
+        let text = "nothing goes on with a lease of this hash";
+        return Err(HttpError::new(StatusCode::NOT_FOUND, text)
+            .next("ask while it is being created, or while it runs")
+            .into());
     };
     let events = stream::unfold(progress.follow(), |mut follower| async move {
         let event = follower.next().await?;

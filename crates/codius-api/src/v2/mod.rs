@@ -1,0 +1,16 @@
+//! `/api/v2`: the bodies of version 2, in snake_case throughout.
+//!
+//! Members of a request that this version does not know are refused, so that a misspelt one is not
+//! silently without effect. Members of a reply that a client does not know are ignored by it.
+
+mod host;
+mod lease;
+mod log;
+mod quote;
+mod stop;
+
+pub use host::{Capacity, DurationRange, HostReply, IsolationInfo, MachineInfo, Price};
+pub use lease::{CreateLeaseRequest, Ended, ExtendLeaseRequest, LeaseReply, LeaseState};
+pub use log::{LogLine, LogStreamName};
+pub use quote::{QuoteReply, QuoteRequest};
+pub use stop::{RefundTo, StopReply, StopRequest};

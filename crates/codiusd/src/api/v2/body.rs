@@ -1,0 +1,60 @@
+//! Bodies of requests.
+
+use axum::extract::rejection::BytesRejection;
+use axum::{
+    body::Bytes,
+    http::{HeaderMap, StatusCode},
+};
+use codius_ledger::Seconds;
+use codius_manifest::Upload;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use crate::{api::pods, http_error::HttpError};
+
+/// The longest text of a parser that is passed on.
+const MAX_DETAIL_CHARS: usize = 300;
+
+/// The body of a request as bytes: it is JSON, and not too long.
+pub(super) fn bytes(
+    headers: &HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Bytes, HttpError> {
+    pods::json_body(headers, body)
+}
+
+/// Reads a body. Members that are not known are refused by the types.
+pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, HttpError> {
+    serde_json::from_slice(body).map_err(|error| {
+        let detail: String = error.to_string().chars().take(MAX_DETAIL_CHARS).collect();
+        HttpError::new(StatusCode::BAD_REQUEST, "the body is not what it must be")
+            .detail(detail)
+            .next("see /api/v2/openapi.json for the members of each body")
+    })
+}
+
+/// A manifest and its private values, checked as `POST /pods` checks them.
+pub(super) fn upload(manifest: Value, private: Option<Value>) -> Result<Upload, HttpError> {
+    let mut posted = Map::new();
+    posted.insert("manifest".to_owned(), manifest);
+    if let Some(private) = private {
+        posted.insert("private".to_owned(), private);
+    }
+    let posted = serde_json::to_vec(&posted).map_err(|_| HttpError::internal())?;
+    Ok(Upload::parse(&posted)?)
+}
+
+/// A duration that can be bought.
+pub(super) fn duration(seconds: u64, max: Seconds) -> Result<Seconds, HttpError> {
+    if (1..=max.0).contains(&seconds) {
+        return Ok(Seconds(seconds));
+    }
+    Err(HttpError::new(
+        StatusCode::BAD_REQUEST,
+        "`duration_seconds` is out of range",
+    )
+    .next(format!(
+        "give `duration_seconds` as a whole number from 1 to {}",
+        max.0
+    )))
+}

@@ -1,0 +1,37 @@
+//! `POST /api/v2/quotes`: what a lease would cost.
+
+use axum::{
+    body::Bytes,
+    extract::{State, rejection::BytesRejection},
+    http::{HeaderMap, StatusCode},
+    response::Response,
+};
+use codius_api::{
+    Units,
+    v2::{QuoteReply, QuoteRequest},
+};
+
+use super::{Problem, body};
+use crate::api::{Shared, json};
+
+/// Free, needs no payment channel, and looks at no registry.
+pub(super) async fn quote(
+    State(api): Shared,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Problem> {
+    let body = body::bytes(&headers, body)?;
+    let request: QuoteRequest = body::parse(&body)?;
+    let duration = body::duration(request.duration_seconds, api.max_duration)?;
+    let upload = body::upload(request.manifest, request.private)?;
+    api.leases.spec(&upload)?;
+    let reply = QuoteReply {
+        manifest_hash: upload.hash(),
+        duration_seconds: duration.0,
+        price: Units(api.orders.price(duration)?),
+        price_per_second: api.leases.rate.to_string(),
+        asset: api.leases.asset.clone(),
+        runs: api.leases.shown(&upload.hash()).is_some(),
+    };
+    Ok(json(StatusCode::OK, &reply))
+}

@@ -1,0 +1,142 @@
+//! A lease as it is told: to who asks for it, and to who has paid for it, in the words of the API that
+//! was asked.
+
+use codius_api::{
+    EndReason as ApiEndReason, PodReply, Units, UnixMillis,
+    v2::{Ended, LeaseReply, LeaseState},
+};
+use codius_ledger::{Account, EndReason, Lease, LeaseState as LedgerState, StoredResponse};
+use codius_manifest::{Manifest, ManifestHash, Upload};
+use codius_signature::KeyId;
+use codius_store::{LeaseOrigin, StoreError};
+use serde::Serialize;
+
+use super::{Leases, expiry, steady};
+
+/// In which version's words a paid request is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ReplyForm {
+    V1,
+    V2,
+}
+
+impl Leases {
+    /// The lease of a hash: the one that has not ended, else the last one that has.
+    pub(crate) async fn view(&self, hash: &ManifestHash) -> Result<Option<LeaseReply>, StoreError> {
+        // What runs is shown as it is at this moment, without asking the database.
+        if let Some(shown) = self.shown(hash) {
+            let (mut lease, mut balance) = (shown.lease, shown.balance);
+            balance -= lease.charge(steady(), balance).amount;
+            return Ok(Some(self.reply(
+                &lease,
+                LeaseState::Running,
+                balance,
+                Some(shown.upload.manifest()),
+                shown.owner,
+            )));
+        }
+        let Some(stored) = self.store.lease(*hash).await? else {
+            return Ok(None);
+        };
+        let balance = self.balance(&Account::Lease(*hash)).await?;
+        let upload = stored
+            .upload
+            .and_then(|upload| Upload::parse(upload.upload_json.as_bytes()).ok());
+        let mut lease = stored.lease;
+        let state = match lease.state() {
+            LedgerState::Starting => LeaseState::Starting,
+            // It is not shown, so its pod is being started again.
+            LedgerState::Running(_) | LedgerState::Paused => {
+                lease.recover(self.boot, false);
+                LeaseState::Paused
+            }
+            LedgerState::Ended { .. } => LeaseState::Ended,
+        };
+        Ok(Some(self.reply(
+            &lease,
+            state,
+            balance,
+            upload.as_ref().map(Upload::manifest),
+            stored.origin.owner.map(KeyId::from_bytes),
+        )))
+    }
+
+    fn reply(
+        &self,
+        lease: &Lease,
+        state: LeaseState,
+        balance: u64,
+        manifest: Option<&Manifest>,
+        owner: Option<KeyId>,
+    ) -> LeaseReply {
+        let hash = lease.hash();
+        let has_port = manifest.is_some_and(|manifest| manifest.port().is_some());
+        let ended = match lease.state() {
+            LedgerState::Ended { reason } => Some(Ended {
+                reason: told(reason),
+            }),
+            LedgerState::Starting | LedgerState::Running(_) | LedgerState::Paused => None,
+        };
+        LeaseReply {
+            manifest_hash: hash,
+            state,
+            url: (state == LeaseState::Running && has_port).then(|| self.url(&hash)),
+            manifest: manifest.map(|manifest| manifest.as_value().clone()),
+            created_at: UnixMillis::new(lease.parts().created_at_unix_ms),
+            expires_at: ended.is_none().then(|| expiry(lease, balance)),
+            balance: Units(balance),
+            price_per_second: lease.rate().to_string(),
+            asset: self.asset.clone(),
+            owner: owner.map(|owner| owner.to_string()),
+            ended,
+        }
+    }
+
+    /// The answer to who has paid for a lease that runs.
+    pub(super) fn answer(
+        &self,
+        form: ReplyForm,
+        lease: &Lease,
+        balance: u64,
+        upload: &Upload,
+        origin: LeaseOrigin,
+    ) -> StoredResponse {
+        let hash = lease.hash();
+        match form {
+            ReplyForm::V1 => stored(&PodReply {
+                url: self.url(&hash),
+                manifest_hash: hash,
+                expiry: expiry(lease, balance),
+            }),
+            ReplyForm::V2 => {
+                let (mut lease, mut balance) = (*lease, balance);
+                balance -= lease.charge(steady(), balance).amount;
+                stored(&self.reply(
+                    &lease,
+                    LeaseState::Running,
+                    balance,
+                    Some(upload.manifest()),
+                    origin.owner.map(KeyId::from_bytes),
+                ))
+            }
+        }
+    }
+}
+
+fn stored<T: Serialize>(reply: &T) -> StoredResponse {
+    StoredResponse {
+        status: 200,
+        body: serde_json::to_string(reply).expect("text, numbers and JSON are JSON"),
+    }
+}
+
+fn told(reason: EndReason) -> ApiEndReason {
+    match reason {
+        EndReason::Expired => ApiEndReason::Expired,
+        EndReason::Stopped => ApiEndReason::Stopped,
+        EndReason::StartFailed => ApiEndReason::Other(reason.as_str().to_owned()),
+        EndReason::Exited => ApiEndReason::Exited,
+        EndReason::Lost => ApiEndReason::Lost,
+        EndReason::HostStopped => ApiEndReason::HostStopped,
+    }
+}

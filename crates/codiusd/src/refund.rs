@@ -1,0 +1,179 @@
+//! Money that goes back to who paid it, over a STREAM connection that this host opens: to an account
+//! that the payer has named (RFC 29). Refunds of an order that failed take the way of its payment
+//! instead (`till.rs`).
+//!
+//! Each packet is in the books before it counts as sent, and a limit that all packets of one refund
+//! share holds whatever the other end says. So what has left is what was fulfilled, and what has not
+//! left is still in the account that it was to leave.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use base64::{Engine, engine::general_purpose::STANDARD};
+use codius_api::v2::RefundTo;
+use codius_ledger::{Account, Asset};
+use ilp_connector::{Connector, LedgerAccount, SpendLimit};
+use ilp_link::stream::{PacketSender, StreamConnection, SystemEntropy};
+use ilp_packet::{Address, Prepare, Reply};
+use ilp_stream::{Config, Connection, RatePolicy, SharedSecret, StreamErrorCode};
+use tokio::time::timeout;
+
+use crate::till::asset_details;
+
+/// How much less than the path's rate may arrive of a packet, in millionths: a percent, as with the
+/// original's clients.
+const SLIPPAGE_PPM: u32 = 10_000;
+/// How long the other end may take to hear that the connection is over.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Where a refund goes.
+#[derive(Debug, Clone)]
+pub(crate) struct Destination {
+    address: Address,
+    secret: SharedSecret,
+}
+
+/// The request names no STREAM server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum InvalidDestination {
+    #[error("`refund.destination_account` is not an Interledger address")]
+    Address,
+    #[error("`refund.shared_secret` is not 32 bytes in base64")]
+    Secret,
+}
+
+impl TryFrom<&RefundTo> for Destination {
+    type Error = InvalidDestination;
+
+    fn try_from(to: &RefundTo) -> Result<Self, InvalidDestination> {
+        let address = to
+            .destination_account
+            .parse()
+            .map_err(|_| InvalidDestination::Address)?;
+        let secret = STANDARD
+            .decode(&to.shared_secret)
+            .ok()
+            .and_then(|bytes| bytes.try_into().ok())
+            .ok_or(InvalidDestination::Secret)?;
+        Ok(Self {
+            address,
+            secret: SharedSecret(secret),
+        })
+    }
+}
+
+/// Sends refunds.
+pub(crate) struct Refunds {
+    connector: Connector,
+    asset: Asset,
+}
+
+impl Refunds {
+    pub(crate) fn new(connector: Connector, asset: Asset) -> Self {
+        Self { connector, asset }
+    }
+
+    /// Sends at most `amount` from an account and returns how much has left, which is in the books.
+    pub(crate) async fn send(
+        &self,
+        from: &Account,
+        amount: u64,
+        to: Destination,
+        patience: Duration,
+    ) -> u64 {
+        if amount == 0 {
+            return 0;
+        }
+        let limit = SpendLimit::new(amount);
+        let clock = self.connector.clock();
+        let config = Config {
+            asset: Some(asset_details(&self.asset)),
+            rate: RatePolicy::Probed {
+                slippage_ppm: SLIPPAGE_PPM,
+                max_amount: amount,
+            },
+            ..Config::default()
+        };
+        let entropy = Box::new(SystemEntropy);
+        let machine = Connection::client(clock.now(), config, &to.secret, to.address, entropy);
+        let sender = Sender {
+            connector: self.connector.clone(),
+            account: from.to_string().into(),
+            limit: limit.clone(),
+        };
+        let connection = StreamConnection::spawn(machine, Arc::new(sender), clock);
+        let opened = connection.with(|machine, _| {
+            let stream = machine.open_stream()?;
+            machine.set_send_max(stream, amount)?;
+            Ok::<_, ilp_stream::CommandError>(stream)
+        });
+        let Ok(stream) = opened else {
+            return 0;
+        };
+        let sent = connection.until(|machine, observed| {
+            let sent = machine.stream_sent(stream).unwrap_or(amount);
+            (sent >= amount || observed.closed.is_some()).then_some(())
+        });
+        if timeout(patience, sent).await.is_err() {
+            tracing::warn!(account = %from, amount, "a refund did not arrive in time");
+        }
+        // No further packet; what is on its way is answered before the books are read.
+        connection.with(|machine, _| {
+            let sent = machine.stream_sent(stream).unwrap_or_default();
+            let held = machine.stream_held(stream).unwrap_or_default();
+            let _ = machine.set_send_max(stream, sent + held);
+        });
+        connection
+            .until(|machine, _| {
+                (machine.stream_held(stream).unwrap_or_default() == 0).then_some(())
+            })
+            .await;
+        let closing = connection.close(StreamErrorCode::NoError, "");
+        if timeout(CLOSE_TIMEOUT, closing).await.is_err() {
+            tracing::debug!("the payee did not hear that its refund is over");
+        }
+        limit.spent()
+    }
+}
+
+/// Sends the packets of one refund.
+struct Sender {
+    connector: Connector,
+    account: LedgerAccount,
+    limit: SpendLimit,
+}
+
+#[async_trait]
+impl PacketSender for Sender {
+    async fn send(&self, prepare: Prepare) -> Reply {
+        self.connector
+            .originate(&self.account, &self.limit, prepare)
+            .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_destination_is_an_address_and_a_secret() {
+        let to = |address: &str, secret: &str| {
+            Destination::try_from(&RefundTo {
+                destination_account: address.to_owned(),
+                shared_secret: secret.to_owned(),
+            })
+            .map(|_| ())
+        };
+        let secret = STANDARD.encode([7; 32]);
+        assert_eq!(to("test.local.a.token", &secret), Ok(()));
+        for address in ["", "nowhere", "test..a", "test.a b"] {
+            let refused = to(address, &secret);
+            assert_eq!(refused, Err(InvalidDestination::Address), "{address}");
+        }
+        for secret in ["", "AAAA", &secret[1..], "!"] {
+            let refused = to("test.a.b", secret);
+            assert_eq!(refused, Err(InvalidDestination::Secret), "{secret}");
+        }
+    }
+}
