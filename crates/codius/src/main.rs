@@ -36,6 +36,7 @@ mod raw_log;
 mod report;
 mod state_file;
 mod status;
+mod stop;
 mod tail;
 mod upload;
 mod whole_file;

@@ -1,10 +1,13 @@
 //! How people name a program that runs: its hash with `--host`, `HASH.host`, or its URL.
 
+use std::path::Path;
+
 use codius_manifest::ManifestHash;
 
 use crate::{
     candidates,
     failure::{Failure, USAGE},
+    state_file::StateFile,
 };
 
 /// A program, and the hosts that run it.
@@ -42,6 +45,26 @@ impl PodAddress {
         };
         Ok(Self {
             hash,
+            hosts: candidates::origins(&hosts)?,
+        })
+    }
+
+    /// The program that was named, or without a name that of the state file.
+    pub(crate) fn named_or_saved(
+        text: Option<&str>,
+        said: &[String],
+        state_file: &Path,
+    ) -> Result<Self, Failure> {
+        if let Some(text) = text {
+            return Self::new(text, said);
+        }
+        let state = StateFile::open(state_file)?;
+        let hosts = match said {
+            [] => state.hosts(),
+            said => said.to_vec(),
+        };
+        Ok(Self {
+            hash: state.hash(),
             hosts: candidates::origins(&hosts)?,
         })
     }
