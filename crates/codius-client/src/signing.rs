@@ -3,7 +3,7 @@
 
 use std::{
     sync::atomic::{AtomicI64, Ordering},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use codius_signature::{Key, KeyId, Request, sign};
@@ -12,6 +12,7 @@ use url::Url;
 
 /// Random bytes of a signature that no other has.
 const NONCE_BYTES: usize = 16;
+const ONE_SECOND: Duration = Duration::from_secs(1);
 
 /// A key, and how far its owner's clock is off.
 #[derive(Debug)]
@@ -63,16 +64,20 @@ impl Signer {
         request
     }
 
-    /// Takes up the clock of a host that has refused a signature. Whether it differs from ours, so that
-    /// another try makes sense.
-    pub(crate) fn correct(&self, refusal: &Response) -> bool {
-        let date = refusal.headers().get(header::DATE);
-        let date = date.and_then(|date| jiff::fmt::rfc2822::parse(date.to_str().ok()?).ok());
-        let Some(date) = date else {
-            return false;
-        };
+    /// Takes up the clock of a host that has refused a signature, so that another try makes sense: how
+    /// long to wait before it. `None` if the host has not said what time it is.
+    pub(crate) fn correct(&self, refusal: &Response) -> Option<Duration> {
+        let date = refusal.headers().get(header::DATE)?;
+        let date = jiff::fmt::rfc2822::parse(date.to_str().ok()?).ok()?;
         let ahead = date.timestamp().as_second().saturating_sub(now_secs());
-        self.ahead_secs.swap(ahead, Ordering::Relaxed) != ahead
+        let before = self.ahead_secs.swap(ahead, Ordering::Relaxed);
+        // Moments are whole seconds: one in which the host was started is too old for it, and the next
+        // one is not.
+        Some(if before == ahead {
+            ONE_SECOND
+        } else {
+            Duration::ZERO
+        })
     }
 }
 

@@ -185,7 +185,10 @@ impl HostClient {
         request: impl Fn() -> RequestBuilder,
     ) -> Result<Response, ClientError> {
         let response = self.send(request()).await?;
-        if response.status() == StatusCode::UNAUTHORIZED && signer.correct(&response) {
+        if response.status() == StatusCode::UNAUTHORIZED
+            && let Some(pause) = signer.correct(&response)
+        {
+            tokio::time::sleep(pause).await;
             return self.send(request()).await;
         }
         Ok(response)
