@@ -52,6 +52,8 @@ pub(crate) enum Character {
     TakesAndFails,
     /// Takes the money, fails, and gives it back.
     GivesBack,
+    /// Takes the money and is not heard of again.
+    TakesAndGoes,
     /// Fails before it has taken anything.
     FailsFirst,
     /// Says that it runs something else.
@@ -355,6 +357,9 @@ impl Behaviour {
         let came = till.take(want).await;
         match self.character {
             Character::TakesAndFails => return refuse(500, "An internal server error occurred"),
+            Character::TakesAndGoes => {
+                tokio::time::sleep(Duration::from_secs(3600)).await;
+            }
             Character::GivesBack => {
                 till.give_back().await;
                 return refuse(500, "run pod failed");
