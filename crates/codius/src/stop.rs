@@ -1,5 +1,7 @@
 //! `codius stop`: ends a program before its time; what was not used comes back.
 
+use std::time::Duration;
+
 use codius_api::v2::StopRequest;
 use codius_client::{HostClient, Signer, Wallet, default_url};
 use codius_manifest::ManifestHash;
@@ -14,6 +16,9 @@ use crate::{
     purchase::own_asset,
     question,
 };
+
+/// How long a host may take to end a pod and to send money back, for which it takes 15 s at most.
+const STOP_TIMEOUT: Duration = Duration::from_secs(120);
 
 pub(crate) async fn stop(arguments: StopArguments) -> Result<(), Failure> {
     let PodAddress { hash, hosts } = PodAddress::named_or_saved(
@@ -97,7 +102,7 @@ async fn stop_at(
     signer: &Signer,
     wallet: Option<&Wallet>,
 ) -> Result<Stopped, Failure> {
-    let host = HostClient::new(origin)?;
+    let host = HostClient::new(origin)?.placing_within(STOP_TIMEOUT);
     let Some(about) = host.host_v2().await? else {
         return Err(
             Failure::new(REFUSED, "this host cannot stop a program on request")
