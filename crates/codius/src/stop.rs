@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::{
     amount,
     command::StopArguments,
-    failure::{Failure, REFUSED, printable},
+    failure::{Failure, INTERRUPTED, REFUSED, printable},
     key::Key,
     pod_address::PodAddress,
     purchase::own_asset,
@@ -46,7 +46,16 @@ pub(crate) async fn stop(arguments: StopArguments) -> Result<(), Failure> {
 
     let (mut stopped, mut failures) = (Vec::new(), Vec::new());
     for host in &hosts {
-        match stop_at(host, &hash, &signer, wallet.as_ref()).await {
+        let stopping = stop_at(host, &hash, &signer, wallet.as_ref());
+        let outcome = tokio::select! {
+            outcome = stopping => outcome,
+            _ = tokio::signal::ctrl_c() => {
+                return Err(Failure::new(INTERRUPTED, "interrupted; the host may have stopped it already")
+                    .note("What did not come back is owed to the next upload of the same manifest.")
+                    .note(format!("Next: codius status {hash} --host {host}")));
+            }
+        };
+        match outcome {
             Ok(one) => {
                 if !arguments.json {
                     tell(&one);
