@@ -144,7 +144,8 @@ pub(super) fn pay_token(headers: &HeaderMap) -> Result<OrderId, HttpError> {
         return Err(HttpError::new(
             StatusCode::BAD_REQUEST,
             "`Pay-Token` must be 16 bytes base64.",
-        ));
+        )
+        .next("send 16 random bytes in base64 as `Pay-Token`"));
     }
     Ok(OrderId::of_token(&bytes))
 }
@@ -180,11 +181,13 @@ pub(super) fn json_body(
                 super::MAX_BODY_BYTES
             );
             HttpError::new(StatusCode::PAYLOAD_TOO_LARGE, text)
+                .next("put what is large into an image, not into the manifest")
         } else {
             HttpError::new(
                 StatusCode::BAD_REQUEST,
                 "Invalid request payload JSON format",
             )
+            .next("send the whole body")
         }
     })
 }
