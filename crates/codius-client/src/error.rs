@@ -24,7 +24,11 @@ pub enum ClientError {
     Refused { body: Box<ErrorBody>, paid: Receipt },
     /// What came is not what a Codius host says.
     #[error("{host} does not answer like a Codius host: {reason}")]
-    NotAHost { host: String, reason: String },
+    NotAHost {
+        host: String,
+        reason: String,
+        paid: Receipt,
+    },
     /// It costs more than the caller allows. Nothing was paid.
     #[error("the host asks for {price} units, and at most {limit} may be spent")]
     TooDear { price: u64, limit: u64 },
@@ -68,11 +72,10 @@ impl ClientError {
     /// What was paid, and what came back.
     pub fn receipt(&self) -> Receipt {
         match self {
-            Self::Refused { paid, .. } => *paid,
+            Self::Refused { paid, .. } | Self::NotAHost { paid, .. } => *paid,
             Self::Lost(lost) => lost.receipt,
             Self::InvalidHost { .. }
             | Self::Unreachable { .. }
-            | Self::NotAHost { .. }
             | Self::TooDear { .. }
             | Self::InvalidWallet(_)
             | Self::NoWallet { .. }

@@ -2,14 +2,16 @@
 
 use std::time::Duration;
 
-use codius_api::{ErrorBody, Info, PodReply, PodStatusReply, QuoteReply, Version};
+use codius_api::{
+    AssetInfo, ErrorBody, Info, PeersReply, PodReply, PodStatusReply, QuoteReply, Version,
+};
 use codius_manifest::ManifestHash;
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, header};
 use serde::de::DeserializeOwned;
 use url::Url;
 
 use crate::{
-    ClientError, Events, PaidThen, PayToken, Receipt, Wallet,
+    ClientError, Events, PaidThen, PayToken, Receipt, Signer, Wallet,
     payment::{Demand, Payment},
 };
 
@@ -29,7 +31,9 @@ const ACCEPT: &str = "application/codius-v1+json";
 pub struct HostClient {
     http: Client,
     /// Scheme, host and port.
-    origin: Url,
+    pub(crate) origin: Url,
+    pub(crate) answer_timeout: Duration,
+    pub(crate) paid_timeout: Duration,
 }
 
 /// What a host has answered.
@@ -44,6 +48,8 @@ pub struct Answer {
 pub struct PaidAnswer<T> {
     pub reply: T,
     pub receipt: Receipt,
+    /// What the host counts in, if there was a payment and it has said so.
+    pub asset: Option<AssetInfo>,
 }
 
 impl HostClient {
@@ -63,7 +69,12 @@ impl HostClient {
         }
         let origin = parsed.join("/").map_err(|_| invalid())?;
         let http = Self::http().build().map_err(|_| invalid())?;
-        Ok(Self { http, origin })
+        Ok(Self {
+            http,
+            origin,
+            answer_timeout: ANSWER_TIMEOUT,
+            paid_timeout: PAID_TIMEOUT,
+        })
     }
 
     /// How a host is spoken to over HTTP, for those who want more than [`HostClient::new`] gives.
@@ -81,6 +92,20 @@ impl HostClient {
         self
     }
 
+    /// How long an answer may take that needs no pod to start.
+    #[must_use]
+    pub fn answering_within(mut self, timeout: Duration) -> Self {
+        self.answer_timeout = timeout;
+        self
+    }
+
+    /// How long the answer to a paid request may take: payment, pull, start.
+    #[must_use]
+    pub fn placing_within(mut self, timeout: Duration) -> Self {
+        self.paid_timeout = timeout;
+        self
+    }
+
     /// The host's origin, without a slash at its end.
     pub fn origin(&self) -> &str {
         self.origin.as_str().trim_end_matches('/')
@@ -94,6 +119,11 @@ impl HostClient {
         self.get("/info").await
     }
 
+    /// Other hosts that this one knows, as it says.
+    pub async fn peers(&self) -> Result<Vec<String>, ClientError> {
+        Ok(self.get::<PeersReply>("/peers").await?.peers)
+    }
+
     /// A pod that runs.
     pub async fn pod(&self, hash: &ManifestHash) -> Result<PodStatusReply, ClientError> {
         self.get(&format!("/pods?manifestHash={hash}")).await
@@ -103,9 +133,28 @@ impl HostClient {
     pub async fn quote(&self, upload: &str, duration_secs: u64) -> Result<QuoteReply, ClientError> {
         let request = self
             .upload_request(Method::OPTIONS, upload, duration_secs)
-            .timeout(ANSWER_TIMEOUT);
+            .timeout(self.answer_timeout);
         self.read(self.send(request).await?, Receipt::default())
             .await
+    }
+
+    /// The same from a host of the first generation, which tells its price only to those who show that
+    /// they could pay: with a payment of nothing.
+    pub async fn quote_by_payment(
+        &self,
+        upload: &str,
+        duration_secs: u64,
+        wallet: &Wallet,
+    ) -> Result<PaidAnswer<QuoteReply>, ClientError> {
+        let asking = self.paid(wallet, 0, None, || {
+            self.upload_request(Method::OPTIONS, upload, duration_secs)
+        });
+        match tokio::time::timeout(self.answer_timeout, asking).await {
+            Ok(answer) => answer,
+            Err(_) => Err(ClientError::NoPayment {
+                reason: format!("no answer in {} s", self.answer_timeout.as_secs()),
+            }),
+        }
     }
 
     /// Uploads `{"manifest": …, "private"?: …}` for so many seconds, paying at most `limit` units.
@@ -116,7 +165,7 @@ impl HostClient {
         wallet: &Wallet,
         limit: u64,
     ) -> Result<PaidAnswer<PodReply>, ClientError> {
-        self.paid(wallet, limit, || {
+        self.paid(wallet, limit, None, || {
             self.upload_request(Method::POST, upload, duration_secs)
         })
         .await
@@ -131,7 +180,7 @@ impl HostClient {
         limit: u64,
     ) -> Result<PaidAnswer<PodReply>, ClientError> {
         let path = format!("/pods?manifestHash={hash}&duration={duration_secs}");
-        self.paid(wallet, limit, || self.request(Method::PUT, &path))
+        self.paid(wallet, limit, None, || self.request(Method::PUT, &path))
             .await
     }
 
@@ -155,21 +204,31 @@ impl HostClient {
         Ok(response)
     }
 
-    /// Sends a request, pays what the host asks for it, and sends it again.
-    async fn paid<T: DeserializeOwned>(
+    /// Sends a request, pays what the host asks for it, and sends it again. The limit is in the host's
+    /// units; what the wallet may send for it is rounded down.
+    pub(crate) async fn paid<T: DeserializeOwned>(
         &self,
         wallet: &Wallet,
         limit: u64,
+        signer: Option<&Signer>,
         request: impl Fn() -> RequestBuilder,
     ) -> Result<PaidAnswer<T>, ClientError> {
         let token = PayToken::random().header();
-        let with_token = || request().header("Pay-Token", &token).timeout(PAID_TIMEOUT);
-        let first = self.send(with_token()).await?;
+        let with_token = || {
+            request()
+                .header("Pay-Token", &token)
+                .timeout(self.paid_timeout)
+        };
+        let first = match signer {
+            Some(signer) => self.send_signed(signer, &with_token).await?,
+            None => self.send(with_token()).await?,
+        };
         if first.status() != StatusCode::PAYMENT_REQUIRED {
             let receipt = Receipt::default();
             return Ok(PaidAnswer {
                 reply: self.read(first, receipt).await?,
                 receipt,
+                asset: None,
             });
         }
         let demand = first
@@ -177,15 +236,18 @@ impl HostClient {
             .get("pay")
             .and_then(|pay| Demand::parse(pay.to_str().ok()?));
         let Some(demand) = demand else {
-            return Err(self.not_a_host("it asks for a payment that is not by STREAM"));
+            let reason = "it asks for a payment that is not by STREAM";
+            return Err(self.not_a_host(reason, Receipt::default()));
         };
-        if let Some(price) = demand.price
-            && price > limit
-        {
-            return Err(ClientError::TooDear { price, limit });
-        }
-        let payment =
-            Payment::begin(wallet, &demand, demand.price.unwrap_or(limit).min(limit)).await?;
+        let most = wallet.most(limit);
+        let amount = match demand.price {
+            None => most,
+            Some(price) => match wallet.cost(price).filter(|cost| *cost <= most) {
+                Some(cost) if price <= limit => cost,
+                _ => return Err(ClientError::TooDear { price, limit }),
+            },
+        };
+        let payment = Payment::begin(wallet, &demand, amount).await?;
         let second = with_token().send().await;
         let response = match second {
             Ok(response) => response,
@@ -197,16 +259,23 @@ impl HostClient {
         // The connection stays open until the answer is whole: a refund comes before it.
         let status = response.status();
         let body = self.body(response).await;
+        let asset = payment.host_asset();
         let receipt = payment.end().await;
         let body = match body {
             Ok(body) => body,
             Err(BodyError::Cut(source)) => {
                 return Err(ClientError::Lost(Box::new(PaidThen { receipt, source })));
             }
-            Err(BodyError::TooLong) => return Err(self.not_a_host("its answer is too long")),
+            Err(BodyError::TooLong) => {
+                return Err(self.not_a_host("its answer is too long", receipt));
+            }
         };
         let reply = self.parse(&Answer { status, body }, receipt)?;
-        Ok(PaidAnswer { reply, receipt })
+        Ok(PaidAnswer {
+            reply,
+            receipt,
+            asset,
+        })
     }
 
     fn upload_request(&self, method: Method, upload: &str, duration_secs: u64) -> RequestBuilder {
@@ -215,28 +284,28 @@ impl HostClient {
             .body(upload.to_owned())
     }
 
-    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+    pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
         let url = format!("{}{path}", self.origin());
         self.http
             .request(method, url)
             .header(header::ACCEPT, ACCEPT)
     }
 
-    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+    pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         let response = self
-            .send(self.request(Method::GET, path).timeout(ANSWER_TIMEOUT))
+            .send(self.request(Method::GET, path).timeout(self.answer_timeout))
             .await?;
         self.read(response, Receipt::default()).await
     }
 
-    async fn send(&self, request: RequestBuilder) -> Result<Response, ClientError> {
+    pub(crate) async fn send(&self, request: RequestBuilder) -> Result<Response, ClientError> {
         request
             .send()
             .await
             .map_err(|source| self.unreachable(source))
     }
 
-    async fn read<T: DeserializeOwned>(
+    pub(crate) async fn read<T: DeserializeOwned>(
         &self,
         response: Response,
         receipt: Receipt,
@@ -245,28 +314,28 @@ impl HostClient {
         match self.body(response).await {
             Ok(body) => self.parse(&Answer { status, body }, receipt),
             Err(BodyError::Cut(source)) => Err(self.unreachable(source)),
-            Err(BodyError::TooLong) => Err(self.not_a_host("its answer is too long")),
+            Err(BodyError::TooLong) => Err(self.not_a_host("its answer is too long", receipt)),
         }
     }
 
-    async fn refusal(&self, response: Response, receipt: Receipt) -> ClientError {
+    pub(crate) async fn refusal(&self, response: Response, receipt: Receipt) -> ClientError {
         match self.read::<serde_json::Value>(response, receipt).await {
             Err(error) => error,
-            Ok(_) => self.not_a_host("it answers with another status than agreed"),
+            Ok(_) => self.not_a_host("it answers with another status than agreed", receipt),
         }
     }
 
     fn parse<T: DeserializeOwned>(&self, answer: &Answer, paid: Receipt) -> Result<T, ClientError> {
         if answer.status.is_success() {
             return serde_json::from_slice(&answer.body)
-                .map_err(|error| self.not_a_host(&error.to_string()));
+                .map_err(|error| self.not_a_host(&error.to_string(), paid));
         }
         match serde_json::from_slice::<ErrorBody>(&answer.body) {
             Ok(body) => Err(ClientError::Refused {
                 body: Box::new(body),
                 paid,
             }),
-            Err(_) => Err(self.not_a_host(&format!("it answers {}", answer.status))),
+            Err(_) => Err(self.not_a_host(&format!("it answers {}", answer.status), paid)),
         }
     }
 
@@ -289,10 +358,11 @@ impl HostClient {
         }
     }
 
-    fn not_a_host(&self, reason: &str) -> ClientError {
+    fn not_a_host(&self, reason: &str, paid: Receipt) -> ClientError {
         ClientError::NotAHost {
             host: self.origin().to_owned(),
             reason: reason.to_owned(),
+            paid,
         }
     }
 }

@@ -14,11 +14,23 @@
 mod error;
 mod events;
 mod host;
+mod listen;
 mod payment;
+pub mod scale;
+mod signing;
+mod sse;
+mod v2;
 mod wallet;
 
+pub use codius_signature::{Key, KeyId};
 pub use error::{ClientError, PaidThen};
 pub use events::Events;
 pub use host::{Answer, HostClient, PaidAnswer};
+pub use listen::Listener;
 pub use payment::{PayToken, Receipt};
+/// The answer that a log is read from, as it comes.
+pub use reqwest::Response as LogResponse;
+pub use signing::Signer;
+pub use sse::Cut;
+pub use v2::{LogEvents, LogQuery};
 pub use wallet::{Wallet, default_url};

@@ -164,6 +164,18 @@ impl Payment {
     }
 }
 
+impl Payment {
+    /// What the host counts in, if it has said so.
+    pub(crate) fn host_asset(&self) -> Option<codius_api::AssetInfo> {
+        self.connection.with(|machine, _| {
+            machine.remote_asset().map(|asset| codius_api::AssetInfo {
+                code: asset.code.clone(),
+                scale: asset.scale,
+            })
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,9 +2,10 @@
 //! other connector.
 
 use std::{
+    collections::HashMap,
     env,
     future::Future,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use async_trait::async_trait;
@@ -14,9 +15,12 @@ use ilp_link::{
     stream::{PacketSender, StreamConnection, SystemEntropy},
 };
 use ilp_packet::{Address, ErrorCode, Prepare, Reject, Reply};
-use ilp_stream::{AssetDetails, Config, Connection, SharedSecret};
+use ilp_stream::{AssetDetails, Config, Connection, Rate, RatePolicy, SharedSecret};
 
-use crate::{ClientError, Receipt};
+use crate::{ClientError, Listener, Receipt, scale};
+
+/// How much less than was measured may arrive of a packet, in millionths.
+const SLIPPAGE_PPM: u32 = 1_000;
 
 /// A connection that can pay.
 #[derive(Clone)]
@@ -27,6 +31,10 @@ struct Inner {
     address: Address,
     asset: AssetDetails,
     incoming: Arc<Incoming>,
+    /// What the hosts that are paid count in, if not the same as we; the code is the same.
+    host_scale: u8,
+    /// The connection that was opened last.
+    opened: Mutex<Option<StreamConnection>>,
 }
 
 /// Where the Interledger connection is unless the caller says otherwise: `ILP_BTP_SERVER` as newer
@@ -75,13 +83,15 @@ impl Wallet {
         Ok(Self(Arc::new(Inner {
             sender: Arc::new(Sender(client)),
             address: configuration.client_address,
+            host_scale: asset.scale,
             asset,
             incoming,
+            opened: Mutex::default(),
         })))
     }
 
-    /// A connection to a connector in this process. What comes for `address` has to be given to
-    /// [`Wallet::receive`].
+    /// A connection to a connector in this process. What comes for `address`, or below it, has to be
+    /// given to [`Wallet::receive`].
     pub fn in_process(
         address: Address,
         asset: AssetDetails,
@@ -90,8 +100,10 @@ impl Wallet {
         Self(Arc::new(Inner {
             sender,
             address,
+            host_scale: asset.scale,
             asset,
             incoming: Arc::default(),
+            opened: Mutex::default(),
         }))
     }
 
@@ -103,6 +115,30 @@ impl Wallet {
         self.0.incoming.answer(prepare, record).await
     }
 
+    /// The same account for the orders at one host, which counts in units of 10^-`host_scale` of the
+    /// same asset: [`Wallet::moved`] is of these orders only.
+    #[must_use]
+    pub fn purse(&self, host_scale: u8) -> Self {
+        Self(Arc::new(Inner {
+            sender: Arc::clone(&self.0.sender),
+            address: self.0.address.clone(),
+            asset: self.0.asset.clone(),
+            incoming: Arc::clone(&self.0.incoming),
+            host_scale,
+            opened: Mutex::default(),
+        }))
+    }
+
+    /// The least of our units that are worth so many of the host's; `None` if there is no such number.
+    pub fn cost(&self, host_units: u64) -> Option<u64> {
+        scale::up(host_units, self.0.host_scale, self.0.asset.scale)
+    }
+
+    /// The most of our units that are worth no more than so many of the host's.
+    pub fn most(&self, host_units: u64) -> u64 {
+        scale::down(host_units, self.0.host_scale, self.0.asset.scale)
+    }
+
     /// What amounts of this connection are counted in.
     pub fn asset(&self) -> &AssetDetails {
         &self.0.asset
@@ -110,13 +146,7 @@ impl Wallet {
 
     /// What has moved on the connection that was opened last.
     pub fn moved(&self) -> Receipt {
-        let connection = self
-            .0
-            .incoming
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
+        let connection = lock(&self.0.opened).clone();
         connection.map_or_else(Receipt::default, |connection| {
             connection.with(|machine, _| Receipt {
                 paid: machine.total_sent(),
@@ -126,7 +156,7 @@ impl Wallet {
     }
 
     /// Opens a STREAM connection to a server, which `prepare` is to give all that the first packet
-    /// shall say. One at a time receives what comes back.
+    /// shall say. What comes back has an address of its own.
     pub(crate) fn stream<T, E>(
         &self,
         server: Address,
@@ -134,24 +164,58 @@ impl Wallet {
         prepare: impl FnOnce(&mut Connection) -> Result<T, E>,
     ) -> Result<(StreamConnection, T), E> {
         let clock = Arc::new(SystemClock);
+        let (segment, address) = self.fresh_address();
         let config = Config {
-            local_address: Some(self.0.address.clone()),
+            local_address: Some(address),
             asset: Some(self.0.asset.clone()),
+            rate: self.rate(),
             ..Config::default()
         };
         let mut machine =
             Connection::client(clock.now(), config, secret, server, Box::new(SystemEntropy));
         // Whoever drives it may be faster than we are.
         let prepared = prepare(&mut machine)?;
-        let sender = Arc::clone(&self.0.sender);
-        let connection = StreamConnection::spawn(machine, sender, clock);
-        *self
-            .0
-            .incoming
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Some(connection.clone());
+        let connection = self.drive(machine, clock);
+        self.expect_at(segment, &connection);
+        *lock(&self.0.opened) = Some(connection.clone());
         Ok((connection, prepared))
+    }
+
+    /// Listens for money that one sender is told to send.
+    pub fn listen(&self) -> Listener {
+        Listener::open(self)
+    }
+
+    /// Drives the machine of a connection whose packets leave by this wallet.
+    pub(crate) fn drive(&self, machine: Connection, clock: Arc<SystemClock>) -> StreamConnection {
+        StreamConnection::spawn(machine, Arc::clone(&self.0.sender), clock)
+    }
+
+    /// Packets for an address of ours are a connection's from now on.
+    pub(crate) fn expect_at(&self, segment: String, connection: &StreamConnection) {
+        self.0.incoming.register(segment, connection);
+    }
+
+    /// An address below ours that nobody knows yet, and its last segment.
+    pub(crate) fn fresh_address(&self) -> (String, Address) {
+        let segment = hex(&rand::random::<[u8; 8]>());
+        match self.0.address.with_suffix(&segment) {
+            Ok(address) => (segment, address),
+            // Ours is as long as an address may be; then all share it.
+            Err(_) => (String::new(), self.0.address.clone()),
+        }
+    }
+
+    /// What arrives of what is sent. Between scales of one asset nobody has a rate to set; a connector
+    /// that takes its share is measured.
+    fn rate(&self) -> RatePolicy {
+        if self.0.host_scale == self.0.asset.scale {
+            return RatePolicy::Fixed(Rate::ONE);
+        }
+        RatePolicy::Probed {
+            slippage_ppm: SLIPPAGE_PPM,
+            max_amount: u64::MAX,
+        }
     }
 }
 
@@ -191,21 +255,37 @@ impl PacketSender for Sender {
     }
 }
 
-/// Packets that come to us belong to the connection that was opened last.
+/// Connections that packets come for, by the last segment of the address.
 #[derive(Default)]
-struct Incoming(Mutex<Option<StreamConnection>>);
+struct Incoming(Mutex<HashMap<String, StreamConnection>>);
+
+impl Incoming {
+    fn register(&self, segment: String, connection: &StreamConnection) {
+        let mut connections = lock(&self.0);
+        connections.retain(|_, one| one.with(|_, observed| observed.closed.is_none()));
+        connections.insert(segment, connection.clone());
+    }
+
+    fn find(&self, destination: &Address) -> Option<StreamConnection> {
+        let connections = lock(&self.0);
+        let segment = destination.segments().last().unwrap_or_default();
+        connections
+            .get(segment)
+            .or_else(|| connections.get(""))
+            .cloned()
+    }
+}
+
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 impl Incoming {
     async fn answer<R>(&self, prepare: &Prepare, record: impl FnOnce() -> R) -> Reply
     where
         R: Future<Output = Result<(), ErrorCode>>,
     {
-        let connection = self
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        let Some(connection) = connection else {
+        let Some(connection) = self.find(&prepare.destination) else {
             return Err(Reject::new(ErrorCode::UnexpectedPayment, None, ""));
         };
         connection.incoming(prepare, record).await

@@ -11,8 +11,8 @@
 //! 7. images are pinned to a digest. This needs a registry and is left to the caller:
 //!    [`Generated::unpinned_images`] says which, [`Generated::pin`] takes the answers.
 //!
-//! Traps: the nonces, and with them the hash of the program, are new in each run. An empty
-//! `description` stays, and a host refuses it.
+//! Traps: the original makes new nonces, and with them another hash of the program, in each run; here
+//! the caller decides ([`generate`]). An empty `description` stays, and a host refuses it.
 
 use serde_json::{Map, Value};
 
@@ -42,11 +42,12 @@ impl std::fmt::Debug for Generated {
 
 /// Makes the document to post from `codius.json` and, if there is one, `codiusvars.json`.
 ///
-/// `nonce` gives a new text at each call: [`NONCE_BYTES`] random bytes in lower hex.
+/// `nonce` gives the nonce of a private variable, of which it is told name and value: [`NONCE_BYTES`]
+/// bytes in lower hex that nobody can guess.
 pub fn generate(
     codius: &Value,
     vars: Option<&Value>,
-    nonce: &mut dyn FnMut() -> String,
+    nonce: &mut dyn FnMut(&str, &str) -> String,
 ) -> Result<Generated, Vec<FieldError>> {
     let codius = checked(codius, &schema::CODIUS_FILE)?;
     let vars = vars
@@ -138,6 +139,30 @@ impl Generated {
         self.document["manifest"]["debug"] = true.into();
     }
 
+    /// Tells every container which hosts it is uploaded to (`codius upload --add-host-env`): `HOSTS` is
+    /// a JSON array in its environment. Changes the hash; `None`, and nothing is changed, if a container
+    /// has a `HOSTS` already.
+    pub fn add_hosts(&mut self, hosts: &[String]) -> Option<()> {
+        const NAME: &str = "HOSTS";
+        let text = javascript::stringify(&Value::from(hosts));
+        let containers = self.document["manifest"]["containers"].as_array_mut()?;
+        if containers
+            .iter()
+            .any(|container| !container["environment"][NAME].is_null())
+        {
+            return None;
+        }
+        for container in containers.iter_mut().filter_map(Value::as_object_mut) {
+            let environment = container
+                .entry("environment")
+                .or_insert_with(|| Value::Object(Map::new()));
+            if let Some(environment) = environment.as_object_mut() {
+                environment.insert(NAME.to_owned(), text.clone().into());
+            }
+        }
+        Some(())
+    }
+
     fn add_public_vars(&mut self, public: Option<&Map<String, Value>>) {
         for (name, var) in public.into_iter().flatten() {
             self.vars().insert(name.clone(), var.clone());
@@ -147,12 +172,12 @@ impl Generated {
     fn add_private_vars(
         &mut self,
         private: Option<&Map<String, Value>>,
-        nonce: &mut dyn FnMut() -> String,
+        nonce: &mut dyn FnMut(&str, &str) -> String,
     ) {
         let mut with_nonces = Map::new();
         for (name, var) in private.into_iter().flatten() {
             let value = var["value"].as_str().unwrap_or_default();
-            let nonce = nonce();
+            let nonce = nonce(name, value);
             let hash = private_var_hash(&nonce, value);
             let mut public = Map::new();
             public.insert("encoding".to_owned(), "private:sha256".into());

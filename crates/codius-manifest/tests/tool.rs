@@ -11,7 +11,7 @@ const DIGEST: &str = "sha256:3e2ffcf0edca2a4e9b24ca442d227baea7b7f0e33ad654ef1eb
 
 fn generated(codius: &Value, vars: Option<&Value>) -> Result<Generated, Vec<FieldError>> {
     let mut count = 0;
-    generate(codius, vars, &mut || {
+    generate(codius, vars, &mut |_, _| {
         count += 1;
         format!("nonce {count}")
     })
@@ -58,7 +58,7 @@ fn the_files_of_the_original_become_its_manifest() {
         "containers": [container], "vars": {"AWS_ACCESS_KEY": {"value": "old", "description": "key"}}}});
     let vars = json!({"vars": {"public": {"AWS_ACCESS_KEY": {"value": "AKRTP2SB9AF5TQQ1N1BB"}},
         "private": {"AWS_SECRET_KEY": {"value": "AKRTP2SB9AF5TQQ1N1BC"}}}});
-    let made = generate(&codius, Some(&vars), &mut || "123450325".to_owned()).unwrap();
+    let made = generate(&codius, Some(&vars), &mut |_, _| "123450325".to_owned()).unwrap();
     assert_eq!(
         made.manifest()["vars"],
         json!({"AWS_ACCESS_KEY": {"value": "AKRTP2SB9AF5TQQ1N1BB"}, "AWS_SECRET_KEY": encoded(HASH)})
@@ -70,6 +70,45 @@ fn the_files_of_the_original_become_its_manifest() {
     assert!(!format!("{made:?}").contains("AKRTP2SB9AF5TQQ1N1BC"));
     let posted = codius_manifest::Upload::parse(made.to_json().as_bytes()).unwrap();
     assert_eq!(posted.hash(), made.hash());
+}
+
+#[test]
+fn a_nonce_may_follow_from_name_and_value() {
+    let codius = json!({"manifest": {"name": "n", "version": "1", "containers": [
+        {"id": "app", "image": format!("i@{DIGEST}"), "environment": {"A": "$A"}}]}});
+    let vars = json!({"vars": {"private": {"A": {"value": "secret"}}}});
+    let mut asked = Vec::new();
+    let made = generate(&codius, Some(&vars), &mut |name, value| {
+        asked.push(format!("{name}={value}"));
+        "nonce".to_owned()
+    });
+    made.unwrap();
+    assert_eq!(asked, ["A=secret"]);
+}
+
+#[test]
+fn hosts_are_added_to_every_container_once() {
+    let codius = json!({"manifest": {"name": "n", "version": "1", "containers": [
+        {"id": "a", "image": format!("i@{DIGEST}"), "environment": {"X": "1"}},
+        {"id": "b", "image": format!("i@{DIGEST}")}]}});
+    let mut made = generated(&codius, None).unwrap();
+    let before = made.hash();
+    let hosts = [
+        "https://one.example".to_owned(),
+        "https://two.example".to_owned(),
+    ];
+    assert_eq!(made.add_hosts(&hosts), Some(()));
+    let text = r#"["https://one.example","https://two.example"]"#;
+    assert_eq!(
+        made.manifest()["containers"][0]["environment"],
+        json!({"X": "1", "HOSTS": text})
+    );
+    assert_eq!(
+        made.manifest()["containers"][1]["environment"],
+        json!({"HOSTS": text})
+    );
+    assert_ne!(made.hash(), before);
+    assert_eq!(made.add_hosts(&hosts), None, "HOSTS is there already");
 }
 
 #[test]

@@ -1,11 +1,22 @@
-//! Commands and their flags.
+//! Commands and their flags. Names, short forms and defaults of `upload`, `extend`, `extend-hash`,
+//! `tail` and `cron` are those of the original tool, `codius` 3.1.0 from npm.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
-use codius_manifest::ManifestHash;
+use codius_client::{Wallet, default_url};
 
-use crate::{failure::Failure, manifest, pod, upload};
+use crate::{
+    ceiling::{Ceiling, DEFAULT_UNITS},
+    cron, extend, extend_hash,
+    failure::Failure,
+    hosts_file::HOSTS_FILE,
+    logs, manifest,
+    monthly_rate::MonthlyRate,
+    project::CODIUS_FILE,
+    state_file::{DEFAULT_FILE, Options},
+    status, stop, tail, upload,
+};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -15,12 +26,13 @@ use crate::{failure::Failure, manifest, pod, upload};
 )]
 #[command(after_help = "Exit codes:\n  \
     0    done\n  \
-    1    failed\n  \
+    1    failed, or not confirmed\n  \
     2    wrong usage, or a file that is not valid\n  \
     3    not paid: the price is over the limit, or the payment did not go through\n  \
     4    the host said no; what was paid came back or is recorded as owed, as the message says\n  \
     5    the host or the Interledger connection does not answer\n  \
-    130  interrupted")]
+    130  interrupted\n\
+    With several hosts the code is that of the first one that failed.")]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -28,14 +40,23 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Upload a program to a host and pay for its time
+    /// Upload a program to hosts and pay for its time
     Upload(UploadArguments),
+    /// Buy more time for what a state file says was uploaded
+    Extend(ExtendArguments),
     /// Buy more time for a program that runs
-    ExtendHash(ExtendArguments),
+    ExtendHash(ExtendHashArguments),
+    /// Follow what a program writes on all its hosts, if it was uploaded with --debug
+    Tail(TailArguments),
+    /// Buy more time every hour, with cron
+    #[command(subcommand)]
+    Cron(CronCommand),
     /// Show where a program is and until when
     Status(PodArguments),
-    /// Show what a program writes, if its manifest says `debug`
+    /// Show what a program writes
     Logs(LogArguments),
+    /// End a program before its time and get back what was not used
+    Stop(StopArguments),
     /// Work with manifests
     #[command(subcommand)]
     Manifest(ManifestCommand),
@@ -43,42 +64,147 @@ enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct UploadArguments {
+    /// How long the program runs
+    #[arg(short, long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) duration: u64,
     #[command(flatten)]
     pub(crate) payment: PaymentArguments,
-    /// The program: codius.json
-    #[arg(long, value_name = "FILE", default_value = "codius.json")]
+    /// A host, like https://host.example; can be repeated, and all of them are paid
+    #[arg(long, value_name = "URL", conflicts_with = "host_count")]
+    pub(crate) host: Vec<String>,
+    /// To how many hosts: the best of those that are found or listed [default: 1, or all that are listed]
+    #[arg(short = 'c', long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) host_count: Option<u16>,
+    /// A host that knows others, to find hosts from; `original` stands for the six of the first Codius
+    /// [default: bootstrap.json in the configuration directory]
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "CODIUS_BOOTSTRAP",
+        hide_env_values = true,
+        value_delimiter = ','
+    )]
+    pub(crate) bootstrap: Vec<String>,
+    /// Tell every container which hosts were chosen, as a JSON array in HOSTS
+    #[arg(short, long)]
+    pub(crate) add_host_env: bool,
+    /// The program
+    #[arg(long, value_name = "FILE", default_value = CODIUS_FILE)]
     pub(crate) codius_file: PathBuf,
-    /// Its variables: codiusvars.json [default: codiusvars.json if it is there]
+    /// Its variables [default: codiusvars.json if it is there]
     #[arg(long, value_name = "FILE")]
     pub(crate) codius_vars_file: Option<PathBuf>,
-    /// Publish what the program writes, so that `codius logs` can show it
+    /// The hosts to upload to, if there is such a file
+    #[arg(long, value_name = "FILE", default_value = HOSTS_FILE)]
+    pub(crate) codius_hosts_file: PathBuf,
+    /// Where to write what was uploaded, for `extend`, `tail` and `cron`
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_FILE)]
+    pub(crate) codius_state_file: PathBuf,
+    /// Overwrite the state file if it is there
+    #[arg(short, long)]
+    pub(crate) overwrite_codius_state: bool,
+    /// Publish what the program writes
     #[arg(long)]
     pub(crate) debug: bool,
+    /// Follow what the program writes, once it runs
+    #[arg(long, requires = "debug")]
+    pub(crate) tail: bool,
+    /// Hide private variables behind new random numbers, as the original does: another hash each time
+    #[arg(long)]
+    pub(crate) random_nonce: bool,
+    #[command(flatten)]
+    pub(crate) key: KeyArguments,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct ExtendArguments {
-    /// Manifest hash of the program
-    pub(crate) hash: ManifestHash,
+    /// How much more time [default: as in the state file]
+    #[arg(short, long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) duration: Option<u64>,
+    #[command(flatten)]
+    pub(crate) payment: PaymentArguments,
+    #[command(flatten)]
+    pub(crate) state: StateArguments,
+    #[command(flatten)]
+    pub(crate) key: KeyArguments,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExtendHashArguments {
+    /// The program: its hash, HASH.host, or its URL
+    #[arg(value_name = "HASH")]
+    pub(crate) manifest_hash: String,
+    /// A host that runs it; can be repeated [default: the one in HASH.host]
+    #[arg(long, value_name = "URL")]
+    pub(crate) host: Vec<String>,
+    /// How much more time
+    #[arg(short, long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) duration: u64,
     #[command(flatten)]
     pub(crate) payment: PaymentArguments,
 }
 
-/// How a command pays.
 #[derive(Debug, Args)]
-pub(crate) struct PaymentArguments {
-    /// The host, like https://host.example
+pub(crate) struct TailArguments {
+    /// The program: its hash, HASH.host, or its URL [default: as in the state file]
+    #[arg(value_name = "HASH")]
+    pub(crate) manifest_hash: Option<String>,
+    /// A host that runs it; can be repeated
     #[arg(long, value_name = "URL")]
-    pub(crate) host: String,
-    /// How long the program runs
-    #[arg(short, long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..))]
-    pub(crate) duration: u64,
-    /// The most to pay, in whole units of the host's asset such as 0.05 [default: the quoted price]
-    #[arg(long, value_name = "AMOUNT")]
-    pub(crate) max_price: Option<String>,
-    /// Interledger connection (BTP) [default: ILP_BTP_SERVER, ILP_CREDENTIALS or btp+ws://localhost:7768]
-    #[arg(long, value_name = "URL")]
-    pub(crate) ilp: Option<String>,
+    pub(crate) host: Vec<String>,
+    #[command(flatten)]
+    pub(crate) state: StateArguments,
+    /// Print each line as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CronCommand {
+    /// Add a job that buys an hour every hour
+    Create(CronCreateArguments),
+    /// Show the job of a program, or all that this tool has added
+    View(CronViewArguments),
+    /// Remove the job of a program, or all that this tool has added; never others
+    Remove(CronRemoveArguments),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CronCreateArguments {
+    /// First buy as much that at least so much time is left, 3600 or more
+    #[arg(short, long, value_name = "SECONDS", required_unless_present = "skip_extend", conflicts_with = "skip_extend",
+          value_parser = clap::value_parser!(u64).range(cron::EXTEND_SECS..))]
+    pub(crate) buffer_sec: Option<u64>,
+    /// Buy nothing now
+    #[arg(long)]
+    pub(crate) skip_extend: bool,
+    #[command(flatten)]
+    pub(crate) payment: PaymentArguments,
+    #[command(flatten)]
+    pub(crate) state: StateArguments,
+    #[command(flatten)]
+    pub(crate) key: KeyArguments,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CronViewArguments {
+    /// All jobs that this tool has added
+    #[arg(short, long)]
+    pub(crate) all: bool,
+    #[command(flatten)]
+    pub(crate) state: StateArguments,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CronRemoveArguments {
+    /// All jobs that this tool has added
+    #[arg(short, long)]
+    pub(crate) all: bool,
+    #[command(flatten)]
+    pub(crate) state: StateArguments,
     /// Do not ask
     #[arg(short = 'y', long)]
     pub(crate) assume_yes: bool,
@@ -88,27 +214,148 @@ pub(crate) struct PaymentArguments {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct PodArguments {
-    /// Manifest hash of the program
-    pub(crate) hash: ManifestHash,
-    /// The host, like https://host.example
+pub(crate) struct StateArguments {
+    /// What was uploaded; the default name stands for the only *.codiusstate.json here
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_FILE)]
+    pub(crate) codius_state_file: PathBuf,
+}
+
+/// How a command pays.
+#[derive(Debug, Args)]
+pub(crate) struct PaymentArguments {
+    /// The most that a month at one host may cost, in whole units [default: 10]
+    #[arg(
+        short,
+        long,
+        value_name = "AMOUNT",
+        requires = "units",
+        conflicts_with = "max_price"
+    )]
+    pub(crate) max_monthly_rate: Option<MonthlyRate>,
+    /// What --max-monthly-rate is counted in; it must be what the host counts in [default: XRP]
+    #[arg(short, long, value_name = "ASSET", requires = "max_monthly_rate")]
+    pub(crate) units: Option<String>,
+    /// The most to pay to one host, in whole units of its asset such as 0.05
+    #[arg(long, value_name = "AMOUNT")]
+    pub(crate) max_price: Option<String>,
+    /// Interledger connection (BTP) [default: ILP_BTP_SERVER, ILP_CREDENTIALS or btp+ws://localhost:7768]
     #[arg(long, value_name = "URL")]
-    pub(crate) host: String,
+    pub(crate) ilp: Option<String>,
+    /// How long a host may take from the payment to the running program
+    #[arg(long, value_name = "SECONDS", default_value_t = 900, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) timeout: u64,
+    /// Do not ask
+    #[arg(short = 'y', long)]
+    pub(crate) assume_yes: bool,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+impl PaymentArguments {
+    /// What may be paid to one host; what was chosen earlier where nothing is said.
+    pub(crate) fn ceiling(&self, earlier: Option<&Options>) -> Ceiling {
+        if let Some(price) = &self.max_price {
+            return Ceiling::Price(price.clone());
+        }
+        match (self.max_monthly_rate, earlier) {
+            (Some(rate), _) => Ceiling::Rate {
+                rate,
+                units: self
+                    .units
+                    .clone()
+                    .unwrap_or_else(|| DEFAULT_UNITS.to_owned()),
+            },
+            (None, Some(options)) => Ceiling::Rate {
+                rate: options.rate,
+                units: options.units.clone(),
+            },
+            (None, None) => Ceiling::default(),
+        }
+    }
+
+    /// Connects the Interledger account.
+    pub(crate) async fn wallet(&self) -> Result<Wallet, Failure> {
+        let url = self.ilp.clone().unwrap_or_else(default_url);
+        Ok(Wallet::connect(&url).await?)
+    }
+
+    pub(crate) fn timeout(&self) -> Duration {
+        Duration::from_secs(self.timeout)
+    }
+}
+
+/// Whose key signs.
+#[derive(Debug, Args)]
+pub(crate) struct KeyArguments {
+    /// The uploader's key, made at first use [default: codius/key in the configuration directory]
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "CODIUS_KEY_FILE",
+        hide_env_values = true
+    )]
+    pub(crate) key_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PodArguments {
+    /// The program: its hash, HASH.host, or its URL
+    pub(crate) hash: String,
+    /// The host, like https://host.example [default: the one in HASH.host]
+    #[arg(long, value_name = "URL")]
+    pub(crate) host: Option<String>,
     /// Print the answer as JSON
     #[arg(long)]
     pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct LogArguments {
-    /// Manifest hash of the program
-    pub(crate) hash: ManifestHash,
-    /// The host, like https://host.example
+pub(crate) struct StopArguments {
+    /// The program: its hash, HASH.host, or its URL [default: as in the state file]
+    pub(crate) hash: Option<String>,
+    /// A host that runs it; can be repeated
     #[arg(long, value_name = "URL")]
-    pub(crate) host: String,
+    pub(crate) host: Vec<String>,
+    #[command(flatten)]
+    pub(crate) state: StateArguments,
+    /// Leave what was not used with the host, for the next upload of the same manifest
+    #[arg(long)]
+    pub(crate) no_refund: bool,
+    /// Interledger connection (BTP) that it comes back to [default: as for upload]
+    #[arg(long, value_name = "URL", conflicts_with = "no_refund")]
+    pub(crate) ilp: Option<String>,
+    #[command(flatten)]
+    pub(crate) key: KeyArguments,
+    /// Do not ask
+    #[arg(short = 'y', long)]
+    pub(crate) assume_yes: bool,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LogArguments {
+    /// The program: its hash, HASH.host, or its URL
+    pub(crate) hash: String,
+    /// The host, like https://host.example [default: the one in HASH.host]
+    #[arg(long, value_name = "URL")]
+    pub(crate) host: Option<String>,
     /// Go on until the program ends
     #[arg(short, long)]
     pub(crate) follow: bool,
+    /// Of this container only
+    #[arg(long, value_name = "ID")]
+    pub(crate) container: Option<String>,
+    /// Since then: a moment like 2026-11-23T16:10:00Z, or so many seconds ago
+    #[arg(long, value_name = "TIME")]
+    pub(crate) since: Option<String>,
+    #[command(flatten)]
+    pub(crate) key: KeyArguments,
+    /// Print each line as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -117,11 +364,17 @@ pub(crate) enum ManifestCommand {
     Hash {
         /// `{"manifest": …, "private"?: …}`; `-` is standard input
         file: PathBuf,
+        /// Print the result as JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Check a generated manifest; prints `ok`, or everything that is wrong
     Validate {
         /// `{"manifest": …, "private"?: …}`; `-` is standard input
         file: PathBuf,
+        /// Print the result as JSON
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -136,11 +389,6 @@ pub(crate) fn main() -> ExitCode {
 fn run(command: Command) -> Result<(), Failure> {
     // Chosen here for all who use TLS. It can only be set already if this is called twice.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let command = match command {
-        Command::Manifest(ManifestCommand::Hash { file }) => return manifest::hash(&file),
-        Command::Manifest(ManifestCommand::Validate { file }) => return manifest::validate(&file),
-        command => command,
-    };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -148,13 +396,69 @@ fn run(command: Command) -> Result<(), Failure> {
     let outcome = runtime.block_on(async {
         match command {
             Command::Upload(arguments) => upload::upload(arguments).await,
-            Command::ExtendHash(arguments) => upload::extend(arguments).await,
-            Command::Status(arguments) => pod::status(arguments).await,
-            Command::Logs(arguments) => pod::logs(arguments).await,
-            Command::Manifest(_) => Ok(()),
+            Command::Extend(arguments) => extend::extend(arguments).await,
+            Command::ExtendHash(arguments) => extend_hash::extend_hash(arguments).await,
+            Command::Tail(arguments) => tail::tail(arguments).await,
+            Command::Cron(CronCommand::Create(arguments)) => cron::create(arguments).await,
+            Command::Cron(CronCommand::View(arguments)) => cron::view(&arguments).await,
+            Command::Cron(CronCommand::Remove(arguments)) => cron::remove(&arguments).await,
+            Command::Status(arguments) => status::status(arguments).await,
+            Command::Logs(arguments) => logs::logs(arguments).await,
+            Command::Stop(arguments) => stop::stop(arguments).await,
+            Command::Manifest(ManifestCommand::Hash { file, json }) => manifest::hash(&file, json),
+            Command::Manifest(ManifestCommand::Validate { file, json }) => {
+                manifest::validate(&file, json)
+            }
         }
     });
     // A prompt that waits for an answer does not hold the end up.
     runtime.shutdown_background();
     outcome
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_flags_fit_together() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn implications_and_conflicts_are_those_of_the_original() {
+        let fails = |words: &str| Arguments::try_parse_from(words.split(' ')).is_err();
+        for refused in [
+            "codius upload -m 10",
+            "codius upload -u XRP",
+            "codius upload --host a --host-count 2",
+            "codius upload --tail",
+            "codius upload -c 0",
+            "codius upload -d 0",
+            "codius extend -m 1",
+            "codius cron create",
+            "codius cron create -b 3599",
+            "codius cron create -b 3600 --skip-extend",
+            "codius extend-hash",
+        ] {
+            assert!(fails(refused), "{refused}");
+        }
+        for taken in [
+            "codius upload",
+            "codius upload -d 60 -m 10 -u XRP -c 3 -a -o -y --debug --tail",
+            "codius upload --host a --host b --codius-file x --codius-vars-file y",
+            "codius extend -d 60 -m 0.5 -u XRP --codius-state-file x -y",
+            "codius extend-hash h --host a --host b -d 60 -m 1 -u XRP -y",
+            "codius tail",
+            "codius tail h --host a",
+            "codius cron create -b 3600 -m 1 -u XRP -y",
+            "codius cron create --skip-extend",
+            "codius cron view -a",
+            "codius cron remove --all -y",
+        ] {
+            assert!(!fails(taken), "{taken}");
+        }
+    }
 }

@@ -33,6 +33,30 @@ impl Failure {
         self
     }
 
+    /// Something to know before all other notes.
+    pub(crate) fn first(mut self, note: impl Into<String>) -> Self {
+        self.notes.insert(0, note.into());
+        self
+    }
+
+    /// Where it happened, in front of the sentence.
+    pub(crate) fn at(mut self, place: &str) -> Self {
+        self.message = format!("{place}: {}", self.message);
+        self
+    }
+
+    pub(crate) fn code(&self) -> u8 {
+        self.code
+    }
+
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
+    pub(crate) fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
     /// Tells it on standard error.
     pub(crate) fn report(self) -> ExitCode {
         eprintln!("codius: {}", printable(&self.message));
@@ -47,8 +71,22 @@ impl Failure {
 
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
+        Self::of_order(&error, &|paid| format!("{paid} units"), &|owed| {
+            format!("{owed} units")
+        })
+    }
+}
+
+impl Failure {
+    /// Why an order failed and where its money is; `ours` and `theirs` write amounts of the payer and of
+    /// the host.
+    pub(crate) fn of_order(
+        error: &ClientError,
+        ours: &dyn Fn(u64) -> String,
+        theirs: &dyn Fn(u64) -> String,
+    ) -> Self {
         let receipt = error.receipt();
-        let code = match &error {
+        let code = match error {
             ClientError::InvalidHost { .. } | ClientError::InvalidWallet(_) => USAGE,
             ClientError::TooDear { .. } | ClientError::NoPayment { .. } => NOT_PAID,
             ClientError::Refused { body, .. } if body.status_code == 402 => NOT_PAID,
@@ -58,24 +96,48 @@ impl From<ClientError> for Failure {
             | ClientError::Wallet { .. }
             | ClientError::Lost(_) => UNREACHABLE,
         };
-        let failure = Self::new(code, error.to_string());
-        match &error {
+        let mut failure = Self::new(code, error.to_string());
+        match error {
+            ClientError::TooDear { price, limit } => {
+                failure.message = format!(
+                    "the host asks for {}, more than the {} that it said before",
+                    theirs(*price),
+                    theirs(*limit)
+                );
+                failure
+            }
             ClientError::Refused { body, .. } => {
-                let mut failure = failure;
-                if let Some(detail) = body.detail.as_ref().filter(|detail| **detail != body.message) {
+                if let Some(detail) = body
+                    .detail
+                    .as_ref()
+                    .filter(|detail| **detail != body.message)
+                {
                     failure = failure.note(detail.clone());
                 }
                 let owed = body.owed.map_or(0, |owed| owed.0);
                 if receipt != Receipt::default() || owed > 0 {
-                    failure = failure.note(money(&receipt, owed));
+                    failure = failure.note(money(&receipt, owed, ours, theirs));
                 }
                 match &body.next {
                     Some(next) => failure.note(format!("Next: {next}.")),
                     None => failure,
                 }
             }
-            ClientError::Lost(_) => failure
-                .note("The host has recorded what it received and did not use: upload the same manifest again to use it."),
+            ClientError::NotAHost { .. } if receipt != Receipt::default() => {
+                failure.note(money(&receipt, 0, ours, theirs))
+            }
+            ClientError::Lost(lost) if receipt.paid == 0 => {
+                failure.message = "contact with the host was lost".to_owned();
+                failure.note(chain(&lost.source))
+            }
+            ClientError::Lost(lost) => {
+                failure.message =
+                    "contact with the host was lost after it had been paid".to_owned();
+                failure
+                    .note(chain(&lost.source))
+                    .note(money(&receipt, 0, ours, theirs))
+                    .note("The host has recorded what it received and did not use: upload the same manifest again to use it.")
+            }
             error => match error.source() {
                 Some(source) => failure.note(chain(source)),
                 None => failure,
@@ -84,20 +146,33 @@ impl From<ClientError> for Failure {
     }
 }
 
-/// Where the money of a failed order is, in smallest units.
-fn money(receipt: &Receipt, owed: u64) -> String {
-    let Receipt { paid, refunded } = receipt;
-    let kept = paid.saturating_sub(*refunded);
-    if kept == 0 && *paid > 0 {
-        return format!("All of the {paid} units that were paid came back.");
+/// Where the money of a failed order is.
+fn money(
+    receipt: &Receipt,
+    owed: u64,
+    ours: &dyn Fn(u64) -> String,
+    theirs: &dyn Fn(u64) -> String,
+) -> String {
+    let Receipt { paid, refunded } = *receipt;
+    if paid > 0 && refunded >= paid {
+        return format!("All of the {} that was paid came back.", ours(paid));
     }
+    let rest = match owed {
+        0 => "the host has not said what becomes of the rest".to_owned(),
+        owed => format!(
+            "{} is owed to the next upload of this manifest",
+            theirs(owed)
+        ),
+    };
     format!(
-        "Paid {paid} units, of which {refunded} came back and {owed} are owed to the next upload of this manifest."
+        "Paid {}, of which {} came back; {rest}.",
+        ours(paid),
+        ours(refunded)
     )
 }
 
 /// Text of a host or a program, without what could move a terminal's cursor.
-fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     text.chars()
         .filter(|letter| !letter.is_control() || *letter == '\n')
         .collect()

@@ -6,34 +6,78 @@ use std::{
 };
 
 use codius_api::{LeaseEvent, LeaseEventKind, Phase};
-use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
+
+use crate::failure::printable;
 
 /// How often the live line moves.
 const TICK: Duration = Duration::from_millis(120);
 
-/// Shows what a host tells.
-pub(crate) struct Display {
-    live: Option<ProgressBar>,
-    last: String,
-    phases: Vec<LeaseEvent>,
+/// An honest host has fewer.
+const MAX_PHASES: usize = 64;
+
+/// The lines of several hosts, one below the other.
+pub(crate) struct Board {
+    /// On a terminal.
+    live: Option<MultiProgress>,
+    /// There are several hosts, so each line says whose it is.
+    labelled: bool,
 }
 
-impl Display {
-    pub(crate) fn new() -> Self {
-        let live = stderr().is_terminal().then(|| {
-            let style = ProgressStyle::with_template("{spinner} {msg} ({elapsed})");
-            let bar = ProgressBar::new_spinner();
+impl Board {
+    pub(crate) fn new(hosts: usize) -> Self {
+        Self {
+            live: stderr().is_terminal().then(MultiProgress::new),
+            labelled: hosts > 1,
+        }
+    }
+
+    /// The line of one host.
+    pub(crate) fn line(&self, host: &str) -> Display {
+        let live = self.live.as_ref().map(|board| {
+            let style = ProgressStyle::with_template("{spinner} {prefix}{msg} ({elapsed})");
+            let bar = board.add(ProgressBar::new_spinner());
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
             bar.enable_steady_tick(TICK);
             bar
         });
-        Self {
+        let label = if self.labelled {
+            format!("{host}: ")
+        } else {
+            String::new()
+        };
+        if let Some(bar) = &live {
+            bar.set_prefix(label.clone());
+        }
+        Display {
             live,
+            label,
             last: String::new(),
             phases: Vec::new(),
         }
     }
 
+    /// Says something that stays, above the live lines.
+    pub(crate) fn tell(&self, text: &str) {
+        let text = printable(text);
+        match &self.live {
+            Some(board) => {
+                let _ = board.println(text);
+            }
+            None => eprintln!("{text}"),
+        }
+    }
+}
+
+/// Shows what a host tells.
+pub(crate) struct Display {
+    live: Option<ProgressBar>,
+    label: String,
+    last: String,
+    phases: Vec<LeaseEvent>,
+}
+
+impl Display {
     pub(crate) fn say(&mut self, text: &str) {
         if text == self.last {
             return;
@@ -41,7 +85,7 @@ impl Display {
         text.clone_into(&mut self.last);
         match &self.live {
             Some(bar) => bar.set_message(text.to_owned()),
-            None => eprintln!("{text}"),
+            None => eprintln!("{}{text}", self.label),
         }
     }
 
@@ -51,7 +95,7 @@ impl Display {
             let text = in_words(phase, self.live.is_none());
             self.say(&text);
             let same = |last: &LeaseEvent| name(&last.kind) == name(&event.kind);
-            if !self.phases.last().is_some_and(same) {
+            if !self.phases.last().is_some_and(same) && self.phases.len() < MAX_PHASES {
                 self.phases.push(event);
             }
         }

@@ -130,7 +130,7 @@ fn files_become_the_document_that_the_original_generates() {
     for ((codius, vars), answer) in files.iter().zip(Peer::ask(questions)) {
         let parsed = |text: &String| parse_document(text.as_bytes()).unwrap();
         let mut nonces = 0;
-        let mut nonce = || {
+        let mut nonce = |_: &str, _: &str| {
             nonces += 1;
             format!("nonce {}", nonces - 1)
         };
