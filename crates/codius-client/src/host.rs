@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use codius_api::{
     AssetInfo, ErrorBody, Info, PeersReply, PodReply, PodStatusReply, QuoteReply, Version,
+    v2::LeaseReply,
 };
 use codius_manifest::ManifestHash;
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, header};
@@ -172,6 +173,11 @@ impl HostClient {
         let path = format!("/pods?manifestHash={hash}&duration={duration_secs}");
         self.paid(wallet, limit, || self.request(Method::PUT, &path))
             .await
+    }
+
+    /// A lease that the host has seen. Anyone may ask.
+    pub async fn lease(&self, hash: &ManifestHash) -> Result<LeaseReply, ClientError> {
+        self.get(&format!("/api/v2/leases/{hash}")).await
     }
 
     /// What happens to the lease of a hash, from the beginning.

@@ -16,7 +16,9 @@ mod events;
 mod host;
 mod payment;
 pub mod scale;
+mod setting;
 mod wallet;
+mod wallet_check;
 
 pub use error::{ClientError, PaidThen};
 pub use events::Events;
@@ -24,4 +26,5 @@ pub use host::{Answer, HostClient, PaidAnswer};
 pub use payment::{PayToken, Receipt};
 /// The answer that a log is read from, as it comes.
 pub use reqwest::Response as LogResponse;
-pub use wallet::{Wallet, default_url};
+pub use setting::{Source, default_url, setting};
+pub use wallet::Wallet;

@@ -4,7 +4,7 @@ use crate::{command::LogArguments, failure::Failure, pod_address::PodAddress, ra
 
 pub(crate) async fn logs(arguments: LogArguments) -> Result<(), Failure> {
     let said: Vec<_> = arguments.host.iter().cloned().collect();
-    let address = PodAddress::new(&arguments.hash, &said)?;
+    let address = PodAddress::known(&arguments.hash, &said)?;
     let host = codius_client::HostClient::new(address.only_host()?)?;
     let response = host.logs(&address.hash, arguments.follow).await?;
     let mut printer = if arguments.json {

@@ -5,6 +5,7 @@ use codius_manifest::ManifestHash;
 use crate::{
     candidates,
     failure::{Failure, USAGE},
+    pods,
 };
 
 /// A program, and the hosts that run it.
@@ -44,6 +45,18 @@ impl PodAddress {
             hash,
             hosts: candidates::origins(&hosts)?,
         })
+    }
+
+    /// The same; of a hash alone, the hosts that it was uploaded to.
+    pub(crate) fn known(text: &str, said: &[String]) -> Result<Self, Failure> {
+        let hash: Option<ManifestHash> = text.to_ascii_lowercase().parse().ok();
+        if let ([], Some(hash)) = (said, hash) {
+            let hosts = candidates::origins(&pods::hosts_of(&hash))?;
+            if !hosts.is_empty() {
+                return Ok(Self { hash, hosts });
+            }
+        }
+        Self::new(text, said)
     }
 
     /// Where there can only be one host.

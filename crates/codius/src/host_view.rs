@@ -1,0 +1,169 @@
+//! A host as it describes itself, whichever generation it is of.
+
+use std::cmp::Ordering;
+
+use codius_api::{AssetInfo, Info};
+use codius_client::HostClient;
+use futures_util::{StreamExt, stream};
+use serde_json::{Value, json};
+
+use crate::{
+    failure::{Failure, REFUSED, UNREACHABLE, one_line},
+    monthly_rate::MonthlyRate,
+    offer::{ASKED_AT_ONCE, LeftOut, QUOTE_TIMEOUT},
+};
+
+/// Hosts of the first generation do not say what they count in until they are paid; this is what they
+/// did.
+const FIRST_GENERATION_SCALE: u8 = 9;
+/// Prices are compared in units of 10⁻¹⁸.
+const COMPARED_SCALE: u8 = 18;
+
+/// What a host says of itself. Text of a stranger is in [`one_line`].
+#[derive(Debug, Clone)]
+pub(crate) struct HostView {
+    pub(crate) client: HostClient,
+    pub(crate) asset: AssetInfo,
+    /// Of a small pod.
+    pub(crate) rate: MonthlyRate,
+    pub(crate) accepts_uploads: bool,
+    /// One minute's load for each of its processors.
+    pub(crate) load: f64,
+    /// Bytes that it can still give to pods.
+    pub(crate) free_memory_bytes: u64,
+    pub(crate) running_pods: Option<u64>,
+    pub(crate) peers: u64,
+    pub(crate) uptime_secs: u64,
+    pub(crate) version: String,
+    /// What holds pods back, and why it is this and not better; if it says so.
+    pub(crate) isolation: Option<(String, String)>,
+    /// What it calls itself.
+    pub(crate) uri: String,
+}
+
+impl HostView {
+    /// Asks one host.
+    pub(crate) async fn of(origin: &str) -> Result<Self, Failure> {
+        let client = HostClient::new(origin)?.answering_within(QUOTE_TIMEOUT);
+        let info = client.info().await?;
+        let version = match &info.host {
+            Some(host) => host.version.clone(),
+            None => client.version().await?.version,
+        };
+        Self::from_info(client, info, &version)
+            .ok_or_else(|| Failure::new(REFUSED, "its price is not a number"))
+    }
+
+    fn from_info(client: HostClient, info: Info, version: &str) -> Option<Self> {
+        let rate = MonthlyRate::from_json(&Value::Number(info.cost_per_month))?;
+        let (asset, isolation) = match info.host {
+            Some(host) => (
+                host.asset,
+                Some((one_line(&host.isolation), one_line(&host.isolation_reason))),
+            ),
+            None => (
+                AssetInfo {
+                    code: info.currency,
+                    scale: FIRST_GENERATION_SCALE,
+                },
+                None,
+            ),
+        };
+        Some(Self {
+            client,
+            asset: AssetInfo {
+                code: one_line(&asset.code),
+                scale: asset.scale,
+            },
+            rate,
+            accepts_uploads: info.accepting_uploads && !info.full_mem,
+            load: info.avg_load,
+            free_memory_bytes: info.server_free_memory,
+            running_pods: info.running_contracts,
+            peers: info.num_peers,
+            uptime_secs: info.service_uptime,
+            version: one_line(version),
+            isolation,
+            uri: one_line(&info.uri),
+        })
+    }
+
+    /// Asks many, and keeps their order; those that did not answer, with the reason.
+    pub(crate) async fn of_all(origins: &[String]) -> (Vec<Self>, Vec<LeftOut>) {
+        let answers: Vec<_> = stream::iter(origins.iter())
+            .map(|origin| async move { (origin, Self::of(origin).await) })
+            .buffered(ASKED_AT_ONCE)
+            .collect()
+            .await;
+        let (mut views, mut left_out) = (Vec::new(), Vec::new());
+        for (origin, answer) in answers {
+            match answer {
+                Ok(view) => views.push(view),
+                Err(failure) => left_out.push(LeftOut {
+                    host: origin.clone(),
+                    failure,
+                }),
+            }
+        }
+        (views, left_out)
+    }
+
+    pub(crate) fn origin(&self) -> &str {
+        self.client.origin()
+    }
+
+    /// What a month costs, for people.
+    pub(crate) fn per_month(&self) -> String {
+        format!("{} {}", self.rate, self.asset.code)
+    }
+
+    pub(crate) fn isolation_kind(&self) -> &str {
+        self.isolation.as_ref().map_or("-", |(kind, _)| kind)
+    }
+}
+
+/// Hosts of one asset beside each other, the cheapest of them first, then the least loaded.
+pub(crate) fn by_price(
+    (one, one_price): (&HostView, u64),
+    (other, other_price): (&HostView, u64),
+) -> Ordering {
+    let compared = |view: &HostView, price: u64| {
+        let finer = COMPARED_SCALE.saturating_sub(view.asset.scale);
+        u128::from(price).saturating_mul(10_u128.pow(finer.into()))
+    };
+    (one.asset.code.cmp(&other.asset.code))
+        .then_with(|| compared(one, one_price).cmp(&compared(other, other_price)))
+        .then_with(|| one.load.total_cmp(&other.load))
+}
+
+/// Hosts that did not answer, as JSON has them.
+pub(crate) fn failed_in_json(left_out: &[LeftOut]) -> Value {
+    let failed = left_out.iter().map(|one| {
+        json!({
+            "host": one.host,
+            "message": one.failure.message(),
+            "exit_code": one.failure.code(),
+        })
+    });
+    failed.collect()
+}
+
+/// The same for people, on standard error: what is printed on standard output is about the others.
+pub(crate) fn tell_failed(left_out: &[LeftOut]) {
+    for one in left_out {
+        eprintln!("{}: {}", one.host, one_line(one.failure.message()));
+    }
+}
+
+/// When no host has answered at all.
+pub(crate) fn nobody(asked: usize, left_out: &[LeftOut]) -> Failure {
+    let code = left_out
+        .first()
+        .map_or(UNREACHABLE, |one| one.failure.code());
+    let message = match asked {
+        1 => "the host cannot be used".to_owned(),
+        asked => format!("none of {asked} hosts can be used"),
+    };
+    Failure::new(code, message)
+        .note("Next: check the addresses and the network, or name another host with --host.")
+}
