@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use codius_api::{
     AssetInfo, ErrorBody, Info, PeersReply, PodReply, PodStatusReply, QuoteReply, Version,
-    v2::LeaseReply,
 };
 use codius_manifest::ManifestHash;
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, header};
@@ -12,7 +11,7 @@ use serde::de::DeserializeOwned;
 use url::Url;
 
 use crate::{
-    ClientError, Events, PaidThen, PayToken, Receipt, Wallet,
+    ClientError, Events, PaidThen, PayToken, Receipt, Signer, Wallet,
     payment::{Demand, Payment},
 };
 
@@ -32,9 +31,9 @@ const ACCEPT: &str = "application/codius-v1+json";
 pub struct HostClient {
     http: Client,
     /// Scheme, host and port.
-    origin: Url,
-    answer_timeout: Duration,
-    paid_timeout: Duration,
+    pub(crate) origin: Url,
+    pub(crate) answer_timeout: Duration,
+    pub(crate) paid_timeout: Duration,
 }
 
 /// What a host has answered.
@@ -137,7 +136,7 @@ impl HostClient {
         duration_secs: u64,
         wallet: &Wallet,
     ) -> Result<PaidAnswer<QuoteReply>, ClientError> {
-        let asking = self.paid(wallet, 0, || {
+        let asking = self.paid(wallet, 0, None, || {
             self.upload_request(Method::OPTIONS, upload, duration_secs)
         });
         match tokio::time::timeout(self.answer_timeout, asking).await {
@@ -156,7 +155,7 @@ impl HostClient {
         wallet: &Wallet,
         limit: u64,
     ) -> Result<PaidAnswer<PodReply>, ClientError> {
-        self.paid(wallet, limit, || {
+        self.paid(wallet, limit, None, || {
             self.upload_request(Method::POST, upload, duration_secs)
         })
         .await
@@ -171,13 +170,8 @@ impl HostClient {
         limit: u64,
     ) -> Result<PaidAnswer<PodReply>, ClientError> {
         let path = format!("/pods?manifestHash={hash}&duration={duration_secs}");
-        self.paid(wallet, limit, || self.request(Method::PUT, &path))
+        self.paid(wallet, limit, None, || self.request(Method::PUT, &path))
             .await
-    }
-
-    /// A lease that the host has seen. Anyone may ask.
-    pub async fn lease(&self, hash: &ManifestHash) -> Result<LeaseReply, ClientError> {
-        self.get(&format!("/api/v2/leases/{hash}")).await
     }
 
     /// What happens to the lease of a hash, from the beginning.
@@ -202,10 +196,11 @@ impl HostClient {
 
     /// Sends a request, pays what the host asks for it, and sends it again. The limit is in the host's
     /// units; what the wallet may send for it is rounded down.
-    async fn paid<T: DeserializeOwned>(
+    pub(crate) async fn paid<T: DeserializeOwned>(
         &self,
         wallet: &Wallet,
         limit: u64,
+        signer: Option<&Signer>,
         request: impl Fn() -> RequestBuilder,
     ) -> Result<PaidAnswer<T>, ClientError> {
         let token = PayToken::random().header();
@@ -214,7 +209,10 @@ impl HostClient {
                 .header("Pay-Token", &token)
                 .timeout(self.paid_timeout)
         };
-        let first = self.send(with_token()).await?;
+        let first = match signer {
+            Some(signer) => self.send_signed(signer, &with_token).await?,
+            None => self.send(with_token()).await?,
+        };
         if first.status() != StatusCode::PAYMENT_REQUIRED {
             let receipt = Receipt::default();
             return Ok(PaidAnswer {
@@ -276,28 +274,28 @@ impl HostClient {
             .body(upload.to_owned())
     }
 
-    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+    pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
         let url = format!("{}{path}", self.origin());
         self.http
             .request(method, url)
             .header(header::ACCEPT, ACCEPT)
     }
 
-    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+    pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         let response = self
             .send(self.request(Method::GET, path).timeout(self.answer_timeout))
             .await?;
         self.read(response, Receipt::default()).await
     }
 
-    async fn send(&self, request: RequestBuilder) -> Result<Response, ClientError> {
+    pub(crate) async fn send(&self, request: RequestBuilder) -> Result<Response, ClientError> {
         request
             .send()
             .await
             .map_err(|source| self.unreachable(source))
     }
 
-    async fn read<T: DeserializeOwned>(
+    pub(crate) async fn read<T: DeserializeOwned>(
         &self,
         response: Response,
         receipt: Receipt,
@@ -310,7 +308,7 @@ impl HostClient {
         }
     }
 
-    async fn refusal(&self, response: Response, receipt: Receipt) -> ClientError {
+    pub(crate) async fn refusal(&self, response: Response, receipt: Receipt) -> ClientError {
         match self.read::<serde_json::Value>(response, receipt).await {
             Err(error) => error,
             Ok(_) => self.not_a_host("it answers with another status than agreed", receipt),

@@ -15,7 +15,7 @@ use ilp_link::{
 use ilp_packet::{Address, ErrorCode, Prepare, Reject, Reply};
 use ilp_stream::{AssetDetails, Config, Connection, Rate, RatePolicy, SharedSecret};
 
-use crate::{ClientError, Receipt, scale};
+use crate::{ClientError, Listener, Receipt, scale};
 
 /// How much less than was measured may arrive of a packet, in millionths.
 const SLIPPAGE_PPM: u32 = 1_000;
@@ -136,11 +136,26 @@ impl Wallet {
         };
         let machine =
             Connection::client(clock.now(), config, secret, server, Box::new(SystemEntropy));
-        let sender = Sender(Arc::clone(&self.0));
-        let connection = StreamConnection::spawn(machine, Arc::new(sender), clock);
-        self.0.incoming.register(segment, &connection);
+        let connection = self.drive(machine, clock);
+        self.expect_at(segment, &connection);
         *lock(&self.0.opened) = Some(connection.clone());
         connection
+    }
+
+    /// Listens for money that one sender is told to send.
+    pub fn listen(&self) -> Listener {
+        Listener::open(self)
+    }
+
+    /// Drives the machine of a connection whose packets leave by this wallet.
+    pub(crate) fn drive(&self, machine: Connection, clock: Arc<SystemClock>) -> StreamConnection {
+        let sender = Sender(Arc::clone(&self.0));
+        StreamConnection::spawn(machine, Arc::new(sender), clock)
+    }
+
+    /// Packets for an address of ours are a connection's from now on.
+    pub(crate) fn expect_at(&self, segment: String, connection: &StreamConnection) {
+        self.0.incoming.register(segment, connection);
     }
 
     /// An address below ours that nobody knows yet, and its last segment.

@@ -7,9 +7,10 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use codius_client::Wallet;
+use codius_client::{Signer, Wallet};
 use codius_manifest::ManifestHash;
 use futures_util::future::join_all;
+use serde_json::Value;
 
 use crate::{
     ceiling::Ceiling,
@@ -29,11 +30,13 @@ pub(crate) struct Candidates {
 #[derive(Debug, Clone)]
 pub(crate) struct Wish<'a> {
     /// What is posted.
-    pub(crate) document: String,
+    pub(crate) document: Value,
     pub(crate) hash: ManifestHash,
     pub(crate) duration_secs: u64,
     pub(crate) ceiling: &'a Ceiling,
     pub(crate) wallet: &'a Wallet,
+    /// Who will own it.
+    pub(crate) signer: &'a Signer,
     /// How long a host may take from the payment to the running program.
     pub(crate) timeout: Duration,
 }
@@ -41,15 +44,9 @@ pub(crate) struct Wish<'a> {
 impl Wish<'_> {
     pub(crate) async fn quote(&self, look: Look) -> Result<Offer, LeftOut> {
         let host = look.origin().to_owned();
-        look.quote(
-            &self.document,
-            &self.hash,
-            self.duration_secs,
-            self.ceiling,
-            self.wallet,
-        )
-        .await
-        .map_err(|failure| LeftOut { host, failure })
+        look.quote(self)
+            .await
+            .map_err(|failure| LeftOut { host, failure })
     }
 }
 

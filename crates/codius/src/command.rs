@@ -20,7 +20,7 @@ use crate::{
     price::{self, PriceArguments},
     project::CODIUS_FILE,
     state_file::{DEFAULT_FILE, Options},
-    status, tail, upload,
+    status, stop, tail, upload,
     wallet::{self, WalletArguments},
 };
 
@@ -69,6 +69,8 @@ enum Command {
     Status(PodArguments),
     /// Show what a program writes
     Logs(LogArguments),
+    /// End a program before its time and get back what was not used
+    Stop(StopArguments),
     /// Check the Interledger connection that pays; nothing is paid
     Wallet(WalletArguments),
     /// Work with manifests
@@ -143,6 +145,8 @@ pub(crate) struct ExtendArguments {
     pub(crate) payment: PaymentArguments,
     #[command(flatten)]
     pub(crate) state: StateArguments,
+    #[command(flatten)]
+    pub(crate) key: KeyArguments,
 }
 
 #[derive(Debug, Args)]
@@ -198,6 +202,8 @@ pub(crate) struct CronCreateArguments {
     pub(crate) payment: PaymentArguments,
     #[command(flatten)]
     pub(crate) state: StateArguments,
+    #[command(flatten)]
+    pub(crate) key: KeyArguments,
 }
 
 #[derive(Debug, Args)]
@@ -320,6 +326,31 @@ pub(crate) struct PodArguments {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct StopArguments {
+    /// The program: its hash, HASH.host, or its URL [default: as in the state file]
+    pub(crate) hash: Option<String>,
+    /// A host that runs it; can be repeated
+    #[arg(long, value_name = "URL")]
+    pub(crate) host: Vec<String>,
+    #[command(flatten)]
+    pub(crate) state: StateArguments,
+    /// Leave what was not used with the host, for the next upload of the same manifest
+    #[arg(long)]
+    pub(crate) no_refund: bool,
+    /// Interledger connection (BTP) that it comes back to [default: as for upload]
+    #[arg(long, value_name = "URL", conflicts_with = "no_refund")]
+    pub(crate) ilp: Option<String>,
+    #[command(flatten)]
+    pub(crate) key: KeyArguments,
+    /// Do not ask
+    #[arg(short = 'y', long)]
+    pub(crate) assume_yes: bool,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct LogArguments {
     /// The program: its hash, HASH.host, or its URL
     pub(crate) hash: String,
@@ -329,6 +360,14 @@ pub(crate) struct LogArguments {
     /// Go on until the program ends
     #[arg(short, long)]
     pub(crate) follow: bool,
+    /// Of this container only
+    #[arg(long, value_name = "ID")]
+    pub(crate) container: Option<String>,
+    /// Since then: a moment like 2026-11-23T16:10:00Z, or so many seconds ago
+    #[arg(long, value_name = "TIME")]
+    pub(crate) since: Option<String>,
+    #[command(flatten)]
+    pub(crate) key: KeyArguments,
     /// Print each line as JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -383,6 +422,7 @@ fn run(command: Command) -> Result<(), Failure> {
             Command::Cron(CronCommand::Remove(arguments)) => cron::remove(&arguments).await,
             Command::Status(arguments) => status::status(arguments).await,
             Command::Logs(arguments) => logs::logs(arguments).await,
+            Command::Stop(arguments) => stop::stop(arguments).await,
             Command::Manifest(ManifestCommand::Hash { file }) => manifest::hash(&file),
             Command::Manifest(ManifestCommand::Validate { file }) => manifest::validate(&file),
         }

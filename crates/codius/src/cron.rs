@@ -11,6 +11,7 @@ use crate::{
     command::{CronCreateArguments, CronRemoveArguments, CronViewArguments},
     crontab::{Crontab, Jobs, quoted},
     failure::{Failure, USAGE},
+    key::Key,
     plan::Plan,
     project::title,
     purchase::{Order, Placed, buy, own_asset},
@@ -142,13 +143,15 @@ async fn fill_buffer(
 ) -> Result<(), Failure> {
     let payment = &arguments.payment;
     let ceiling = payment.ceiling(Some(&state.options()));
+    let signer = Key::open(arguments.key.key_file.as_deref())?.signer();
     let wallet = payment.wallet().await?;
     let mut wish = Wish {
-        document: state.document().to_string(),
+        document: state.document().clone(),
         hash: state.hash(),
         duration_secs: buffer_secs,
         ceiling: &ceiling,
         wallet: &wallet,
+        signer: &signer,
         timeout: payment.timeout(),
     };
     let now = Timestamp::now();
@@ -226,6 +229,11 @@ fn extend_command(arguments: &CronCreateArguments, state: &StateFile) -> Result<
         quoted(&file.to_string_lossy()),
     );
     // A job has not the environment of this shell.
+    if let Some(file) = &arguments.key.key_file {
+        let file = fs::canonicalize(file)
+            .map_err(|error| Failure::new(USAGE, format!("the key cannot be found: {error}")))?;
+        command.push_str(&format!(" --key-file {}", quoted(&file.to_string_lossy())));
+    }
     if let Some(ilp) = arguments
         .payment
         .ilp

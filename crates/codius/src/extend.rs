@@ -6,6 +6,7 @@ use crate::{
     choice::{Candidates, Wish, choose},
     command::ExtendArguments,
     failure::{Failure, USAGE},
+    key::Key,
     plan::Plan,
     project::title,
     purchase::{Order, Placed, Purchases, buy, own_asset},
@@ -28,13 +29,15 @@ pub(crate) async fn extend(arguments: ExtendArguments) -> Result<(), Failure> {
     }
     StateFile::check_place(state.path(), true)?;
     let ceiling = payment.ceiling(Some(&options));
+    let signer = Key::open(arguments.key.key_file.as_deref())?.signer();
     let wallet = payment.wallet().await?;
     let wish = Wish {
-        document: state.document().to_string(),
+        document: state.document().clone(),
         hash: state.hash(),
         duration_secs,
         ceiling: &ceiling,
         wallet: &wallet,
+        signer: &signer,
         timeout: payment.timeout(),
     };
     let candidates = Candidates { hosts, count: None };

@@ -2,11 +2,10 @@
 
 use std::collections::VecDeque;
 
-use codius_client::ClientError;
+use codius_client::Signer;
 use serde_json::{Value, json};
 
 use crate::{
-    amount,
     choice::Wish,
     command::ExtendHashArguments,
     extend::tell,
@@ -23,13 +22,16 @@ pub(crate) async fn extend_hash(arguments: ExtendHashArguments) -> Result<(), Fa
     let payment = &arguments.payment;
     let PodAddress { hash, hosts } = PodAddress::new(&arguments.manifest_hash, &arguments.host)?;
     let ceiling = payment.ceiling(None);
+    // Nobody owns a lease for having paid for more of it.
+    let signer = Signer::new(codius_client::Key::from_seed(rand::random()));
     let wallet = payment.wallet().await?;
     let mut wish = Wish {
-        document: String::new(),
+        document: Value::Null,
         hash,
         duration_secs: arguments.duration,
         ceiling: &ceiling,
         wallet: &wallet,
+        signer: &signer,
         timeout: payment.timeout(),
     };
     let mut plan = Plan::default();
@@ -47,7 +49,7 @@ pub(crate) async fn extend_hash(arguments: ExtendHashArguments) -> Result<(), Fa
             .await
             .map_err(|error| in_place(error.into()))?;
         document = json!({ "manifest": pod.manifest, "private": {} });
-        wish.document = document.to_string();
+        wish.document = document.clone();
         if offers.is_empty() {
             plan.line("program", title(&document));
             plan.line("hash", hash.to_string());
@@ -68,25 +70,20 @@ pub(crate) async fn extend_hash(arguments: ExtendHashArguments) -> Result<(), Fa
 /// The price of more time. A manifest with private variables cannot be quoted without them; then the
 /// published price is taken for it.
 async fn offer(look: Look, wish: &Wish<'_>) -> Result<Offer, Failure> {
-    let private = match look.host.quote(&wish.document, wish.duration_secs).await {
-        Err(ClientError::Refused { body, .. }) => matches!(body.status_code, 422 | 500),
-        _ => false,
-    };
     // A host that takes no more uploads goes on with what it has.
     let look = Look {
         accepts: true,
         ..look
     };
-    if !private {
+    let has_private = wish.document["manifest"]["vars"]
+        .as_object()
+        .is_some_and(|vars| vars.values().any(|var| !var["encoding"].is_null()));
+    if !has_private {
         return wish.quote(look).await.map_err(|left_out| left_out.failure);
     }
     let most = wish
         .ceiling
         .allows(look.price, &look.asset, wish.duration_secs)?;
-    eprintln!(
-        "{} is taken for the price: without its private variables the program cannot be quoted",
-        amount::format(look.price, &look.asset)
-    );
     let price = look.price;
     look.offer(price, most, wish.wallet)
 }

@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use codius_api::{AssetInfo, Info};
+use codius_api::{AssetInfo, Info, v2::HostReply};
 use codius_client::HostClient;
 use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
@@ -23,9 +23,12 @@ const COMPARED_SCALE: u8 = 18;
 #[derive(Debug, Clone)]
 pub(crate) struct HostView {
     pub(crate) client: HostClient,
+    pub(crate) has_v2: bool,
     pub(crate) asset: AssetInfo,
     /// Of a small pod.
     pub(crate) rate: MonthlyRate,
+    /// The most that can be bought at once, if it says so.
+    pub(crate) max_secs: Option<u64>,
     pub(crate) accepts_uploads: bool,
     /// One minute's load for each of its processors.
     pub(crate) load: f64,
@@ -45,16 +48,44 @@ impl HostView {
     /// Asks one host.
     pub(crate) async fn of(origin: &str) -> Result<Self, Failure> {
         let client = HostClient::new(origin)?.answering_within(QUOTE_TIMEOUT);
-        let info = client.info().await?;
-        let version = match &info.host {
-            Some(host) => host.version.clone(),
-            None => client.version().await?.version,
+        let view = match client.host_v2().await? {
+            Some(about) => Self::of_v2(client, about),
+            None => {
+                let info = client.info().await?;
+                let version = match &info.host {
+                    Some(host) => host.version.clone(),
+                    // Not worth more than to be left out.
+                    None => client.version().await.map_or("-".into(), |it| it.version),
+                };
+                Self::of_v1(client, info, &version)
+            }
         };
-        Self::from_info(client, info, &version)
-            .ok_or_else(|| Failure::new(REFUSED, "its price is not a number"))
+        view.ok_or_else(|| Failure::new(REFUSED, "its price is not a number"))
     }
 
-    fn from_info(client: HostClient, info: Info, version: &str) -> Option<Self> {
+    fn of_v2(client: HostClient, about: HostReply) -> Option<Self> {
+        Some(Self {
+            client,
+            has_v2: true,
+            asset: readable(about.asset),
+            rate: about.price.per_month.parse().ok()?,
+            max_secs: Some(about.duration.max_seconds),
+            accepts_uploads: about.capacity.accepting_uploads,
+            load: about.load_1m_per_core,
+            free_memory_bytes: about.capacity.free_memory_bytes,
+            running_pods: Some(about.capacity.running_pods),
+            peers: about.peers,
+            uptime_secs: about.uptime_seconds,
+            version: one_line(&about.version),
+            isolation: Some((
+                one_line(&about.isolation.kind),
+                one_line(&about.isolation.reason),
+            )),
+            uri: one_line(&about.uri),
+        })
+    }
+
+    fn of_v1(client: HostClient, info: Info, version: &str) -> Option<Self> {
         let rate = MonthlyRate::from_json(&Value::Number(info.cost_per_month))?;
         let (asset, isolation) = match info.host {
             Some(host) => (
@@ -71,11 +102,10 @@ impl HostView {
         };
         Some(Self {
             client,
-            asset: AssetInfo {
-                code: one_line(&asset.code),
-                scale: asset.scale,
-            },
+            has_v2: false,
+            asset: readable(asset),
             rate,
+            max_secs: None,
             accepts_uploads: info.accepting_uploads && !info.full_mem,
             load: info.avg_load,
             free_memory_bytes: info.server_free_memory,
@@ -119,6 +149,13 @@ impl HostView {
 
     pub(crate) fn isolation_kind(&self) -> &str {
         self.isolation.as_ref().map_or("-", |(kind, _)| kind)
+    }
+}
+
+fn readable(asset: AssetInfo) -> AssetInfo {
+    AssetInfo {
+        code: one_line(&asset.code),
+        scale: asset.scale,
     }
 }
 

@@ -7,6 +7,7 @@ use std::{
 };
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use codius_client::Signer;
 
 use crate::{
     failure::{Failure, USAGE},
@@ -41,6 +42,11 @@ impl Key {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Self::make(&path),
             Err(error) => Err(unreadable(&path, &error)),
         }
+    }
+
+    /// What signs requests.
+    pub(crate) fn signer(&self) -> Signer {
+        Signer::new(codius_client::Key::from_seed(self.0))
     }
 
     pub(crate) fn seed(&self) -> &[u8; SEED_BYTES] {

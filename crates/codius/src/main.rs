@@ -45,6 +45,7 @@ mod report;
 mod standing;
 mod state_file;
 mod status;
+mod stop;
 mod table;
 mod tail;
 mod upload;

@@ -6,15 +6,14 @@
 
 use std::time::Duration;
 
-use codius_api::{AssetInfo, QuoteReply, Units};
+use codius_api::{AssetInfo, QuoteReply, v2::HostReply};
 use codius_client::{ClientError, HostClient, Wallet};
-use codius_manifest::ManifestHash;
 use futures_util::{StreamExt, stream};
 use serde_json::Value;
 
 use crate::{
     amount,
-    ceiling::Ceiling,
+    choice::Wish,
     failure::{Failure, NOT_PAID, REFUSED},
     monthly_rate::MonthlyRate,
 };
@@ -41,6 +40,8 @@ pub(crate) struct Look {
     pub(crate) load: f64,
     /// What holds pods back, if it says so.
     pub(crate) isolation: Option<String>,
+    /// It has version 2 of the API.
+    pub(crate) has_v2: bool,
 }
 
 /// A host that has said what the program costs there.
@@ -53,6 +54,8 @@ pub(crate) struct Offer {
     pub(crate) limit: u64,
     /// The wallet for this host.
     pub(crate) purse: Wallet,
+    /// The program runs there already, as far as the host says: paying makes it longer.
+    pub(crate) runs: bool,
 }
 
 /// A host that was not taken, and why.
@@ -66,6 +69,34 @@ impl Look {
     /// Asks one host what it is.
     pub(crate) async fn at(origin: &str, duration_secs: u64) -> Result<Self, Failure> {
         let host = HostClient::new(origin)?.answering_within(QUOTE_TIMEOUT);
+        match host.host_v2().await? {
+            Some(about) => Self::of_v2(host, about, duration_secs),
+            None => Self::of_v1(host, duration_secs).await,
+        }
+    }
+
+    fn of_v2(host: HostClient, about: HostReply, duration_secs: u64) -> Result<Self, Failure> {
+        let rate: Option<MonthlyRate> = about.price.per_month.parse().ok();
+        let price = rate.and_then(|rate| rate.price(duration_secs, about.asset.scale));
+        let most = about.duration.max_seconds;
+        if duration_secs > most {
+            return Err(
+                Failure::new(REFUSED, format!("it sells at most {most} s at once"))
+                    .note("Next: buy less with -d; codius extend buys more later."),
+            );
+        }
+        Ok(Self {
+            price: price.ok_or_else(no_price)?,
+            accepts: about.capacity.accepting_uploads,
+            load: about.load_1m_per_core,
+            host,
+            asset: about.asset,
+            isolation: Some(about.isolation.kind),
+            has_v2: true,
+        })
+    }
+
+    async fn of_v1(host: HostClient, duration_secs: u64) -> Result<Self, Failure> {
         let info = host.info().await?;
         let rate = MonthlyRate::from_json(&Value::Number(info.cost_per_month));
         let (asset, isolation) = match info.host {
@@ -80,12 +111,13 @@ impl Look {
         };
         let price = rate.and_then(|rate| rate.price(duration_secs, asset.scale));
         Ok(Self {
-            price: price.ok_or_else(|| Failure::new(REFUSED, "its price is not a number"))?,
+            price: price.ok_or_else(no_price)?,
             accepts: info.accepting_uploads && !info.full_mem,
             load: info.avg_load,
             host,
             asset,
             isolation,
+            has_v2: false,
         })
     }
 
@@ -132,49 +164,63 @@ impl Look {
     }
 
     /// Asks for the price of the program, after all that is known without asking.
-    pub(crate) async fn quote(
-        mut self,
-        document: &str,
-        hash: &ManifestHash,
-        duration_secs: u64,
-        ceiling: &Ceiling,
-        wallet: &Wallet,
-    ) -> Result<Offer, Failure> {
-        if !self.accepts {
+    pub(crate) async fn quote(mut self, wish: &Wish<'_>) -> Result<Offer, Failure> {
+        let Wish {
+            duration_secs,
+            ceiling,
+            wallet,
+            ..
+        } = *wish;
+        self.same_asset(wallet)?;
+        ceiling.at(&self.asset, duration_secs)?;
+        let (hash, price, runs) = if self.has_v2 {
+            let reply = self.host.quote_v2(&wish.document, duration_secs).await?;
+            if reply.asset != self.asset {
+                return Err(Failure::new(REFUSED, "it has changed its asset meanwhile"));
+            }
+            (reply.manifest_hash, reply.price.0, reply.runs)
+        } else {
+            let reply = self.quote_v1(wish).await?;
+            (reply.manifest_hash, reply.price.0, false)
+        };
+        if !self.accepts && !runs {
             return Err(Failure::new(REFUSED, "it takes no uploads now")
                 .note("Next: try again later, or take another host."));
         }
-        self.same_asset(wallet)?;
-        ceiling.at(&self.asset, duration_secs)?;
-        let QuoteReply {
-            manifest_hash,
-            price: Units(price),
-        } = match self.host.quote(document, duration_secs).await {
+        if hash != wish.hash {
+            return Err(
+                Failure::new(REFUSED, format!("it has computed another hash, {hash}"))
+                    .note("Next: take another host; this one would run something else."),
+            );
+        }
+        let most = ceiling.allows(price, &self.asset, duration_secs)?;
+        let offer = self.offer(price, most, wallet)?;
+        Ok(Offer { runs, ..offer })
+    }
+
+    async fn quote_v1(&mut self, wish: &Wish<'_>) -> Result<QuoteReply, Failure> {
+        let text = wish.document.to_string();
+        Ok(match self.host.quote(&text, wish.duration_secs).await {
             Err(ClientError::Refused { body, .. })
                 if matches!(body.status_code, 400 | 402) && body.message.contains("Pay") =>
             {
                 // Only a host of the first generation wants to be paid nothing for a quote.
                 let answer = self
                     .host
-                    .quote_by_payment(document, duration_secs, &wallet.purse(self.asset.scale))
+                    .quote_by_payment(
+                        &text,
+                        wish.duration_secs,
+                        &wish.wallet.purse(self.asset.scale),
+                    )
                     .await?;
                 if let Some(asset) = answer.asset {
                     self.asset = asset;
-                    self.same_asset(wallet)?;
+                    self.same_asset(wish.wallet)?;
                 }
                 answer.reply
             }
             other => other?,
-        };
-        if manifest_hash != *hash {
-            return Err(Failure::new(
-                REFUSED,
-                format!("it has computed another hash, {manifest_hash}"),
-            )
-            .note("Next: take another host; this one would run something else."));
-        }
-        let most = ceiling.allows(price, &self.asset, duration_secs)?;
-        self.offer(price, most, wallet)
+        })
     }
 
     /// An offer at a price that is within `most`.
@@ -202,6 +248,7 @@ impl Look {
             price,
             limit,
             purse,
+            runs: false,
         })
     }
 
@@ -221,6 +268,10 @@ impl Look {
     }
 }
 
+fn no_price() -> Failure {
+    Failure::new(REFUSED, "its price is not a number")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -237,6 +288,7 @@ mod tests {
             accepts: true,
             load,
             isolation: None,
+            has_v2: true,
         }
     }
 

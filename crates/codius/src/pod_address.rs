@@ -1,11 +1,14 @@
 //! How people name a program that runs: its hash with `--host`, `HASH.host`, or its URL.
 
+use std::path::Path;
+
 use codius_manifest::ManifestHash;
 
 use crate::{
     candidates,
     failure::{Failure, USAGE},
     pods,
+    state_file::StateFile,
 };
 
 /// A program, and the hosts that run it.
@@ -57,6 +60,26 @@ impl PodAddress {
             }
         }
         Self::new(text, said)
+    }
+
+    /// The program that was named, or without a name that of the state file.
+    pub(crate) fn named_or_saved(
+        text: Option<&str>,
+        said: &[String],
+        state_file: &Path,
+    ) -> Result<Self, Failure> {
+        if let Some(text) = text {
+            return Self::known(text, said);
+        }
+        let state = StateFile::open(state_file)?;
+        let hosts = match said {
+            [] => state.hosts(),
+            said => said.to_vec(),
+        };
+        Ok(Self {
+            hash: state.hash(),
+            hosts: candidates::origins(&hosts)?,
+        })
     }
 
     /// Where there can only be one host.

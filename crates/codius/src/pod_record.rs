@@ -73,7 +73,6 @@ pub(crate) fn bought(pod: Pod) {
 }
 
 /// Notes that a program has ended at a host.
-#[expect(dead_code, reason = "for `codius stop`, which is not there yet")]
 pub(crate) fn ended(hash: &ManifestHash, host: &str) {
     told(change(|pods| {
         let Some(mut pod) = take(pods, hash) else {

@@ -114,7 +114,6 @@ fn in_words(shown: &[(&Pod, &Standing)]) -> Table {
 
 fn in_json(pod: &Pod, standing: &Standing) -> Value {
     let mut whole = standing.in_json();
-    whole["manifest_hash"] = json!(pod.manifest_hash);
     whole["name"] = json!(pod.name);
     whole["version"] = json!(pod.version);
     whole

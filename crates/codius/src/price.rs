@@ -64,7 +64,7 @@ pub(crate) async fn price(arguments: PriceArguments) -> Result<(), Failure> {
     let origins = arguments.hosts.all().await?;
     let (views, mut left_out) = HostView::of_all(&origins).await;
     let answers: Vec<_> = stream::iter(views)
-        .map(|view| ask(view, program.as_deref(), duration_secs))
+        .map(|view| ask(view, program.as_ref(), duration_secs))
         .buffer_unordered(ASKED_AT_ONCE)
         .collect()
         .await;
@@ -98,7 +98,7 @@ pub(crate) async fn price(arguments: PriceArguments) -> Result<(), Failure> {
 }
 
 /// What is posted to be quoted, if there is a program here.
-fn program(arguments: &PriceArguments) -> Result<Option<String>, Failure> {
+fn program(arguments: &PriceArguments) -> Result<Option<Value>, Failure> {
     let project = Project {
         codius_file: arguments.codius_file.clone(),
         vars_file: arguments.codius_vars_file.clone(),
@@ -109,11 +109,16 @@ fn program(arguments: &PriceArguments) -> Result<Option<String>, Failure> {
     }
     // Nothing is uploaded, so that no key is needed: the nonces decide about the hash alone.
     let generated = project.generate(&Nonces::Random)?;
-    let public = json!({ "manifest": generated.manifest(), "private": {} });
-    Ok(Some(public.to_string()))
+    Ok(Some(
+        json!({ "manifest": generated.manifest(), "private": {} }),
+    ))
 }
 
-async fn ask(view: HostView, program: Option<&str>, duration_secs: u64) -> Result<Asked, LeftOut> {
+async fn ask(
+    view: HostView,
+    program: Option<&Value>,
+    duration_secs: u64,
+) -> Result<Asked, LeftOut> {
     let (price, basis) = match quoted(&view, program, duration_secs).await {
         Ok(Some(price)) => (Some(price), Basis::Quote),
         Ok(None) => {
@@ -138,27 +143,33 @@ async fn ask(view: HostView, program: Option<&str>, duration_secs: u64) -> Resul
 /// private variables.
 async fn quoted(
     view: &HostView,
-    program: Option<&str>,
+    program: Option<&Value>,
     duration_secs: u64,
 ) -> Result<Option<u64>, Failure> {
+    if let Some(most) = view.max_secs.filter(|most| duration_secs > *most) {
+        return Err(Failure::new(
+            REFUSED,
+            format!("it sells at most {most} s at once"),
+        ));
+    }
     let Some(program) = program else {
         return Ok(None);
     };
-    match view.client.quote(program, duration_secs).await {
-        Ok(reply) => {
-            let Units(price) = reply.price;
-            Ok(Some(price))
-        }
-        Err(ClientError::Refused { body, .. }) => match body.status_code {
+    let answer = if view.has_v2 {
+        let quote = view.client.quote_v2(program, duration_secs).await;
+        quote.map(|reply| reply.price)
+    } else {
+        let quote = view.client.quote(&program.to_string(), duration_secs).await;
+        quote.map(|reply| reply.price)
+    };
+    match answer {
+        Ok(Units(price)) => Ok(Some(price)),
+        Err(ClientError::Refused { body, paid }) => match body.status_code {
             // Of the first generation: it quotes those only who show that they can pay.
             400 | 402 if body.message.contains("Pay") => Ok(None),
             422 if body.message.contains("private") => Ok(None),
             500 => Ok(None),
-            _ => Err(ClientError::Refused {
-                body,
-                paid: codius_client::Receipt::default(),
-            }
-            .into()),
+            _ => Err(ClientError::Refused { body, paid }.into()),
         },
         Err(error) => Err(error.into()),
     }

@@ -61,15 +61,6 @@ impl Project {
             .map_err(|errors| not_valid(&self.codius_file, &errors))
     }
 
-    /// Whether private variables are in it, for which a key is needed.
-    pub(crate) fn has_private_variables(&self) -> bool {
-        let file = self.vars_file.as_deref().unwrap_or(Path::new(VARS_FILE));
-        parse(file).is_ok_and(|vars| {
-            let private = vars["vars"]["private"].as_object();
-            private.is_some_and(|private| !private.is_empty())
-        })
-    }
-
     /// Without any file in the usual places the original offers an example, and with `-y` writes it.
     pub(crate) async fn offer_example(&self, assume_yes: bool) -> Result<(), Failure> {
         let usual = self.codius_file == Path::new(CODIUS_FILE)
@@ -170,7 +161,6 @@ mod tests {
             project.generate(&Nonces::Random).unwrap().hash(),
             project.generate(&Nonces::Random).unwrap().hash()
         );
-        assert!(project.has_private_variables());
     }
 
     #[test]

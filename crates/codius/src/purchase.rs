@@ -10,7 +10,7 @@
 
 use std::{cell::RefCell, collections::VecDeque, time::Duration};
 
-use codius_api::{AssetInfo, LeaseEvent, PodReply};
+use codius_api::{AssetInfo, LeaseEvent, PodReply, UnixMillis, v2::LeaseReply};
 use codius_client::{ClientError, HostClient, PaidAnswer, Receipt, Wallet};
 use codius_manifest::ManifestHash;
 use futures_util::{StreamExt, stream::FuturesUnordered};
@@ -39,9 +39,39 @@ pub(crate) enum Order {
 #[derive(Debug)]
 pub(crate) struct Placed {
     pub(crate) host: String,
-    pub(crate) reply: PodReply,
+    pub(crate) run: Run,
     pub(crate) receipt: Receipt,
     pub(crate) phases: Vec<LeaseEvent>,
+}
+
+/// What was bought.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Run {
+    pub(crate) hash: ManifestHash,
+    /// `None` if the program has no port.
+    pub(crate) url: Option<String>,
+    pub(crate) expiry: UnixMillis,
+}
+
+impl From<PodReply> for Run {
+    fn from(reply: PodReply) -> Self {
+        Self {
+            hash: reply.manifest_hash,
+            url: Some(reply.url),
+            expiry: reply.expiry,
+        }
+    }
+}
+
+impl From<LeaseReply> for Run {
+    fn from(reply: LeaseReply) -> Self {
+        Self {
+            hash: reply.manifest_hash,
+            url: reply.url,
+            // What has ended since runs no longer than it has begun.
+            expiry: reply.expires_at.unwrap_or(reply.created_at),
+        }
+    }
 }
 
 /// A host at which the order failed.
@@ -173,22 +203,17 @@ impl Buyer<'_> {
             .retain(|(host, _)| *host != name);
         let phases = display.end();
         match outcome {
-            Ok(PaidAnswer { reply, receipt, .. }) if reply.manifest_hash == self.wish.hash => {
-                Ok(Placed {
-                    host: name,
-                    reply,
-                    receipt,
-                    phases,
-                })
-            }
-            Ok(PaidAnswer { reply, receipt, .. }) => Err(Failed {
+            Ok((run, receipt)) if run.hash == self.wish.hash => Ok(Placed {
+                host: name,
+                run,
+                receipt,
+                phases,
+            }),
+            Ok((run, receipt)) => Err(Failed {
                 host: name,
                 failure: Failure::new(
                     crate::failure::REFUSED,
-                    format!(
-                        "it says that it runs another program, {}",
-                        reply.manifest_hash
-                    ),
+                    format!("it says that it runs another program, {}", run.hash),
                 ),
                 receipt,
             }),
@@ -213,24 +238,28 @@ impl Buyer<'_> {
         offer: &Offer,
         host: &HostClient,
         display: &mut Display,
-    ) -> Result<PaidAnswer<PodReply>, ClientError> {
+    ) -> Result<(Run, Receipt), ClientError> {
         let Wish {
             document,
             hash,
             duration_secs,
+            signer,
             ..
         } = self.wish;
+        let (secs, purse, limit) = (*duration_secs, &offer.purse, offer.limit);
         let buying = async {
-            match self.order {
-                Order::Upload => {
-                    host.upload(document, *duration_secs, &offer.purse, offer.limit)
-                        .await
-                }
-                Order::Extend => {
-                    host.extend(hash, *duration_secs, &offer.purse, offer.limit)
-                        .await
-                }
-            }
+            Ok(match (self.order, offer.look.has_v2) {
+                (Order::Upload, true) => taken(
+                    host.create_lease(document, secs, signer, purse, limit)
+                        .await?,
+                ),
+                (Order::Upload, false) => taken(
+                    host.upload(&document.to_string(), secs, purse, limit)
+                        .await?,
+                ),
+                (Order::Extend, true) => taken(host.extend_lease(hash, secs, purse, limit).await?),
+                (Order::Extend, false) => taken(host.extend(hash, secs, purse, limit).await?),
+            })
         };
         let watching = watch(host, hash, display);
         tokio::pin!(buying, watching);
@@ -240,6 +269,10 @@ impl Buyer<'_> {
             () = &mut watching => buying.await,
         }
     }
+}
+
+fn taken<T: Into<Run>>(answer: PaidAnswer<T>) -> (Run, Receipt) {
+    (answer.reply.into(), answer.receipt)
 }
 
 /// What a wallet counts in, as the API has it.

@@ -9,6 +9,7 @@ use std::{
     io::{IsTerminal, Write, stdout},
 };
 
+use codius_api::UnixMillis;
 use codius_client::LogResponse;
 use serde_json::json;
 
@@ -21,6 +22,8 @@ const PING: &[u8] = b"ping";
 /// One line of output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LogLine {
+    /// When the host received it, if it says so.
+    pub(crate) at: Option<UnixMillis>,
     /// Without the underscore in front.
     pub(crate) container: String,
     /// `stdout` or `stderr`.
@@ -38,11 +41,13 @@ impl LogLine {
         let mut words = line.splitn(3, ' ');
         let parsed = match (words.next(), words.next(), words.next()) {
             (Some(container), Some(stream @ ("stdout" | "stderr")), text) => Self {
+                at: None,
                 container: container.strip_prefix('_').unwrap_or(container).to_owned(),
                 stream: stream.to_owned(),
                 text: text.unwrap_or_default().to_owned(),
             },
             _ => Self {
+                at: None,
                 container: String::new(),
                 stream: String::new(),
                 text: line.into_owned(),
@@ -122,13 +127,14 @@ impl Printer {
 
     fn render(&self, line: &LogLine) -> String {
         let LogLine {
+            at,
             container,
             stream,
             text,
         } = line;
         if self.json {
             let line = json!({
-                "host": self.host, "container": container, "stream": stream, "text": text
+                "host": self.host, "at": at, "container": container, "stream": stream, "text": text
             });
             return line.to_string();
         }
@@ -206,6 +212,7 @@ mod tests {
 
     fn line(container: &str, stream: &str, text: &str) -> LogLine {
         LogLine {
+            at: None,
             container: container.into(),
             stream: stream.into(),
             text: text.into(),
@@ -243,7 +250,7 @@ mod tests {
         assert_eq!(shown.render(&evil), "host.example web a[2Jb");
         assert_eq!(
             Printer::json("https://host.example").render(&evil),
-            r#"{"host":"https://host.example","container":"web","stream":"stdout","text":"a\u001b[2Jb"}"#
+            r#"{"host":"https://host.example","at":null,"container":"web","stream":"stdout","text":"a\u001b[2Jb"}"#
         );
         assert_eq!(
             Printer::plain().render(&line("web", "stderr", "x")),

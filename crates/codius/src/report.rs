@@ -17,12 +17,15 @@ pub(crate) fn in_words(purchases: &Purchases, wallet: &Wallet) {
     let own = own_asset(wallet);
     let several = purchases.placed.len() > 1;
     for placed in &purchases.placed {
-        println!("{}", placed.reply.url);
+        match &placed.run.url {
+            Some(url) => println!("{url}"),
+            None => println!("running"),
+        }
         if several {
             println!("  host        {}", placed.host);
         }
-        println!("  hash        {}", placed.reply.manifest_hash);
-        println!("  runs until  {}", placed.reply.expiry);
+        println!("  hash        {}", placed.run.hash);
+        println!("  runs until  {}", placed.run.expiry);
         println!("  paid        {}", amount::format(net(placed), &own));
     }
     if several {
@@ -79,9 +82,9 @@ pub(crate) fn net(placed: &Placed) -> u64 {
 
 fn placed(one: &Placed, own: &AssetInfo) -> Value {
     json!({
-        "manifestHash": one.reply.manifest_hash,
-        "url": one.reply.url,
-        "expiry": one.reply.expiry,
+        "manifestHash": one.run.hash,
+        "url": one.run.url,
+        "expiry": one.run.expiry,
         "host": one.host,
         "paid": one.receipt.paid.to_string(),
         "refunded": one.receipt.refunded.to_string(),

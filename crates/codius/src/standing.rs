@@ -23,6 +23,9 @@ pub(crate) struct Standing {
     /// Where visitors reach it.
     pub(crate) url: Option<String>,
     pub(crate) expires_at: Option<UnixMillis>,
+    pub(crate) created_at: Option<UnixMillis>,
+    /// The key that may stop it.
+    pub(crate) owner: Option<String>,
     /// What is left of its money, and what it costs; a host of the first generation does not tell.
     pub(crate) money: Option<Money>,
     /// The public part.
@@ -62,13 +65,6 @@ impl State {
             Self::Ended(_) => "ended",
             Self::NotThere => "not there",
             Self::Unknown(_) => "unknown",
-        }
-    }
-
-    pub(crate) fn is_alive(&self) -> bool {
-        match self {
-            Self::Starting | Self::Running | Self::Paused => true,
-            Self::Ended(_) | Self::NotThere | Self::Unknown(_) => false,
         }
     }
 }
@@ -118,6 +114,8 @@ impl Standing {
             state,
             url: lease.url.map(|url| one_line(&url)),
             expires_at: lease.expires_at,
+            created_at: Some(lease.created_at),
+            owner: lease.owner.map(|owner| one_line(&owner)),
             money: Some(Money {
                 balance: lease.balance.0,
                 price_per_second: one_line(&lease.price_per_second),
@@ -138,6 +136,8 @@ impl Standing {
                 state: State::Running,
                 url: Some(one_line(&pod.url)),
                 expires_at: Some(pod.expiry),
+                created_at: None,
+                owner: None,
                 money: None,
                 manifest: Some(pod.manifest),
             }),
@@ -155,6 +155,8 @@ impl Standing {
             state,
             url: None,
             expires_at: None,
+            created_at: None,
+            owner: None,
             money: None,
             manifest: None,
         }
@@ -184,15 +186,18 @@ impl Standing {
     pub(crate) fn in_json(&self) -> Value {
         let money = self.money.as_ref();
         json!({
+            "manifestHash": self.hash,
             "host": self.host,
             "state": self.state.name().replace(' ', "_"),
             "message": self.remark(),
             "url": self.url,
-            "expires_at": self.expires_at,
+            "expiry": self.expires_at,
+            "created_at": self.created_at,
             "balance": money.map(|money| money.balance.to_string()),
             "price_per_second": money.map(|money| &money.price_per_second),
             "per_month_display": money.and_then(Money::per_month),
             "asset": money.map(|money| &money.asset),
+            "owner": self.owner,
         })
     }
 }

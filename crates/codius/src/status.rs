@@ -1,6 +1,5 @@
 //! `codius status`: where a program is, until when, and what it costs.
 
-use codius_manifest::ManifestHash;
 use serde_json::{Value, json};
 
 use crate::{
@@ -15,26 +14,26 @@ pub(crate) async fn status(arguments: PodArguments) -> Result<(), Failure> {
     let programs = hosts.into_iter().map(|host| (hash, host)).collect();
     let standings = Standing::of_all(programs).await;
     if arguments.json {
-        println!("{:#}", in_json(&hash, &standings));
+        println!("{:#}", in_json(&standings));
     } else {
-        for standing in standings.iter().filter(|one| one.state.is_alive()) {
+        for standing in &standings {
             print!("{}", in_words(standing));
         }
     }
     outcome(standings)
 }
 
-/// It runs somewhere, or the first reason why not.
+/// A host knows about it, if only that it has ended; else the first reason why not.
 fn outcome(standings: Vec<Standing>) -> Result<(), Failure> {
     let several = standings.len() > 1;
-    let alive = standings.iter().any(|one| one.state.is_alive());
-    let mut first = None;
+    let (mut known, mut first) = (false, None);
     for standing in standings {
         let failure = match standing.state {
-            State::Starting | State::Running | State::Paused => continue,
+            State::Starting | State::Running | State::Paused | State::Ended(_) => {
+                known = true;
+                continue;
+            }
             State::Unknown(failure) => failure,
-            State::Ended(reason) => Failure::new(REFUSED, format!("it has ended ({reason})"))
-                .note("Next: codius upload runs it again; what is owed to it is used."),
             State::NotThere => Failure::new(REFUSED, "it does not run there")
                 .note("Next: check hash and host; codius pods shows what you have running."),
         };
@@ -43,16 +42,26 @@ fn outcome(standings: Vec<Standing>) -> Result<(), Failure> {
         } else {
             failure
         };
-        if alive {
-            eprintln!("codius: {}", one_line(failure.message()));
-        } else if first.is_none() {
+        if first.is_none() {
             first = Some(failure);
+        } else {
+            eprintln!("codius: {}", one_line(failure.message()));
         }
     }
-    first.map_or(Ok(()), Err)
+    match first {
+        Some(failure) if known => {
+            eprintln!("codius: {}", one_line(failure.message()));
+            Ok(())
+        }
+        Some(failure) => Err(failure),
+        None => Ok(()),
+    }
 }
 
 fn in_words(standing: &Standing) -> String {
+    if matches!(standing.state, State::Unknown(_) | State::NotThere) {
+        return String::new();
+    }
     let manifest = standing.manifest.as_ref().unwrap_or(&Value::Null);
     let text = |value: &Value| one_line(value.as_str().unwrap_or_default());
     let mut lines = vec![
@@ -60,17 +69,25 @@ fn in_words(standing: &Standing) -> String {
         ("host", standing.host.clone()),
         ("state", standing.state.name().to_owned()),
     ];
+    if let Some(reason) = standing.remark() {
+        lines.push(("reason", reason));
+    }
     if let Some(until) = standing.until() {
         lines.push(("runs until", until));
     }
     if let Some(money) = &standing.money {
-        lines.push(("left", money.left()));
+        lines.push(("balance", money.left()));
         if let Some(per_month) = money.per_month() {
             lines.push(("costs", format!("{per_month} a month")));
         }
     }
+    if let Some(owner) = &standing.owner {
+        lines.push(("owner", owner.clone()));
+    }
     let name = format!("{} {}", text(&manifest["name"]), text(&manifest["version"]));
-    lines.push(("name", name.trim().to_owned()));
+    if manifest.is_object() {
+        lines.push(("name", name.trim().to_owned()));
+    }
     for container in manifest["containers"].as_array().into_iter().flatten() {
         let container = format!("{} ({})", text(&container["id"]), text(&container["image"]));
         lines.push(("container", container));
@@ -82,11 +99,11 @@ fn in_words(standing: &Standing) -> String {
     whole
 }
 
-fn in_json(hash: &ManifestHash, standings: &[Standing]) -> Value {
-    let manifest = standings.iter().find_map(|one| one.manifest.as_ref());
-    json!({
-        "manifest_hash": hash,
-        "manifest": manifest,
-        "pods": standings.iter().map(Standing::in_json).collect::<Vec<_>>(),
-    })
+/// The members of the first host stand at the top as well.
+fn in_json(standings: &[Standing]) -> Value {
+    let hosts: Vec<_> = standings.iter().map(Standing::in_json).collect();
+    let mut whole = hosts.first().cloned().unwrap_or_default();
+    whole["manifest"] = json!(standings.iter().find_map(|one| one.manifest.as_ref()));
+    whole["hosts"] = hosts.into();
+    whole
 }

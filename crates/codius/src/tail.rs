@@ -9,24 +9,14 @@ use crate::{
     failure::Failure,
     pod_address::PodAddress,
     raw_log::{Printer, copy},
-    state_file::StateFile,
 };
 
 pub(crate) async fn tail(arguments: TailArguments) -> Result<(), Failure> {
-    let PodAddress { hash, hosts } = match &arguments.manifest_hash {
-        Some(text) => PodAddress::new(text, &arguments.host)?,
-        None => {
-            let state = StateFile::open(&arguments.state.codius_state_file)?;
-            let hosts = match arguments.host.as_slice() {
-                [] => state.hosts(),
-                said => said.to_vec(),
-            };
-            PodAddress {
-                hash: state.hash(),
-                hosts: crate::candidates::origins(&hosts)?,
-            }
-        }
-    };
+    let PodAddress { hash, hosts } = PodAddress::named_or_saved(
+        arguments.manifest_hash.as_deref(),
+        &arguments.host,
+        &arguments.state.codius_state_file,
+    )?;
     follow(&hosts, &hash, arguments.json).await
 }
 

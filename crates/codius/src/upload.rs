@@ -28,7 +28,9 @@ pub(crate) async fn upload(arguments: UploadArguments) -> Result<(), Failure> {
     let state_path = &arguments.codius_state_file;
     StateFile::check_place(state_path, arguments.overwrite_codius_state)?;
     project.offer_example(payment.assume_yes).await?;
-    let generated = generate(&arguments, &project)?;
+    let key = Key::open(arguments.key.key_file.as_deref())?;
+    let signer = key.signer();
+    let generated = generate(&arguments, &project, key)?;
 
     let candidates = candidates(Said {
         hosts: &arguments.host,
@@ -40,11 +42,12 @@ pub(crate) async fn upload(arguments: UploadArguments) -> Result<(), Failure> {
     let ceiling = payment.ceiling(None);
     let wallet = payment.wallet().await?;
     let mut wish = Wish {
-        document: generated.to_json(),
+        document: generated.document().clone(),
         hash: generated.hash(),
         duration_secs: arguments.duration,
         ceiling: &ceiling,
         wallet: &wallet,
+        signer: &signer,
         timeout: payment.timeout(),
     };
     let mut choice = choose(&candidates, &wish).await?;
@@ -62,6 +65,9 @@ pub(crate) async fn upload(arguments: UploadArguments) -> Result<(), Failure> {
         arguments.duration,
         !choice.spare.is_empty(),
     );
+    if choice.chosen.iter().any(|offer| offer.runs) {
+        plan.warn("It runs there already: this adds time.");
+    }
     plan.warn("The manifest is public; private variables are not.");
     if arguments.debug {
         plan.warn("What the program writes will be public.");
@@ -119,11 +125,14 @@ pub(crate) async fn upload(arguments: UploadArguments) -> Result<(), Failure> {
     Ok(())
 }
 
-fn generate(arguments: &UploadArguments, project: &Project) -> Result<Generated, Failure> {
-    let nonces = if arguments.random_nonce || !project.has_private_variables() {
-        Nonces::Random
-    } else {
-        Nonces::Derived(Key::open(arguments.key.key_file.as_deref())?)
+fn generate(
+    arguments: &UploadArguments,
+    project: &Project,
+    key: Key,
+) -> Result<Generated, Failure> {
+    let nonces = match arguments.random_nonce {
+        true => Nonces::Random,
+        false => Nonces::Derived(key),
     };
     let mut generated = project.generate(&nonces)?;
     if arguments.debug {
@@ -153,7 +162,7 @@ async fn with_hosts(
             Failure::new(USAGE, "a container has HOSTS in its environment already")
                 .note("Next: remove it there, or leave --add-host-env out.")
         })?;
-        wish.document = posted.to_json();
+        wish.document = posted.document().clone();
         wish.hash = posted.hash();
         let looks: Vec<_> = choice
             .chosen
@@ -187,16 +196,26 @@ async fn with_hosts(
 
 /// Writes down what was bought, at once: what comes after may fail.
 pub(crate) fn remember(state: &mut StateFile, placed: &Placed, units: &str) {
+    let url = match &placed.run.url {
+        Some(url) => url.clone(),
+        // As version 1 answers for a program without a port.
+        None => {
+            placed
+                .host
+                .replacen("://", &format!("://{}.", placed.run.hash), 1)
+                + "/"
+        }
+    };
     state.record(&Bought {
         host: &placed.host,
-        url: &placed.reply.url,
-        expiry: placed.reply.expiry,
+        url: &url,
+        expiry: placed.run.expiry,
         paid: report::net(placed),
         units,
     });
     pod_record::bought(Pod::of(
         state.document(),
-        placed.reply.manifest_hash,
+        state.hash(),
         vec![placed.host.clone()],
     ));
     // The program runs and was paid; that the file is missing must not hide it.

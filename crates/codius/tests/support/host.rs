@@ -1,0 +1,335 @@
+//! Hosts as no real one is: each has a character, which is what it does to those who pay.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    body::Bytes,
+    extract::State,
+    http::{HeaderMap, Method, StatusCode, Uri},
+    response::{IntoResponse, Response},
+};
+use codius_manifest::Upload;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+use super::network::{Network, Till};
+
+/// What an honest host asks for 600 s at 10 XRP a month.
+pub(crate) const FAIR: u64 = 2_283_106;
+/// Far over every limit of these tests.
+pub(crate) const GREEDY: u64 = 1_000_000_000;
+
+/// What a host does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Character {
+    /// What it says.
+    Honest,
+    /// Quotes little and asks for much in its 402.
+    AsksMuch,
+    /// Quotes little, asks for nothing in particular, and takes all that it can get.
+    TakesAll,
+    /// Quotes nothing and asks for much.
+    QuotesNothing,
+    /// Takes the connection and never answers.
+    Silent,
+    /// Answers something that is not of this world.
+    Garbage,
+    /// Takes the money and fails.
+    TakesAndFails,
+    /// Takes the money, fails, and gives it back.
+    GivesBack,
+    /// Fails before it has taken anything.
+    FailsFirst,
+    /// Says that it runs something else.
+    RunsAnother,
+    /// Computes another hash.
+    Misnames,
+    /// Counts in another asset.
+    Foreign,
+    /// Has no room.
+    Full,
+    /// Publishes a low price and quotes a high one.
+    QuotesMuch,
+}
+
+pub(crate) struct Host {
+    pub(crate) url: String,
+    state: Arc<Behaviour>,
+}
+
+struct Behaviour {
+    character: Character,
+    /// Version of the API.
+    version: u8,
+    /// What a month costs, in whole XRP.
+    monthly: u64,
+    network: Arc<Network>,
+    tills: Mutex<HashMap<String, Till>>,
+    address: SocketAddr,
+    peers: Vec<String>,
+    quotes: AtomicUsize,
+    paid_requests: AtomicUsize,
+    last_document: Mutex<Option<Value>>,
+}
+
+impl Host {
+    pub(crate) async fn start(network: &Arc<Network>, character: Character, version: u8) -> Self {
+        Self::with(network, character, version, 10, Vec::new()).await
+    }
+
+    pub(crate) async fn with(
+        network: &Arc<Network>,
+        character: Character,
+        version: u8,
+        monthly: u64,
+        peers: Vec<String>,
+    ) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("it is bound");
+        let state = Arc::new(Behaviour {
+            character,
+            version,
+            monthly,
+            network: Arc::clone(network),
+            tills: Mutex::default(),
+            address,
+            peers,
+            quotes: AtomicUsize::new(0),
+            paid_requests: AtomicUsize::new(0),
+            last_document: Mutex::default(),
+        });
+        let router = Router::new()
+            .fallback(answer)
+            .with_state(Arc::clone(&state));
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        Self {
+            url: format!("http://{address}"),
+            state,
+        }
+    }
+
+    /// How often it was asked what the program costs: each time it has seen the program.
+    pub(crate) fn quotes(&self) -> usize {
+        self.state.quotes.load(Ordering::SeqCst)
+    }
+
+    /// How often it was asked to run the program.
+    pub(crate) fn paid_requests(&self) -> usize {
+        self.state.paid_requests.load(Ordering::SeqCst)
+    }
+
+    /// What was posted to it last.
+    pub(crate) fn last_document(&self) -> Value {
+        let last = self.state.last_document.lock().expect("nobody panics");
+        last.clone().unwrap_or_default()
+    }
+}
+
+async fn answer(
+    State(host): State<Arc<Behaviour>>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    match host.character {
+        Character::Silent => {
+            tokio::time::sleep(Duration::from_secs(3600)).await;
+            return StatusCode::OK.into_response();
+        }
+        Character::Garbage => {
+            return "<html>\u{1b}[2J{\"price\": -1, \"asset\": []}".into_response();
+        }
+        _ => {}
+    }
+    let v2 = host.version == 2;
+    match (method.as_str(), uri.path()) {
+        ("GET", "/api/v2/host") if v2 => host.about_v2(),
+        ("GET", "/info") if !v2 => host.about_v1(),
+        ("GET", "/peers") => reply(200, &json!({ "peers": host.peers })),
+        ("OPTIONS", "/pods") if !v2 => host.quote(&body),
+        ("POST", "/api/v2/quotes") if v2 => host.quote(&body),
+        ("POST", "/pods") if !v2 => host.order(&headers, &body).await,
+        ("POST", "/api/v2/leases") if v2 => host.order(&headers, &body).await,
+        _ => refuse(404, "Not Found"),
+    }
+}
+
+impl Behaviour {
+    fn asset(&self) -> Value {
+        let code = match self.character {
+            Character::Foreign => "USD",
+            _ => "XRP",
+        };
+        json!({ "code": code, "scale": 9 })
+    }
+
+    fn per_second(&self) -> String {
+        (self.monthly * 1_000_000_000 / 2_628_000).to_string()
+    }
+
+    fn has_room(&self) -> bool {
+        self.character != Character::Full
+    }
+
+    fn about_v2(&self) -> Response {
+        let about = json!({
+            "name": "Host of a test", "version": "0.0.0", "uri": format!("http://{}", self.address),
+            "asset": self.asset(),
+            "price": { "per_second": self.per_second(), "per_month": self.monthly.to_string() },
+            "duration": { "min_seconds": 1, "max_seconds": 2_678_400 },
+            "machines": [{ "name": "small", "vcpus": 1, "memory_mib": 512 }],
+            "isolation": { "kind": "tcg", "reason": "it is none" },
+            "capacity": { "accepting_uploads": self.has_room(), "free_memory_bytes": 0, "running_pods": 0 },
+            "load_1m_per_core": 0.5, "uptime_seconds": 1, "payment_pointer": "$host.example", "peers": 0
+        });
+        reply(200, &about)
+    }
+
+    fn about_v1(&self) -> Response {
+        let about = json!({
+            "fullMem": !self.has_room(), "acceptingUploads": self.has_room(), "serverFreeMemory": 0,
+            "serverUptime": 1, "serviceUptime": 1, "avgLoad": 0.5, "numPeers": 0,
+            "currency": self.asset()["code"], "costPerMonth": self.monthly,
+            "uri": format!("http://{}", self.address), "selfTestSuccess": true,
+            "isolation": "tcg", "asset": self.asset(), "version": "0.0.0",
+            "isolation_reason": "it is none", "price_per_second": self.per_second()
+        });
+        reply(200, &about)
+    }
+
+    fn quoted(&self) -> u64 {
+        let honest = FAIR * self.monthly / 10;
+        match self.character {
+            Character::QuotesNothing => 0,
+            Character::QuotesMuch => GREEDY,
+            _ => honest,
+        }
+    }
+
+    /// What it says that the hash is.
+    fn hash(&self, body: &[u8]) -> Option<String> {
+        if self.character == Character::Misnames {
+            return Some("a".repeat(52));
+        }
+        let mut document: Value = serde_json::from_slice(body).ok()?;
+        document.as_object_mut()?.remove("duration_seconds");
+        let text = document.to_string();
+        *self.last_document.lock().expect("nobody panics") = Some(document);
+        Some(Upload::parse(text.as_bytes()).ok()?.hash().to_string())
+    }
+
+    fn quote(&self, body: &[u8]) -> Response {
+        self.quotes.fetch_add(1, Ordering::SeqCst);
+        let Some(hash) = self.hash(body) else {
+            return refuse(422, "the manifest is not valid");
+        };
+        let price = self.quoted().to_string();
+        if self.version == 1 {
+            return reply(200, &json!({ "manifestHash": hash, "price": price }));
+        }
+        let quote = json!({
+            "manifest_hash": hash, "duration_seconds": 600, "price": price,
+            "price_per_second": self.per_second(), "asset": self.asset(), "runs": false
+        });
+        reply(200, &quote)
+    }
+
+    async fn order(&self, headers: &HeaderMap, body: &[u8]) -> Response {
+        let token = headers.get("pay-token").and_then(|it| it.to_str().ok());
+        let Some(token) = token.map(str::to_owned) else {
+            return refuse(400, "must supply `Pay-Token` header.");
+        };
+        let known = self
+            .tills
+            .lock()
+            .expect("nobody panics")
+            .get(&token)
+            .cloned();
+        let Some(till) = known else {
+            self.paid_requests.fetch_add(1, Ordering::SeqCst);
+            if self.character == Character::FailsFirst {
+                return refuse(503, "Memory usage exceeded. Send pod request later.");
+            }
+            return self.ask(token);
+        };
+        self.carry_out(&till, body).await
+    }
+
+    fn ask(&self, token: String) -> Response {
+        let (mut pay, till) = self.network.till();
+        match self.character {
+            Character::AsksMuch | Character::QuotesNothing => pay.push_str(&format!(" {GREEDY}")),
+            Character::TakesAll => {}
+            _ => pay.push_str(&format!(" {}", self.quoted())),
+        }
+        let greeted = till.clone();
+        tokio::spawn(async move { greeted.greet().await });
+        self.tills
+            .lock()
+            .expect("nobody panics")
+            .insert(token, till);
+        let mut response = refuse(402, "Payment Required");
+        let pay = pay.parse().expect("it is a field");
+        response.headers_mut().insert("pay", pay);
+        response
+    }
+
+    async fn carry_out(&self, till: &Till, body: &[u8]) -> Response {
+        let want = match self.character {
+            Character::TakesAll | Character::AsksMuch | Character::QuotesNothing => GREEDY,
+            _ => self.quoted(),
+        };
+        let came = till.take(want).await;
+        match self.character {
+            Character::TakesAndFails => return refuse(500, "An internal server error occurred"),
+            Character::GivesBack => {
+                till.give_back().await;
+                return refuse(500, "run pod failed");
+            }
+            _ if came < self.quoted() => {
+                return refuse(402, "Failed to get payment before timeout");
+            }
+            _ => {}
+        }
+        let hash = match self.character {
+            Character::RunsAnother => "a".repeat(52),
+            _ => self.hash(body).unwrap_or_default(),
+        };
+        let url = format!("http://{hash}.{}/", self.address);
+        let expiry = "2026-11-25T18:00:00.000Z";
+        if self.version == 1 {
+            return reply(
+                200,
+                &json!({ "url": url, "manifestHash": hash, "expiry": expiry }),
+            );
+        }
+        let lease = json!({
+            "manifest_hash": hash, "state": "running", "url": url, "manifest": {},
+            "created_at": "2026-11-25T17:50:00.000Z", "expires_at": expiry, "balance": "1",
+            "price_per_second": self.per_second(), "asset": self.asset(),
+            "ended": null
+        });
+        reply(200, &lease)
+    }
+}
+
+fn reply(status: u16, body: &Value) -> Response {
+    let status = StatusCode::from_u16(status).expect("a status");
+    let json = [("content-type", "application/json; charset=utf-8")];
+    (status, json, body.to_string()).into_response()
+}
+
+fn refuse(status: u16, message: &str) -> Response {
+    let body = json!({ "statusCode": status, "error": "Error", "message": message });
+    reply(status, &body)
+}
