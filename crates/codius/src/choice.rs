@@ -105,7 +105,7 @@ pub(crate) fn too_few(count: usize, of: usize, choice: Choice) -> Failure {
     if of == 1
         && let Some(only) = left_out.pop()
     {
-        return only.failure.note("Nothing was paid.");
+        return only.failure.first("Nothing was paid.");
     }
     let code = left_out.first().map_or(REFUSED, |one| one.failure.code());
     let failure = Failure::new(

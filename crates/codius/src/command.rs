@@ -309,7 +309,12 @@ impl PaymentArguments {
 #[derive(Debug, Args)]
 pub(crate) struct KeyArguments {
     /// The uploader's key, made at first use [default: codius/key in the configuration directory]
-    #[arg(long, value_name = "FILE", env = "CODIUS_KEY_FILE")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "CODIUS_KEY_FILE",
+        hide_env_values = true
+    )]
     pub(crate) key_file: Option<PathBuf>,
 }
 

@@ -33,6 +33,12 @@ impl Failure {
         self
     }
 
+    /// Something to know before all other notes.
+    pub(crate) fn first(mut self, note: impl Into<String>) -> Self {
+        self.notes.insert(0, note.into());
+        self
+    }
+
     /// Where it happened, in front of the sentence.
     pub(crate) fn at(mut self, place: &str) -> Self {
         self.message = format!("{place}: {}", self.message);
@@ -148,11 +154,17 @@ fn money(
     if paid > 0 && refunded >= paid {
         return format!("All of the {} that was paid came back.", ours(paid));
     }
+    let rest = match owed {
+        0 => "the host has not said what becomes of the rest".to_owned(),
+        owed => format!(
+            "{} is owed to the next upload of this manifest",
+            theirs(owed)
+        ),
+    };
     format!(
-        "Paid {}, of which {} came back; {} is owed to the next upload of this manifest.",
+        "Paid {}, of which {} came back; {rest}.",
         ours(paid),
-        ours(refunded),
-        theirs(owed)
+        ours(refunded)
     )
 }
 

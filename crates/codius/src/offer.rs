@@ -81,7 +81,7 @@ impl Look {
         let most = about.duration.max_seconds;
         if duration_secs > most {
             return Err(
-                Failure::new(REFUSED, format!("it sells at most {most} s at once"))
+                Failure::new(REFUSED, format!("the host sells at most {most} s at once"))
                     .note("Next: buy less with -d; codius extend buys more later."),
             );
         }
@@ -176,7 +176,10 @@ impl Look {
         let (hash, price, runs) = if self.has_v2 {
             let reply = self.host.quote_v2(&wish.document, duration_secs).await?;
             if reply.asset != self.asset {
-                return Err(Failure::new(REFUSED, "it has changed its asset meanwhile"));
+                return Err(Failure::new(
+                    REFUSED,
+                    "the host has changed its asset meanwhile",
+                ));
             }
             (reply.manifest_hash, reply.price.0, reply.runs)
         } else {
@@ -184,14 +187,15 @@ impl Look {
             (reply.manifest_hash, reply.price.0, false)
         };
         if !self.accepts && !runs {
-            return Err(Failure::new(REFUSED, "it takes no uploads now")
+            return Err(Failure::new(REFUSED, "the host takes no uploads now")
                 .note("Next: try again later, or take another host."));
         }
         if hash != wish.hash {
-            return Err(
-                Failure::new(REFUSED, format!("it has computed another hash, {hash}"))
-                    .note("Next: take another host; this one would run something else."),
-            );
+            return Err(Failure::new(
+                REFUSED,
+                format!("the host has computed another hash, {hash}"),
+            )
+            .note("Next: take another host; this one would run something else."));
         }
         let most = ceiling.allows(price, &self.asset, duration_secs)?;
         let offer = self.offer(price, most, wallet)?;
@@ -269,7 +273,7 @@ impl Look {
 }
 
 fn no_price() -> Failure {
-    Failure::new(REFUSED, "its price is not a number")
+    Failure::new(REFUSED, "the host's price is not a number")
 }
 
 #[cfg(test)]

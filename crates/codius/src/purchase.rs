@@ -213,7 +213,7 @@ impl Buyer<'_> {
                 host: name,
                 failure: Failure::new(
                     crate::failure::REFUSED,
-                    format!("it says that it runs another program, {}", run.hash),
+                    format!("the host says that it runs another program, {}", run.hash),
                 ),
                 receipt,
             }),

@@ -92,7 +92,7 @@ pub(crate) struct Told {
     pub(crate) out: String,
     pub(crate) err: String,
     /// Where this run's files are.
-    place: String,
+    pub(crate) place: String,
 }
 
 impl Told {
@@ -115,13 +115,16 @@ impl Told {
         let code = self
             .code
             .map_or("killed".to_owned(), |code| code.to_string());
-        let mut text = format!("{}{}[exit code {code}]", self.err, self.out);
-        text = text.replace(&self.place, "PLACE");
-        for (from, to) in names {
-            text = text.replace(from, to);
-        }
-        text
+        let text = format!("{}{}[exit code {code}]", self.err, self.out);
+        named(&text.replace(&self.place, "PLACE"), names)
     }
+}
+
+/// Text with names for what is different in each run.
+pub(crate) fn named(text: &str, names: &[(&str, &str)]) -> String {
+    names
+        .iter()
+        .fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
 }
 
 /// A program that needs no registry to be quoted.
