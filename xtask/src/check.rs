@@ -12,9 +12,11 @@ use crate::{
 /// Test programs that run JavaScript peers.
 const INTEROP: &[&str] = &[
     "differential",
+    "fetch",
     "interop",
     "javascript",
     "javascript_stream",
+    "original",
     "program",
     "spsp",
     "uplink",
@@ -62,7 +64,7 @@ pub(crate) fn test(yes: bool, filter: &[String]) -> Result<()> {
 /// The tests with the original programs and libraries from npm, alone. They are part of [`test`], too.
 pub(crate) fn interop(yes: bool) -> Result<()> {
     packages::require_root("testing with real peers")?;
-    packages::ensure(&[packages::HOST, packages::TEST], yes)?;
+    packages::ensure(&[packages::HOST, packages::TEST, packages::JAVASCRIPT], yes)?;
     let dir = guest::default_dir();
     guest::build(&dir, &guest::Options::default())?;
     guest::build_static(&dir, "codius-example-hello")?;

@@ -55,6 +55,8 @@ pub(crate) const JAVASCRIPT: &[Need] = &[
 pub(crate) const TEST: &[Need] = &[
     need("busybox", "busybox-static", "is what the test images hold"),
     need("unsquashfs", "squashfs-tools", "looks into block images"),
+    need("nginx", "nginx-light", "ends TLS in front of hosts"),
+    need("openssl", "openssl", "makes certificates for it"),
 ];
 
 /// Beyond that, comparing with others.

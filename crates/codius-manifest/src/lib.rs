@@ -42,4 +42,4 @@ pub use generated::validate_generated;
 pub use hash::{InvalidHash, ManifestHash};
 pub use manifest::{Container, MachineName, Manifest, Private, PrivateVar, Var};
 pub use pod_spec::{ContainerSpec, MAX_ENVIRONMENT_BYTES, MAX_ENVIRONMENT_STRING_BYTES, PodSpec};
-pub use upload::{MAX_CONTAINER_ID_BYTES, MAX_CONTAINERS, Upload, hash_posted};
+pub use upload::{MAX_CONTAINER_ID_BYTES, MAX_CONTAINERS, Upload, hash_posted, quoted};

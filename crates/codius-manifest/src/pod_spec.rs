@@ -67,10 +67,11 @@ impl fmt::Debug for ContainerSpec {
     }
 }
 
-/// The environment of every container with its variables put in, without what the host adds.
+/// The environment of every container with its variables put in, without what the host adds. If the
+/// private values are not told, they are empty.
 pub(crate) fn environments(
     manifest: &Manifest,
-    private: &Private,
+    private: Option<&Private>,
 ) -> Result<Vec<Vec<(String, String)>>, ManifestError> {
     let containers = manifest.containers().iter().enumerate();
     // Of the manifest's own text, every container gets a copy.
@@ -82,7 +83,7 @@ pub(crate) fn environments(
 
 fn environment(
     manifest: &Manifest,
-    private: &Private,
+    private: Option<&Private>,
     index: usize,
     container: &Container,
     manifest_bytes: usize,
@@ -124,7 +125,7 @@ fn environment(
 /// name. There is no escape and nothing is put into the middle of a text.
 fn interpolate<'a>(
     manifest: &'a Manifest,
-    private: &'a Private,
+    private: Option<&'a Private>,
     path: &str,
     written: &'a str,
 ) -> Result<&'a str, ManifestError> {
@@ -146,6 +147,9 @@ fn interpolate<'a>(
     match var {
         Var::Public { value } => Ok(value),
         Var::PrivateSha256 { hash } => {
+            let Some(private) = private else {
+                return Ok("");
+            };
             let Some(private_var) = private.var(name) else {
                 return Err(ManifestError::unprocessable(
                     path,

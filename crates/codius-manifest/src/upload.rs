@@ -41,23 +41,9 @@ impl Upload {
     /// In the order of the first host: JSON, then the schema with its conversions, then the
     /// variables; then what the first host did not look at and stumbled over later.
     pub fn parse(body: &[u8]) -> Result<Self, ManifestError> {
-        let mut value = parse_document(body)?;
-        let faults = schema::check(&mut value, &schema::HOST_UPLOAD, Conversion::Joi)?;
-        if !faults.is_empty() {
-            let details = faults
-                .into_iter()
-                .map(schema::Fault::into_host_error)
-                .collect();
-            return Err(ManifestError::Schema(details));
-        }
-        let private = value
-            .get("private")
-            .map(Private::from_checked)
-            .unwrap_or_default();
-        let mut manifest = Manifest::from_checked(value["manifest"].take());
-        let environments = pod_spec::environments(&manifest, &private)?;
-        check_containers(&manifest)?;
-        manifest.port = port(manifest.as_value())?;
+        let (mut manifest, private) = read(body)?;
+        let private = private.unwrap_or_default();
+        let environments = accept(&mut manifest, Some(&private))?;
         Ok(Self {
             manifest,
             private,
@@ -92,6 +78,42 @@ impl Upload {
         posted.insert("private".to_owned(), self.private.to_value());
         javascript::stringify(&Value::Object(posted))
     }
+}
+
+/// What a document is asked a price for (`OPTIONS /pods`), if the host with this public address would run
+/// it. Who extends a pod by its hash does not know its private values, so a document without `private`
+/// is taken for one that has the right ones. (The first host answered 500.)
+pub fn quoted(body: &[u8], host_uri: &str) -> Result<ManifestHash, ManifestError> {
+    let (mut manifest, private) = read(body)?;
+    let environments = accept(&mut manifest, private.as_ref())?;
+    pod_spec::build(&manifest, &environments, host_uri)?;
+    Ok(manifest.hash())
+}
+
+/// The parts of a document that has the shape of an upload.
+fn read(body: &[u8]) -> Result<(Manifest, Option<Private>), ManifestError> {
+    let mut value = parse_document(body)?;
+    let faults = schema::check(&mut value, &schema::HOST_UPLOAD, Conversion::Joi)?;
+    if !faults.is_empty() {
+        let details = faults
+            .into_iter()
+            .map(schema::Fault::into_host_error)
+            .collect();
+        return Err(ManifestError::Schema(details));
+    }
+    let private = value.get("private").map(Private::from_checked);
+    Ok((Manifest::from_checked(value["manifest"].take()), private))
+}
+
+/// Looks at what no schema can say, and puts the variables in.
+fn accept(
+    manifest: &mut Manifest,
+    private: Option<&Private>,
+) -> Result<Vec<Vec<(String, String)>>, ManifestError> {
+    let environments = pod_spec::environments(manifest, private)?;
+    check_containers(manifest)?;
+    manifest.port = port(manifest.as_value())?;
+    Ok(environments)
 }
 
 /// The hash that a host would give to a posted document; documents that a host would refuse are hashed

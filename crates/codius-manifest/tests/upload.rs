@@ -2,6 +2,7 @@
 
 use codius_manifest::{
     ErrorFamily, MAX_BODY_BYTES, MAX_ENVIRONMENT_STRING_BYTES, ManifestError, Upload, hash_posted,
+    quoted,
 };
 use serde_json::{Value, json};
 
@@ -519,6 +520,40 @@ fn variables_are_refused_with_the_words_of_the_original() {
         "private var does not match hash. var=$X encoding=private:sha256 public-hash=ab \
          hashed-value=95b3449d5b13a4e60e5c0218021354c447907d1762bb410ba8d776bfaa1a3faf"
     );
+}
+
+/// The first host answered 500 to a quote without `private`, which is what its own tool sends when it
+/// extends a pod by its hash.
+#[test]
+fn a_price_can_be_asked_without_private_values_but_not_with_wrong_ones() {
+    let private = |private: &str| {
+        let manifest = body(
+            r#","vars":{"X":{"value":"ab","encoding":"private:sha256"}}"#,
+            r#","environment":{"A":"$X"}"#,
+        );
+        manifest.replacen('{', &format!("{{{private}"), 1)
+    };
+    let quote = |body: &str| quoted(body.as_bytes(), "http://h");
+    let kept_back = private("");
+    assert_eq!(
+        quote(&kept_back).unwrap(),
+        hash_posted(kept_back.as_bytes()).unwrap()
+    );
+    for wrong in [
+        r#""private":{},"#,
+        r#""private":{"vars":{"X":{"nonce":"1","value":"2"}}},"#,
+    ] {
+        let told = refused(&private(wrong));
+        assert_eq!(quote(&private(wrong)).unwrap_err(), told);
+    }
+    unprocessable(&kept_back);
+    // All else is looked at.
+    for wrong in [
+        body(r#","port":"99999""#, ""),
+        body("", r#","environment":{"A":"$X"}"#),
+    ] {
+        assert_eq!(quote(&wrong).unwrap_err(), refused(&wrong));
+    }
 }
 
 #[test]

@@ -134,6 +134,24 @@ impl Background {
         Ok(())
     }
 
+    /// Waits until it has ended by itself, and gives whether it succeeded and what it has printed that
+    /// was not read yet.
+    pub fn output(mut self, patience: Duration) -> Result<(bool, String)> {
+        let deadline = Instant::now() + patience;
+        let mut text = String::new();
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.lines.recv_timeout(left) {
+                Ok(line) => text.extend([line.as_str(), "\n"]),
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => {
+                    bail!("{} does not end; it printed:\n{text}", self.name)
+                }
+            }
+        }
+        Ok((self.ended(END_POLL * 100)?.success(), text))
+    }
+
     /// Asks it to end, as an operator does, and waits until it has, successfully.
     pub fn terminate(self, patience: Duration) -> Result<()> {
         let asked = Command::new("kill")

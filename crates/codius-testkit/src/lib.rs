@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod background;
+pub mod front;
 pub mod image;
 pub mod layer;
 pub mod moneyd;
@@ -16,6 +17,7 @@ pub mod npm;
 pub mod registry;
 
 pub use background::{Background, Listen};
+pub use front::Front;
 pub use image::{BuiltImage, ImageBuilder, PushedImage, busybox, install_crypto};
 pub use layer::{Compression, Entry, Layer};
 pub use moneyd::Moneyd;

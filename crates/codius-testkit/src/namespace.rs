@@ -1,13 +1,16 @@
 //! A network of its own for a test: programs with fixed ports run beside each other.
 
 use std::{
-    fs,
-    path::Path,
+    fs::{self, File},
+    net::IpAddr,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::background::output_of;
 
@@ -15,6 +18,8 @@ const PACKAGE: &str = "iproute2";
 const PREFIX: &str = "codius-test-";
 /// Where `ip netns` keeps the names.
 const NAMES: &str = "/run/netns";
+/// Where `ip netns exec` looks for files that a network has in place of those in /etc.
+const FILES: &str = "/etc/netns";
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
@@ -42,11 +47,32 @@ impl NetworkNamespace {
         command.args(["netns", "exec", &self.name, program]);
         command
     }
+
+    /// Moves the calling thread in here, and whatever it starts from now on: threads, and programs with
+    /// their sockets. There is no way back, so it is for the thread of a test, before its runtime.
+    pub fn enter(&self) -> Result<()> {
+        let namespace = File::open(Path::new(NAMES).join(&self.name))?;
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
+            .context("entering a network")
+    }
+
+    /// Gives names an address, for programs that are started by [`command`](Self::command) from now on.
+    pub fn name_hosts(&self, address: IpAddr, names: &[&str]) -> Result<()> {
+        let files = self.files();
+        fs::create_dir_all(&files)?;
+        let text = format!("127.0.0.1 localhost\n{address} {}\n", names.join(" "));
+        fs::write(files.join("hosts"), text).context("naming hosts")
+    }
+
+    fn files(&self) -> PathBuf {
+        Path::new(FILES).join(&self.name)
+    }
 }
 
 impl Drop for NetworkNamespace {
     fn drop(&mut self) {
         // The next test tries again if this fails.
+        let _ = fs::remove_dir_all(self.files());
         let _ = ip(&["netns", "delete", &self.name]);
     }
 }
@@ -63,6 +89,7 @@ fn sweep() {
         };
         if !Path::new("/proc").join(process).exists() {
             // Another test may have been faster.
+            let _ = fs::remove_dir_all(Path::new(FILES).join(&name));
             let _ = ip(&["netns", "delete", &name]);
         }
     }

@@ -26,12 +26,33 @@ pub(crate) struct Config {
     /// How this host is reached from outside; pods are at `HASH.` before its host name. Default: the
     /// listener, as `http://localhost:PORT`.
     pub(crate) public_uri: Option<Url>,
+    pub(crate) api: Api,
     pub(crate) price: Price,
     pub(crate) interledger: Interledger,
     pub(crate) pods: Pods,
     pub(crate) images: Images,
     pub(crate) network: Network,
     pub(crate) guest: Guest,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Api {
+    /// How the quotes of version 1 are given.
+    pub(crate) quote: Quote,
+}
+
+/// Two tools of the original exist whose quotes cannot be told apart by their requests, and each fails
+/// at what the other needs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Quote {
+    /// At once, as `codius` 3.1.0 from npm wants it.
+    #[default]
+    Plain,
+    /// A client that sends a `Pay-Token` is first asked to connect, for nothing, as the later `codius`
+    /// from git wants it: it reads the asset from the connection.
+    Stream,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -145,6 +166,7 @@ impl Default for Config {
             data_dir: PathBuf::from("/var/lib/codius"),
             listen: SocketAddr::from(([127, 0, 0, 1], 3000)),
             public_uri: None,
+            api: Api::default(),
             price: Price::default(),
             interledger: Interledger::default(),
             pods: Pods::default(),
@@ -328,6 +350,9 @@ mod tests {
         let config: Config = toml::from_str("").unwrap();
         config.check().unwrap();
         assert_eq!(config.price.cost_per_month, "10");
+        assert_eq!(config.api.quote, Quote::Plain);
+        let config: Config = toml::from_str("[api]\nquote = \"stream\"").unwrap();
+        assert_eq!(config.api.quote, Quote::Stream);
     }
 
     #[test]

@@ -22,7 +22,7 @@ use ilp_connector::{Connector, ConnectorConfig, SystemClock};
 use ilp_link::{BtpServer, LocalGate};
 use tokio::{
     net::{TcpListener, TcpSocket},
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
 };
 use tokio_util::sync::CancellationToken;
 use url::Url;
@@ -62,6 +62,7 @@ const MIB: u64 = 1024 * 1024;
 pub(crate) async fn run(config: Config) -> Result<()> {
     config.check()?;
     let started = Instant::now();
+    let mut end_signals = EndSignals::catch()?;
     make_private_dir(&config.data_dir)?;
     let data_dir = fs::canonicalize(&config.data_dir)?;
     let guest_dir = guest_dir(&config)?;
@@ -81,8 +82,8 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     // The first start below a parent waits for it, and can be told to end meanwhile.
     let standing = tokio::select! {
         standing = Standing::find(&config.interledger, &secret, &store, known) => standing?,
-        name = told_to_end() => {
-            tracing::info!("{}: ending before the parent was found", name?);
+        name = end_signals.received() => {
+            tracing::info!("{name}: ending before the parent was found");
             store.close().await;
             return Ok(());
         }
@@ -200,6 +201,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         asset,
         cost_per_month: config.price.cost_per_month.clone(),
         max_duration: Seconds(config.price.max_duration_secs),
+        quote: config.api.quote,
         isolation,
         isolation_reason: isolation_reason.clone(),
         started,
@@ -224,7 +226,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         "ready api={api} interledger={interledger_shown} isolation={isolation} \
          isolation-reason=\"{isolation_reason}\""
     );
-    let name = told_to_end().await?;
+    let name = end_signals.received().await;
     tracing::info!("{name}: ending");
 
     let stop_pods = config.pods.on_shutdown == OnShutdown::Stop;
@@ -255,16 +257,28 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     Ok(())
 }
 
-/// Waits for the first signal that asks for the end.
-async fn told_to_end() -> io::Result<&'static str> {
-    let (mut interrupt, mut terminate) = (
-        signal(SignalKind::interrupt())?,
-        signal(SignalKind::terminate())?,
-    );
-    Ok(tokio::select! {
-        _ = interrupt.recv() => "SIGINT",
-        _ = terminate.recv() => "SIGTERM",
-    })
+/// The signals by which a host is told to end. Caught from the first moment on: one that comes while the
+/// host starts is heeded when it has, not lost.
+struct EndSignals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl EndSignals {
+    fn catch() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    /// Waits for one, and names it. Safe to drop: a signal that was not told stays.
+    async fn received(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => "SIGTERM",
+        }
+    }
 }
 
 fn make_private_dir(path: &Path) -> Result<()> {

@@ -213,7 +213,12 @@ impl Leases {
 
     /// The pod spec of an upload on this host.
     pub(crate) fn spec(&self, upload: &Upload) -> Result<PodSpec, codius_manifest::ManifestError> {
-        upload.pod_spec(self.public_uri.as_str().trim_end_matches('/'))
+        upload.pod_spec(self.own_uri())
+    }
+
+    /// The host's address as it is told to others: without a slash at its end.
+    pub(crate) fn own_uri(&self) -> &str {
+        self.public_uri.as_str().trim_end_matches('/')
     }
 
     /// Carries out a paid upload: extends the lease of its hash if there is one, starts it otherwise.

@@ -50,6 +50,9 @@ const MAX_PENDING: usize = 4096;
 /// How long a refund may take before the rest is recorded as owed.
 const REFUND_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// How long a payer may take, once it is answered, to end its stream.
+const END_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// All orders of this host.
 pub(crate) struct Orders {
     leases: Arc<Leases>,
@@ -77,6 +80,32 @@ impl Table {
             Some(order) if order.digest == request.digest => Ok(Some(order.answer.clone())),
             Some(_) => Err(other_request()),
         }
+    }
+
+    /// Lets an order be paid from now on, if not too many wait already.
+    fn await_payment(
+        &mut self,
+        till: &Till,
+        id: OrderId,
+        pending: Pending,
+    ) -> Result<(), HttpError> {
+        self.pending.retain(|id, order| {
+            let keep = order.since.elapsed() < PENDING_TTL;
+            if !keep {
+                till.forget(id);
+            }
+            keep
+        });
+        if self.pending.len() >= MAX_PENDING {
+            return Err(
+                HttpError::new(StatusCode::SERVICE_UNAVAILABLE, "too many unpaid orders")
+                    .cause(Trouble::HostFull)
+                    .next("try again in a minute, or take another host"),
+            );
+        }
+        till.expect(id, pending.price);
+        self.pending.entry(id).or_insert(pending);
+        Ok(())
     }
 }
 
@@ -114,6 +143,17 @@ struct Pending {
     /// Empty for an extension.
     images: Vec<ResolvedImage>,
     since: Instant,
+}
+
+impl Pending {
+    fn new(digest: RequestDigest, price: u64, images: Vec<ResolvedImage>) -> Self {
+        Self {
+            digest,
+            price,
+            images,
+            since: Instant::now(),
+        }
+    }
 }
 
 /// How far a request is.
@@ -223,29 +263,49 @@ impl Orders {
         if let Some(answer) = table.joined(request)? {
             return Ok(Step::Joined(answer));
         }
-        table.pending.retain(|id, order| {
-            let keep = order.since.elapsed() < PENDING_TTL;
-            if !keep {
-                self.till.forget(id);
-            }
-            keep
-        });
-        if table.pending.len() >= MAX_PENDING {
-            return Err(
-                HttpError::new(StatusCode::SERVICE_UNAVAILABLE, "too many unpaid orders")
-                    .cause(Trouble::HostFull)
-                    .next("try again in a minute, or take another host"),
-            );
-        }
-        self.till.expect(request.id, price);
-        let pending = Pending {
-            digest: request.digest,
-            price,
-            images,
-            since: Instant::now(),
-        };
-        table.pending.entry(request.id).or_insert(pending);
+        let pending = Pending::new(request.digest, price, images);
+        table.await_payment(&self.till, request.id, pending)?;
         Ok(Step::Costs(price))
+    }
+
+    /// Makes a client connect, for nothing, before it is told a price: from the connection it learns the
+    /// asset. An error is the demand, until it has.
+    pub(crate) fn connected(
+        self: &Arc<Self>,
+        id: OrderId,
+        digest: RequestDigest,
+    ) -> Result<(), HttpError> {
+        let mut table = self.table();
+        let known = table.pending.get(&id);
+        if known.is_some_and(|known| known.digest != digest) {
+            return Err(other_request());
+        }
+        let Some(payment) = self.till.payment(&id) else {
+            let quote = Pending::new(digest, 0, Vec::new());
+            table.await_payment(&self.till, id, quote)?;
+            return Err(self.demand(&id, 0));
+        };
+        if table.pending.remove(&id).is_none() {
+            // An order is being paid with this token.
+            return Err(other_request());
+        }
+        drop(table);
+        let orders = Arc::clone(self);
+        self.leases.tasks.spawn(async move {
+            payment.ended(END_TIMEOUT).await;
+            payment.close().await;
+            orders.till.forget(&id);
+        });
+        Ok(())
+    }
+
+    /// Whether there is a place for a pod, or it runs already.
+    pub(crate) fn check_room(&self, hash: &ManifestHash) -> Result<(), HttpError> {
+        if self.leases.is_live(hash) || self.leases.admission.has_room_for(Machine::SMALL) {
+            Ok(())
+        } else {
+            Err(full())
+        }
     }
 
     async fn check_upload(&self, upload: &Upload) -> Result<Vec<ResolvedImage>, HttpError> {
@@ -254,9 +314,7 @@ impl Orders {
         if self.leases.closing.is_cancelled() {
             return Err(closing());
         }
-        if !self.leases.is_live(&hash) && !self.leases.admission.has_room_for(Machine::SMALL) {
-            return Err(full());
-        }
+        self.check_room(&hash)?;
         let progress = self.leases.progress.begin(hash);
         progress.phase(codius_api::Phase::Resolving);
         Ok(self.leases.supervisor.resolve(&spec).await?)
@@ -290,6 +348,7 @@ impl Orders {
                 sender.send_replace(Some(response));
                 orders.table().carried_out.remove(&id);
                 if let Some(payment) = payment {
+                    payment.ended(END_TIMEOUT).await;
                     payment.close().await;
                 }
                 // Only now: the payer's last packets are still answered.
@@ -572,7 +631,7 @@ fn short(price: u64, shortfall: &Shortfall, patience: Duration) -> HttpError {
     .next("pay the full price with a new Pay-Token")
 }
 
-pub(crate) fn no_pod(hash: &ManifestHash) -> HttpError {
+pub(crate) fn no_pod(hash: impl std::fmt::Display) -> HttpError {
     HttpError::new(
         StatusCode::NOT_FOUND,
         format!("no pod found with id. id={hash}"),

@@ -414,6 +414,22 @@ impl Payment {
         }
     }
 
+    /// Waits until the payer has ended its stream, or has had the time for it.
+    ///
+    /// `ilp-fetch` ends it when it has read the answer, and then says what it has paid. If it is told of
+    /// the end before, it says so at once, and may be wrong: the Fulfill of its last packet can be slower
+    /// than ours, since each goes its own way through the connectors between us.
+    pub(crate) async fn ended(&self, patience: Duration) {
+        let Some(stream) = self.stream() else { return };
+        let ended = self.connection.until(|_, observed| {
+            let over = observed.ended.contains_key(&stream) || observed.closed.is_some();
+            over.then_some(())
+        });
+        if timeout(patience, ended).await.is_err() {
+            tracing::debug!("the payer has not ended its stream");
+        }
+    }
+
     /// The connector's account that the first packet came from.
     pub(crate) fn payer(&self) -> Option<String> {
         self.payer.as_ref().map(ToString::to_string)

@@ -2,13 +2,17 @@
 
 mod support;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use async_trait::async_trait;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use codius_api::{ErrorBody, FailureCause, Trouble};
 use codius_client::{ClientError, PayToken};
+use codius_testkit::{ImageBuilder, Layer};
 use ilp_connector::{Clock, SystemClock};
 use ilp_link::{
     BtpClient, RequestHandler,
@@ -87,51 +91,6 @@ async fn what_can_be_known_before_is_refused_before_money_is_asked_for() -> Resu
         cause(&body) == Some(Trouble::HostFull) && paid.paid == 0,
         "{body:?}"
     );
-
-    // The texts of the original.
-    let http = reqwest::Client::new();
-    let post = |query: &str| {
-        http.post(format!("{}/pods{query}", world.api))
-            .body(missing.clone())
-    };
-    let reply: ErrorBody = post("").send().await?.json().await?;
-    ensure!(
-        reply.status_code == 400 && reply.message == "must supply `Pay-Token` header.",
-        "{reply:?}"
-    );
-    let reply: ErrorBody = post("")
-        .header("Pay-Token", "AAAA")
-        .send()
-        .await?
-        .json()
-        .await?;
-    ensure!(
-        reply.message == "`Pay-Token` must be 16 bytes base64.",
-        "{reply:?}"
-    );
-    for duration in ["-5", "1.5", "Infinity", "1e99"] {
-        let token = PayToken::random().header();
-        let reply = post(&format!("?duration={duration}"))
-            .header("Pay-Token", token)
-            .send()
-            .await?;
-        ensure!(reply.status() == 400, "{duration}: {reply:?}");
-    }
-    let nobody = "a".repeat(52);
-    let put = http.put(format!(
-        "{}/pods?manifestHash={nobody}&duration=5",
-        world.api
-    ));
-    let reply: ErrorBody = put
-        .header("Pay-Token", PayToken::random().header())
-        .send()
-        .await?
-        .json()
-        .await?;
-    ensure!(
-        reply.status_code == 404 && reply.message == format!("no pod found with id. id={nobody}"),
-        "{reply:?}"
-    );
     world.stop()
 }
 
@@ -199,8 +158,8 @@ async fn a_program_that_does_not_come_up_is_paid_back_and_gone() -> Result<()> {
     ensure!(paid.refunded == paid.paid, "{paid:?}");
 
     // An image whose size is only known when it is unpacked.
-    let large = codius_testkit::Layer::new().file("large", 0o644, vec![7; 16 << 20]);
-    let large = codius_testkit::ImageBuilder::new()
+    let large = Layer::new().file("large", 0o644, vec![7; 16 << 20]);
+    let large = ImageBuilder::new()
         .layer(large)
         .cmd(&["/large"])
         .push(&world.registry, "test/large:1")
@@ -519,4 +478,67 @@ async fn pods_outlive_the_daemon() -> Result<()> {
     world.run()?;
     world.stop()?;
     world.nothing_remains().await
+}
+
+/// An image without a digest is what it was when it was uploaded, also when its pod has to be started again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tag_that_moves_does_not_change_what_runs() -> Result<()> {
+    let mut world = World::start(Settings {
+        on_shutdown: "leave",
+        ..Settings::default()
+    })?;
+    let push = async |page: &str| -> Result<()> {
+        let layer = Layer::new().file("www/index.html", 0o644, page);
+        let image = codius_testkit::busybox(ImageBuilder::new().layer(layer))?;
+        image.push(&world.registry, "test/moving:1").await?;
+        Ok(())
+    };
+    push("first").await?;
+    let image = world.registry.reference("test/moving:1");
+    let serve = "exec httpd -f -p 8080 -h /www";
+    let upload = document("moving", Some(8080), json!([shell("web", &image, serve)]));
+    let hash = support::hash_of(&upload).to_string();
+    let wallet = world.wallet().await?;
+    let client = world.client();
+    client.upload(&upload, 300, &wallet, PRICE_LIMIT).await?;
+    ensure!(world.visit(&hash, "/").await? == (200, "first".to_owned()));
+
+    push("second").await?;
+    world.kill()?;
+    for machine in world.machines() {
+        kill(machine)?;
+    }
+    world.run()?;
+    // Visitors are told to come back until the pod runs again.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let page = loop {
+        let (status, page) = world.visit(&hash, "/").await?;
+        if status == 200 {
+            break page;
+        }
+        ensure!(
+            Instant::now() < deadline,
+            "{status} {page}\n{}",
+            world.log()
+        );
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    };
+    ensure!(page == "first", "{page}");
+    // Nor when more time is bought with the same manifest.
+    let wallet = world.wallet().await?;
+    let client = world.client();
+    client.upload(&upload, 60, &wallet, PRICE_LIMIT).await?;
+    ensure!(world.visit(&hash, "/").await? == (200, "first".to_owned()));
+    world.settings.on_shutdown = "stop";
+    world.stop()?;
+    world.run()?;
+    world.stop()
+}
+
+fn kill(process: u32) -> Result<()> {
+    let killed = std::process::Command::new("kill")
+        .args(["-KILL", &process.to_string()])
+        .status()?;
+    ensure!(killed.success(), "{killed}");
+    Ok(())
 }

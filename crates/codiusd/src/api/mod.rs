@@ -24,8 +24,8 @@ use serde::Serialize;
 use tokio::sync::Semaphore;
 
 use crate::{
-    http_error::HttpError, leases::Leases, orders::Orders, refund::Refunds, signatures::Signatures,
-    spsp::Spsp,
+    config::Quote, http_error::HttpError, leases::Leases, orders::Orders, refund::Refunds,
+    signatures::Signatures, spsp::Spsp,
 };
 
 /// Longest body of a request, as in the original.
@@ -44,6 +44,7 @@ pub(crate) struct Api {
     /// As the operator wrote it.
     pub(crate) cost_per_month: String,
     pub(crate) max_duration: Seconds,
+    pub(crate) quote: Quote,
     pub(crate) isolation: Isolation,
     pub(crate) isolation_reason: String,
     pub(crate) started: Instant,

@@ -18,29 +18,38 @@ use codius_manifest::Upload;
 
 use super::{Shared, answer, json, query};
 use crate::{
+    config::Quote,
     http_error::HttpError,
     leases::ReplyForm,
-    orders::{PaidRequest, What},
+    orders::{PaidRequest, What, no_pod},
 };
 
 const TOKEN_BYTES: usize = 16;
+const PAY_TOKEN: &str = "pay-token";
+/// What a request without a body says: JSON of the wrong shape, not what is no JSON.
+const NO_BODY: &[u8] = b"null";
 
-/// `OPTIONS /pods`: the hash and the price of a manifest. Free, and needs no payment channel.
+/// `OPTIONS /pods`: the hash and the price of a manifest. Free, and without a `Pay-Token` it never needs a
+/// payment channel.
 pub(super) async fn quote(
     State(api): Shared,
+    method: Method,
     uri: Uri,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, HttpError> {
     let body = json_body(&headers, body)?;
-    let upload = Upload::parse(&body)?;
-    api.leases.spec(&upload)?;
+    let manifest_hash = codius_manifest::quoted(&body, api.leases.own_uri())?;
     let duration = query::duration(uri.query(), api.max_duration)?;
     let price = api.orders.price(duration)?;
+    if api.quote == Quote::Stream && headers.contains_key(PAY_TOKEN) {
+        let id = pay_token(&headers)?;
+        api.orders.connected(id, digest(&method, &uri, &body))?;
+    }
     Ok(json(
         StatusCode::OK,
         &QuoteReply {
-            manifest_hash: upload.hash(),
+            manifest_hash,
             price: Units(price),
         },
     ))
@@ -54,10 +63,17 @@ pub(super) async fn upload(
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, HttpError> {
-    let id = pay_token(&headers)?;
     let body = json_body(&headers, body)?;
     let upload = Upload::parse(&body)?;
     let duration = query::duration(uri.query(), api.max_duration)?;
+    let id = match pay_token(&headers) {
+        Ok(id) => id,
+        Err(error) => {
+            // As in the original: who cannot be served is told so before how to pay.
+            api.orders.check_room(&upload.hash())?;
+            return Err(error);
+        }
+    };
     let digest = digest(&method, &uri, &body);
     let request = PaidRequest {
         id,
@@ -70,16 +86,21 @@ pub(super) async fn upload(
     Ok(answer(api.orders.handle(request).await?))
 }
 
-/// `PUT /pods`: more time for a pod that runs. A body is not read.
+/// `PUT /pods`: more time for a pod that runs. A body is not read. The original asked for money before it
+/// looked whether there is anything to extend.
 pub(super) async fn extend(
     State(api): Shared,
     method: Method,
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Response, HttpError> {
-    let id = pay_token(&headers)?;
-    let hash = query::manifest_hash(uri.query())?;
+    let hash = query::manifest_hash(uri.query(), |id| no_pod(id))?;
     let duration = query::duration(uri.query(), api.max_duration)?;
+    let id = match pay_token(&headers) {
+        Ok(id) => id,
+        Err(_) if api.leases.shown(&hash).is_none() => return Err(no_pod(hash)),
+        Err(error) => return Err(error),
+    };
     let digest = digest(&method, &uri, b"");
     Ok(answer(
         api.orders
@@ -97,13 +118,15 @@ pub(super) async fn extend(
 
 /// `GET /pods`: where a pod is, until when, and its manifest (the public part).
 pub(super) async fn show(State(api): Shared, uri: Uri) -> Result<Response, HttpError> {
-    let hash = query::manifest_hash(uri.query())?;
-    let shown = api.leases.shown(&hash).ok_or_else(|| {
-        HttpError::new(
-            StatusCode::NOT_FOUND,
-            format!("No manifest with hash of \"{hash}\""),
-        )
-    })?;
+    let unknown = |hash: &str| {
+        let text = format!("No manifest with hash of \"{hash}\"");
+        HttpError::new(StatusCode::NOT_FOUND, text)
+    };
+    let hash = query::manifest_hash(uri.query(), unknown)?;
+    let shown = api
+        .leases
+        .shown(&hash)
+        .ok_or_else(|| unknown(&hash.to_string()))?;
     let reply = PodStatusReply {
         url: shown.url.clone(),
         manifest_hash: hash,
@@ -130,7 +153,7 @@ pub(super) fn pay_token(headers: &HeaderMap) -> Result<OrderId, HttpError> {
         .with_decode_allow_trailing_bits(true);
     const STANDARD: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, ANY_PADDING);
     const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, ANY_PADDING);
-    let Some(text) = headers.get("pay-token") else {
+    let Some(text) = headers.get(PAY_TOKEN) else {
         return Err(
             HttpError::new(StatusCode::BAD_REQUEST, "must supply `Pay-Token` header.")
                 .next("send 16 random bytes in base64 as `Pay-Token`"),
@@ -154,18 +177,24 @@ pub(super) fn json_body(
     headers: &HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Bytes, HttpError> {
+    // In the order of the original (hapi 17), which also took JSON as plain text or in a form.
+    if let Err(rejection) = &body
+        && rejection.status() == StatusCode::PAYLOAD_TOO_LARGE
+    {
+        let text = format!(
+            "Payload content length greater than maximum allowed: {}",
+            super::MAX_BODY_BYTES
+        );
+        return Err(HttpError::new(StatusCode::PAYLOAD_TOO_LARGE, text));
+    }
     if let Some(kind) = headers.get(header::CONTENT_TYPE) {
-        let essence = kind
-            .to_str()
-            .unwrap_or_default()
-            .split(';')
-            .next()
-            .unwrap_or_default()
-            .trim();
-        let essence = essence.to_ascii_lowercase();
-        if essence != "application/json"
-            && !(essence.starts_with("application/") && essence.ends_with("+json"))
-        {
+        let kind = kind.to_str().unwrap_or_default().to_ascii_lowercase();
+        let essence = kind.split(';').next().unwrap_or_default().trim();
+        let Some((main, sub)) = essence.split_once('/') else {
+            let text = "Invalid content-type header";
+            return Err(HttpError::new(StatusCode::BAD_REQUEST, text));
+        };
+        if main != "application" || !(sub == "json" || sub.ends_with("+json")) {
             return Err(HttpError::new(
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
                 "Unsupported Media Type",
@@ -173,20 +202,16 @@ pub(super) fn json_body(
             .next("send the manifest with Content-Type: application/json"));
         }
     }
-    body.map_err(|rejection| {
-        if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
-            let text = format!(
-                "Payload content length greater than maximum allowed: {}",
-                super::MAX_BODY_BYTES
-            );
-            HttpError::new(StatusCode::PAYLOAD_TOO_LARGE, text)
-        } else {
-            HttpError::new(
-                StatusCode::BAD_REQUEST,
-                "Invalid request payload JSON format",
-            )
-        }
-    })
+    let body = body.map_err(|_| {
+        HttpError::new(
+            StatusCode::BAD_REQUEST,
+            "Invalid request payload JSON format",
+        )
+    })?;
+    if body.is_empty() {
+        return Ok(Bytes::from_static(NO_BODY));
+    }
+    Ok(body)
 }
 
 #[cfg(test)]
@@ -222,9 +247,15 @@ mod tests {
         assert!(json_body(&HeaderMap::new(), body()).is_ok());
         assert!(json_body(&of("application/json; charset=utf-8"), body()).is_ok());
         assert!(json_body(&of("application/codius-v1+json"), body()).is_ok());
-        assert_eq!(
-            json_body(&of("text/plain"), body()).unwrap_err().status(),
-            415
-        );
+        for (kind, status) in [
+            ("text/plain", 415),
+            ("application/jsonx", 415),
+            ("json", 400),
+        ] {
+            let error = json_body(&of(kind), body()).unwrap_err();
+            assert_eq!(error.status(), status, "{kind}");
+        }
+        let nothing = json_body(&HeaderMap::new(), Ok(Bytes::new()));
+        assert_eq!(nothing.unwrap(), NO_BODY);
     }
 }

@@ -29,8 +29,12 @@ pub(crate) fn duration(query: Option<&str>, max: Seconds) -> Result<Seconds, Htt
     })
 }
 
-/// `manifestHash`, with the texts of the original.
-pub(crate) fn manifest_hash(query: Option<&str>) -> Result<ManifestHash, HttpError> {
+/// `manifestHash`, with the texts of the original. What cannot be a hash is the hash of no pod, and
+/// answered as such by `unknown`.
+pub(crate) fn manifest_hash(
+    query: Option<&str>,
+    unknown: impl FnOnce(&str) -> HttpError,
+) -> Result<ManifestHash, HttpError> {
     let text = value(query, "manifestHash")
         .filter(|text| !text.is_empty())
         .ok_or_else(|| {
@@ -39,13 +43,7 @@ pub(crate) fn manifest_hash(query: Option<&str>) -> Result<ManifestHash, HttpErr
                 "manifestHash must be specified",
             )
         })?;
-    // What cannot be a hash is the hash of no pod.
-    text.parse().map_err(|_| {
-        HttpError::new(
-            StatusCode::NOT_FOUND,
-            format!("no pod found with id. id={}", short(&text)),
-        )
-    })
+    text.parse().map_err(|_| unknown(&short(&text)))
 }
 
 /// Text of a stranger in an error, within bounds.
@@ -56,6 +54,7 @@ pub(crate) fn short(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::orders::no_pod;
 
     #[test]
     fn durations_are_whole_seconds_within_bounds() {
@@ -71,12 +70,10 @@ mod tests {
     #[test]
     fn a_hash_is_required_and_may_be_in_any_case() {
         let hash = ManifestHash::from_bytes([3; 32]);
+        let of = |query| manifest_hash(query, |id| no_pod(id));
         let query = format!("manifestHash={}", hash.to_string().to_uppercase());
-        assert_eq!(manifest_hash(Some(&query)).unwrap(), hash);
-        assert_eq!(manifest_hash(None).unwrap_err().status(), 422);
-        assert_eq!(
-            manifest_hash(Some("manifestHash=x")).unwrap_err().status(),
-            404
-        );
+        assert_eq!(of(Some(&query)).unwrap(), hash);
+        assert_eq!(of(None).unwrap_err().status(), 422);
+        assert_eq!(of(Some("manifestHash=x")).unwrap_err().status(), 404);
     }
 }

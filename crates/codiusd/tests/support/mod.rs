@@ -8,13 +8,14 @@ use std::{
     net::Ipv4Addr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use codius_client::{HostClient, Wallet};
 use codius_manifest::{ManifestHash, Upload};
-use codius_testkit::{Entry, ImageBuilder, Layer, Registry, install_crypto};
+use codius_testkit::{Entry, ImageBuilder, Layer, NetworkNamespace, Registry, install_crypto};
 use serde_json::{Value, json};
 
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -30,6 +31,22 @@ pub(crate) struct Settings {
     pub(crate) on_shutdown: &'static str,
     /// The Interledger parent; without one the host is in local mode.
     pub(crate) parent: Option<String>,
+    pub(crate) cost_per_month: &'static str,
+    /// In local mode.
+    pub(crate) asset_scale: u8,
+    /// `api.quote`.
+    pub(crate) quote: &'static str,
+    /// Where the API is; at a port of its own if it is 0.
+    pub(crate) port: u16,
+    /// Where local clients connect; at a port of its own if it is 0.
+    pub(crate) interledger_port: u16,
+    pub(crate) public_uri: Option<String>,
+    /// The name of the network that the host runs in, if it is not the one of this machine.
+    pub(crate) network: Option<Arc<NetworkNamespace>>,
+    /// The registry of another host, which this one uses, too.
+    pub(crate) other_registry: Option<String>,
+    /// Hosts that one test has at the same time have different ones, below 3.
+    pub(crate) number: u8,
 }
 
 impl Default for Settings {
@@ -41,6 +58,15 @@ impl Default for Settings {
             max_duration_secs: 31 * 24 * 3600,
             on_shutdown: "stop",
             parent: None,
+            cost_per_month: "10",
+            asset_scale: 9,
+            quote: "plain",
+            port: 0,
+            interledger_port: 0,
+            public_uri: None,
+            network: None,
+            other_registry: None,
+            number: 0,
         }
     }
 }
@@ -82,7 +108,12 @@ impl World {
             .create(true)
             .append(true)
             .open(self.log_path())?;
-        let mut process = Command::new(env!("CARGO_BIN_EXE_codiusd"))
+        let program = env!("CARGO_BIN_EXE_codiusd");
+        let mut command = match &self.settings.network {
+            Some(network) => network.command(program),
+            None => Command::new(program),
+        };
+        let mut process = command
             .arg("--config")
             .arg(&config)
             .env("RUST_LOG", "info,codiusd=debug")
@@ -126,21 +157,40 @@ impl World {
             max_duration_secs,
             on_shutdown,
             parent,
+            cost_per_month,
+            asset_scale,
+            quote,
+            port,
+            interledger_port,
+            public_uri,
+            network: _,
+            other_registry,
+            number: _,
         } = &self.settings;
         let interledger = match parent {
             Some(parent) => format!("mode = \"uplink\"\nparent = {parent:?}"),
-            None => "listen = [\"127.0.0.1:0\"]".to_owned(),
+            None => {
+                format!("listen = [\"127.0.0.1:{interledger_port}\"]\nasset_scale = {asset_scale}")
+            }
+        };
+        let registries = [self.registry.host()]
+            .into_iter()
+            .chain(other_registry.clone());
+        let public_uri = match public_uri {
+            Some(uri) => format!("public_uri = {uri:?}\n"),
+            None => String::new(),
         };
         format!(
-            "data_dir = {data:?}\nlisten = \"127.0.0.1:0\"\n\
-             [price]\nmax_duration_secs = {max_duration_secs}\n\
+            "data_dir = {data:?}\nlisten = \"127.0.0.1:{port}\"\n{public_uri}\
+             [api]\nquote = {quote:?}\n\
+             [price]\ncost_per_month = {cost_per_month:?}\nmax_duration_secs = {max_duration_secs}\n\
              [interledger]\n{interledger}\npayment_timeout_secs = 5\n\
              [pods]\naccelerator = \"tcg\"\nmemory_mib = {memory_mib}\nport_timeout_secs = {port_timeout_secs}\n\
              on_shutdown = \"{on_shutdown}\"\n\
-             [images]\ninsecure_registries = [{registry:?}]\nmax_unpacked_mib = {max_unpacked_mib}\n\
+             [images]\ninsecure_registries = {registries:?}\nmax_unpacked_mib = {max_unpacked_mib}\n\
              [network]\npool = \"{a}.{b}.{c}.0/24\"\n",
             data = self.data_dir(),
-            registry = self.registry.host(),
+            registries = registries.collect::<Vec<_>>(),
         )
     }
 
@@ -148,7 +198,7 @@ impl World {
     /// same time.
     pub(crate) fn pool(&self) -> Ipv4Addr {
         let [_, _, high, low] = std::process::id().to_be_bytes();
-        Ipv4Addr::new(10, 64 + high % 64, low, 0)
+        Ipv4Addr::new(10, 64 * (1 + self.settings.number) + high % 64, low, 0)
     }
 
     pub(crate) fn data_dir(&self) -> PathBuf {
@@ -214,19 +264,32 @@ impl World {
         }
     }
 
-    /// What of pods exists on this machine: processes, network namespaces, interfaces, files.
-    pub(crate) fn remains(&self) -> Vec<String> {
-        let mut remains = Vec::new();
+    /// The names of whatever belongs to the pods of this host begin with it.
+    fn prefix(&self) -> String {
         let data = fs::canonicalize(self.data_dir()).unwrap_or_else(|_| self.data_dir());
-        let prefix = format!("cd{}-", codius_microvm::Instance::of_data_dir(&data));
+        format!("cd{}-", codius_microvm::Instance::of_data_dir(&data))
+    }
+
+    /// The processes of its machines.
+    pub(crate) fn machines(&self) -> Vec<u32> {
+        let name = format!("-name {}", self.prefix());
+        let mut machines = Vec::new();
         for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
             let command = fs::read(process.path().join("cmdline")).unwrap_or_default();
             let command = String::from_utf8_lossy(&command).replace('\0', " ");
             // Every machine is named after its pod.
-            if command.contains("qemu-system") && command.contains(&format!("-name {prefix}")) {
-                remains.push(format!("process {command}"));
+            if command.contains("qemu-system") && command.contains(&name) {
+                machines.extend(process.file_name().to_string_lossy().parse::<u32>());
             }
         }
+        machines
+    }
+
+    /// What of pods exists on this machine: processes, network namespaces, interfaces, files.
+    pub(crate) fn remains(&self) -> Vec<String> {
+        let mut remains = Vec::new();
+        let prefix = self.prefix();
+        remains.extend(self.machines().iter().map(|id| format!("process {id}")));
         for directory in ["/run/netns", "/sys/class/net"] {
             for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
                 if entry.file_name().to_string_lossy().starts_with(&prefix) {
