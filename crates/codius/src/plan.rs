@@ -2,7 +2,13 @@
 
 use codius_api::AssetInfo;
 
-use crate::{amount, ceiling::Ceiling, failure::Failure, offer::Offer, question};
+use crate::{
+    amount,
+    ceiling::Ceiling,
+    failure::{Failure, printable},
+    offer::Offer,
+    question,
+};
 
 /// Lines of a name and a value, and what to beware of.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -105,7 +111,7 @@ impl Plan {
 impl std::fmt::Display for Plan {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         for (name, value) in &self.lines {
-            writeln!(out, "  {name:<11} {value}")?;
+            writeln!(out, "  {name:<11} {}", printable(value))?;
         }
         for warning in &self.warnings {
             writeln!(out, "  {warning}")?;

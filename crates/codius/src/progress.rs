@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use crate::failure::printable;
 use codius_api::{LeaseEvent, LeaseEventKind, Phase};
 use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
 
@@ -54,6 +55,7 @@ impl Board {
 
     /// Says something that stays, above the live lines.
     pub(crate) fn tell(&self, text: &str) {
+        let text = printable(text);
         match &self.live {
             Some(board) => {
                 let _ = board.println(text);

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     amount,
+    failure::printable,
     offer::LeftOut,
     progress::name,
     purchase::{Failed, Placed, Purchases, own_asset},
@@ -18,7 +19,7 @@ pub(crate) fn in_words(purchases: &Purchases, wallet: &Wallet) {
     let several = purchases.placed.len() > 1;
     for placed in &purchases.placed {
         match &placed.run.url {
-            Some(url) => println!("{url}"),
+            Some(url) => println!("{}", printable(url)),
             None => println!("running"),
         }
         if several {

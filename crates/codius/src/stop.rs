@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     amount,
     command::StopArguments,
-    failure::{Failure, REFUSED},
+    failure::{Failure, REFUSED, printable},
     key::Key,
     pod_address::PodAddress,
     pod_record,
@@ -66,7 +66,7 @@ pub(crate) async fn stop(arguments: StopArguments) -> Result<(), Failure> {
         return Ok(());
     };
     for (host, failure) in failures {
-        eprintln!("codius: {host}: {}", failure.message());
+        eprintln!("codius: {host}: {}", printable(failure.message()));
     }
     Err(if hosts.len() > 1 {
         first.at(host)

@@ -6,7 +6,7 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 
 use crate::{
     command::TailArguments,
-    failure::Failure,
+    failure::{Failure, printable},
     pod_address::PodAddress,
     raw_log::{Printer, copy},
 };
@@ -44,7 +44,7 @@ pub(crate) async fn follow(
         match outcome {
             Ok(()) => ended = true,
             Err(failure) if hosts.len() > 1 => {
-                eprintln!("codius: {}", failure.message());
+                eprintln!("codius: {}", printable(failure.message()));
                 last = Some(failure);
             }
             Err(failure) => return Err(failure),

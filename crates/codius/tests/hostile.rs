@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::process::Stdio;
+
 use serde_json::json;
 use support::{
     Desk, Told,
@@ -121,6 +123,49 @@ async fn a_limit_bounds_what_is_paid_to_an_honest_host_too() {
         let paid = network.taken() - before;
         assert_eq!(paid, if code == 0 { FAIR.into() } else { 0 }, "{limit:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_is_not_heard_of_after_the_payment_is_told_of() {
+    let network = Network::start().await;
+    let host = Host::start(&network, Character::TakesAndGoes, 2).await;
+    let told = upload(&network, &host, &["--timeout", "3"]).await;
+    assert_eq!(told.code, Some(5), "{told:#?}");
+    assert_eq!(network.taken(), i128::from(FAIR));
+    assert!(
+        told.err.contains("lost after it had been paid"),
+        "{told:#?}"
+    );
+    assert_eq!(told.json()["failed"][0]["paid"], FAIR.to_string());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_interrupts_is_told_what_was_paid_until_then() {
+    let network = Network::start().await;
+    let host = Host::start(&network, Character::TakesAndGoes, 2).await;
+    let desk = Desk::with_program();
+    let ilp = network.url();
+    let mut tool = desk.tool(&["upload", "-y", "--host", &host.url, "--ilp", &ilp]);
+    let tool = tool.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let tool = tool.expect("the tool can be run");
+    let process = tool.id().to_string();
+    support::until(|| network.taken() == i128::from(FAIR)).await;
+    let sent = std::process::Command::new("kill")
+        .args(["-INT", &process])
+        .status();
+    assert!(sent.is_ok_and(|status| status.success()));
+    let output = tokio::task::spawn_blocking(move || tool.wait_with_output()).await;
+    let output = output.expect("nothing panics there").expect("it ends");
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{err}");
+    assert!(
+        err.contains("interrupted after hosts had been paid"),
+        "{err}"
+    );
+    assert!(
+        err.contains(&format!("{}: 0.002283106 XRP", host.url)),
+        "{err}"
+    );
 }
 
 /// A cheap host that fails is chosen first; another takes its place only if it has had nothing.

@@ -77,7 +77,8 @@ async fn several_hosts_with_a_failure_among_them() {
     let told = desk.run(&words).await;
     let names = [(address(&good), "GOOD"), (address(&bad), "BAD")];
     // Which of them is told of first depends on who is faster.
-    let mut lines: Vec<_> = told.err.lines().map(str::to_owned).collect();
+    let err = support::named(&told.err, &names);
+    let mut lines: Vec<_> = err.lines().map(str::to_owned).collect();
     lines.sort();
     let sorted = support::Told {
         err: lines.join("\n") + "\n",

@@ -214,3 +214,69 @@ async fn a_free_host_is_not_paid() {
     assert_eq!(told.code, Some(0), "{told:#?}");
     assert_eq!(told.json()["paid"], Value::from("0"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_of_the_first_generation_is_paid_as_the_original_tool_paid_it() {
+    let network = Network::start().await;
+    let host = at_price(&network, 0, 10).await;
+    let desk = Desk::with_program();
+    let ilp = network.url();
+    let words = [
+        "upload", "-y", "--debug", "--tail", "--host", &host.url, "--ilp", &ilp,
+    ];
+    let told = desk.run(&words).await;
+    assert_eq!(told.code, Some(0), "{told:#?}");
+    assert_eq!(network.taken(), i128::from(FAIR));
+    // It follows the log to its end, and a ping is no line of it.
+    let name = host.url.strip_prefix("http://").unwrap();
+    let log = format!("{name} app one\n{name} app two\n{name} app three\n");
+    assert!(told.out.ends_with(&log), "{told:#?}");
+
+    let extended = desk.run(&["extend", "-y", "--ilp", &ilp]).await;
+    assert_eq!(extended.code, Some(0), "{extended:#?}");
+    assert_eq!(network.taken(), 2 * i128::from(FAIR));
+
+    let state = desk.read("default.codiusstate.json");
+    let hash = state["manifestHash"].as_str().unwrap();
+    let named = format!("{}://{hash}.{name}", "http");
+    let words = ["extend-hash", &named, "-y", "--json", "--ilp", &ilp];
+    let more = desk.run(&words).await;
+    assert_eq!(more.code, Some(0), "{more:#?}");
+    assert_eq!(more.json()["paid"], FAIR.to_string());
+
+    let tailed = desk.run(&["tail"]).await;
+    assert_eq!((tailed.code, tailed.out), (Some(0), log));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hosts_are_found_through_hosts() {
+    let network = Network::start().await;
+    let cheap = at_price(&network, 1, 3).await;
+    let known = vec![cheap.url.clone()];
+    let middle = Host::with(&network, Character::Honest, 2, 9, known).await;
+    let known = vec![middle.url.clone()];
+    let first = Host::with(&network, Character::Honest, 2, 10, known).await;
+    let desk = Desk::with_program();
+    let ilp = network.url();
+    let words = [
+        "upload",
+        "-y",
+        "--json",
+        "--bootstrap",
+        &first.url,
+        "--ilp",
+        &ilp,
+    ];
+    let told = desk.run(&words).await;
+    assert_eq!(told.code, Some(0), "{told:#?}");
+    assert_eq!(told.json()["host"], cheap.url);
+
+    // The same, from the configuration.
+    let configuration = desk.home().join(".config/codius");
+    let file = json!({ "hosts": [first.url] }).to_string();
+    std::fs::write(configuration.join("bootstrap.json"), file).unwrap();
+    let words = ["upload", "-y", "-o", "--json", "-c", "2", "--ilp", &ilp];
+    let told = desk.run(&words).await;
+    assert_eq!(told.code, Some(0), "{told:#?}");
+    assert_eq!(told.json()["hosts"].as_array().unwrap().len(), 2);
+}

@@ -28,6 +28,11 @@ pub(crate) const FAIR: u64 = 2_283_106;
 /// Far over every limit of these tests.
 pub(crate) const GREEDY: u64 = 1_000_000_000;
 
+/// When everything ends that runs here.
+const EXPIRY: &str = "2026-11-25T18:00:00.000Z";
+/// With what the original sends each second, at which its own tool stopped.
+const LOG: &str = "_app stdout one\nping\n_app stderr two\nping\n_app stdout three\n";
+
 /// What a host does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Character {
@@ -47,6 +52,8 @@ pub(crate) enum Character {
     TakesAndFails,
     /// Takes the money, fails, and gives it back.
     GivesBack,
+    /// Takes the money and is not heard of again.
+    TakesAndGoes,
     /// Fails before it has taken anything.
     FailsFirst,
     /// Says that it runs something else.
@@ -68,7 +75,8 @@ pub(crate) struct Host {
 
 struct Behaviour {
     character: Character,
-    /// Version of the API.
+    /// Version of the API; 0 is the original host, which has version 1 only and wants to be paid
+    /// nothing for a quote.
     version: u8,
     /// What a month costs, in whole XRP.
     monthly: u64,
@@ -129,8 +137,7 @@ impl Host {
 
     /// What was posted to it last.
     pub(crate) fn last_document(&self) -> Value {
-        let last = self.state.last_document.lock().expect("nobody panics");
-        last.clone().unwrap_or_default()
+        self.state.last_document()
     }
 }
 
@@ -152,7 +159,12 @@ async fn answer(
         _ => {}
     }
     let v2 = host.version == 2;
+    let logs = uri.path().ends_with("/logs");
     match (method.as_str(), uri.path()) {
+        ("GET", _) if logs && !v2 => LOG.into_response(),
+        ("GET", "/pods") if !v2 => host.pod(),
+        ("PUT", "/pods") if !v2 => host.order(&headers, &body).await,
+        ("OPTIONS", "/pods") if host.version == 0 => host.quote_by_payment(&headers, &body).await,
         ("GET", "/api/v2/host") if v2 => host.about_v2(),
         ("GET", "/info") if !v2 => host.about_v1(),
         ("GET", "/peers") => reply(200, &json!({ "peers": host.peers })),
@@ -160,11 +172,18 @@ async fn answer(
         ("POST", "/api/v2/quotes") if v2 => host.quote(&body),
         ("POST", "/pods") if !v2 => host.order(&headers, &body).await,
         ("POST", "/api/v2/leases") if v2 => host.order(&headers, &body).await,
+        // The original has a page for whoever asks for anything.
+        ("GET", _) if host.version == 0 => "<!DOCTYPE html><table id=\"uri\">".into_response(),
         _ => refuse(404, "Not Found"),
     }
 }
 
 impl Behaviour {
+    fn last_document(&self) -> Value {
+        let last = self.last_document.lock().expect("nobody panics");
+        last.clone().unwrap_or_default()
+    }
+
     fn asset(&self) -> Value {
         let code = match self.character {
             Character::Foreign => "USD",
@@ -200,11 +219,24 @@ impl Behaviour {
             "fullMem": !self.has_room(), "acceptingUploads": self.has_room(), "serverFreeMemory": 0,
             "serverUptime": 1, "serviceUptime": 1, "avgLoad": 0.5, "numPeers": 0,
             "currency": self.asset()["code"], "costPerMonth": self.monthly,
-            "uri": format!("http://{}", self.address), "selfTestSuccess": true,
+            "uri": format!("http://{}", self.address), "selfTestSuccess": true
+        });
+        if self.version == 0 {
+            return reply(200, &about);
+        }
+        let more = json!({
             "isolation": "tcg", "asset": self.asset(), "version": "0.0.0",
             "isolation_reason": "it is none", "price_per_second": self.per_second()
         });
-        reply(200, &about)
+        let members = about
+            .as_object()
+            .into_iter()
+            .chain(more.as_object())
+            .flatten();
+        let all: serde_json::Map<_, _> = members
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect();
+        reply(200, &Value::Object(all))
     }
 
     fn quoted(&self) -> u64 {
@@ -234,7 +266,7 @@ impl Behaviour {
             return refuse(422, "the manifest is not valid");
         };
         let price = self.quoted().to_string();
-        if self.version == 1 {
+        if self.version != 2 {
             return reply(200, &json!({ "manifestHash": hash, "price": price }));
         }
         let quote = json!({
@@ -242,6 +274,37 @@ impl Behaviour {
             "price_per_second": self.per_second(), "asset": self.asset(), "runs": false
         });
         reply(200, &quote)
+    }
+
+    /// The original first asks for a payment of nothing.
+    async fn quote_by_payment(&self, headers: &HeaderMap, body: &[u8]) -> Response {
+        let token = headers.get("pay-token").and_then(|it| it.to_str().ok());
+        let Some(token) = token.map(str::to_owned) else {
+            return refuse(400, "must supply `Pay-Token` header.");
+        };
+        let known = self
+            .tills
+            .lock()
+            .expect("nobody panics")
+            .contains_key(&token);
+        if known {
+            return self.quote(body);
+        }
+        self.ask(token)
+    }
+
+    /// What was posted last runs.
+    fn pod(&self) -> Response {
+        let document = self.last_document.lock().expect("nobody panics").clone();
+        let Some(document) = document else {
+            return refuse(404, "No manifest with that hash");
+        };
+        let hash = self.hash(document.to_string().as_bytes());
+        let pod = json!({
+            "url": format!("http://{}.{}/", hash.clone().unwrap_or_default(), self.address),
+            "manifestHash": hash, "expiry": EXPIRY, "manifest": document["manifest"]
+        });
+        reply(200, &pod)
     }
 
     async fn order(&self, headers: &HeaderMap, body: &[u8]) -> Response {
@@ -270,6 +333,8 @@ impl Behaviour {
         match self.character {
             Character::AsksMuch | Character::QuotesNothing => pay.push_str(&format!(" {GREEDY}")),
             Character::TakesAll => {}
+            // The original does not say.
+            _ if self.version == 0 => {}
             _ => pay.push_str(&format!(" {}", self.quoted())),
         }
         let greeted = till.clone();
@@ -292,6 +357,9 @@ impl Behaviour {
         let came = till.take(want).await;
         match self.character {
             Character::TakesAndFails => return refuse(500, "An internal server error occurred"),
+            Character::TakesAndGoes => {
+                tokio::time::sleep(Duration::from_secs(3600)).await;
+            }
             Character::GivesBack => {
                 till.give_back().await;
                 return refuse(500, "run pod failed");
@@ -303,11 +371,16 @@ impl Behaviour {
         }
         let hash = match self.character {
             Character::RunsAnother => "a".repeat(52),
+            // More time for what runs comes without a body.
+            _ if body.is_empty() => {
+                let document = self.last_document().to_string();
+                self.hash(document.as_bytes()).unwrap_or_default()
+            }
             _ => self.hash(body).unwrap_or_default(),
         };
         let url = format!("http://{hash}.{}/", self.address);
-        let expiry = "2026-11-25T18:00:00.000Z";
-        if self.version == 1 {
+        let expiry = EXPIRY;
+        if self.version != 2 {
             return reply(
                 200,
                 &json!({ "url": url, "manifestHash": hash, "expiry": expiry }),

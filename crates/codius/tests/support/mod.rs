@@ -12,7 +12,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
@@ -136,5 +136,13 @@ pub(crate) fn program() -> Value {
     }})
 }
 
-/// As long as something that does not happen is waited for.
-pub(crate) const LONG: Duration = Duration::from_secs(60);
+/// Waits until something is true.
+pub(crate) async fn until(condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + LONG;
+    while !condition() {
+        assert!(Instant::now() < deadline, "it should be true by now");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+const LONG: Duration = Duration::from_secs(60);
