@@ -58,4 +58,5 @@ fn print(text: &[u8]) -> Result<(), Failure> {
 
 fn unwritable(what: &str, error: &std::io::Error) -> Failure {
     Failure::new(1, format!("{what} cannot be written: {error}"))
+        .note("Next: choose a directory of your own with --dir, or send it elsewhere.")
 }

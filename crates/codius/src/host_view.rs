@@ -185,22 +185,28 @@ pub(crate) fn failed_in_json(left_out: &[LeftOut]) -> Value {
     failed.collect()
 }
 
-/// The same for people, on standard error: what is printed on standard output is about the others.
-pub(crate) fn tell_failed(left_out: &[LeftOut]) {
-    for one in left_out {
+/// The same for people, on standard error: what is printed on standard output is about the others. If
+/// there are no others that is a failure.
+pub(crate) fn tell_failed(mut left_out: Vec<LeftOut>, nobody: bool) -> Result<(), Failure> {
+    // With one host there is one reason.
+    if nobody
+        && left_out.len() == 1
+        && let Some(only) = left_out.pop()
+    {
+        return Err(only.failure);
+    }
+    for one in &left_out {
         eprintln!("{}: {}", one.host, one_line(one.failure.message()));
     }
-}
-
-/// When no host has answered at all.
-pub(crate) fn nobody(asked: usize, left_out: &[LeftOut]) -> Failure {
+    if !nobody {
+        return Ok(());
+    }
     let code = left_out
         .first()
         .map_or(UNREACHABLE, |one| one.failure.code());
-    let message = match asked {
-        1 => "the host cannot be used".to_owned(),
-        asked => format!("none of {asked} hosts can be used"),
-    };
-    Failure::new(code, message)
-        .note("Next: check the addresses and the network, or name another host with --host.")
+    Err(Failure::new(
+        code,
+        format!("none of {} hosts can be used", left_out.len()),
+    )
+    .note("Next: check the addresses and the network, or name another host with --host."))
 }

@@ -7,7 +7,7 @@ use crate::{
     candidates,
     discovery::{self, ENOUGH},
     failure::{Failure, REFUSED},
-    host_view::{HostView, by_price, failed_in_json, nobody, tell_failed},
+    host_view::{HostView, by_price, failed_in_json, tell_failed},
     hosts_file::HostsFile,
     known_hosts::KnownHosts,
     offer::LeftOut,
@@ -78,12 +78,8 @@ async fn list(arguments: &HostsArguments) -> Result<(), Failure> {
         println!("{whole:#}");
     } else {
         print!("{}", in_words(&hosts));
-        tell_failed(&left_out);
     }
-    if hosts.is_empty() {
-        return Err(nobody(origins.len(), &left_out));
-    }
-    Ok(())
+    tell_failed(left_out, hosts.is_empty())
 }
 
 fn in_words(hosts: &[HostView]) -> Table {

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::{
     amount,
     failure::{Failure, REFUSED},
-    host_view::{HostView, by_price, failed_in_json, nobody, tell_failed},
+    host_view::{HostView, by_price, failed_in_json, tell_failed},
     known_hosts::KnownHosts,
     offer::{ASKED_AT_ONCE, LeftOut},
     project::{CODIUS_FILE, Nonces, Project},
@@ -76,7 +76,11 @@ pub(crate) async fn price(arguments: PriceArguments) -> Result<(), Failure> {
         }
     }
     asked.sort_by(|one, other| {
-        by_price((&one.view, one.price), (&other.view, other.price))
+        // What cannot be bought now comes last of its asset.
+        let full = |one: &Asked| (one.view.asset.code.clone(), !one.view.accepts_uploads);
+        full(one)
+            .cmp(&full(other))
+            .then_with(|| by_price((&one.view, one.price), (&other.view, other.price)))
             .then_with(|| one.view.origin().cmp(other.view.origin()))
     });
     if arguments.json {
@@ -89,12 +93,8 @@ pub(crate) async fn price(arguments: PriceArguments) -> Result<(), Failure> {
         println!("{whole:#}");
     } else {
         print!("{}", in_words(&asked));
-        tell_failed(&left_out);
     }
-    if asked.is_empty() {
-        return Err(nobody(origins.len(), &left_out));
-    }
-    Ok(())
+    tell_failed(left_out, asked.is_empty())
 }
 
 /// What is posted to be quoted, if there is a program here.
@@ -109,9 +109,13 @@ fn program(arguments: &PriceArguments) -> Result<Option<Value>, Failure> {
     }
     // Nothing is uploaded, so that no key is needed: the nonces decide about the hash alone.
     let generated = project.generate(&Nonces::Random)?;
-    Ok(Some(
-        json!({ "manifest": generated.manifest(), "private": {} }),
-    ))
+    let mut public = json!({ "manifest": generated.manifest(), "private": {} });
+    // Without that member a host takes it that the right values would come; hosts of the first generation
+    // need one.
+    if generated.document()["private"]["vars"].is_object() {
+        public = json!({ "manifest": generated.manifest() });
+    }
+    Ok(Some(public))
 }
 
 async fn ask(

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use codius_client::{Wallet, setting};
+use codius_client::{ClientError, Wallet, setting};
 use serde_json::{Value, json};
 
 use crate::{
@@ -59,7 +59,12 @@ pub(crate) async fn wallet(arguments: WalletArguments) -> Result<(), Failure> {
 
 async fn check(url: &str, shown: &str) -> Result<Check, Failure> {
     let start = Instant::now();
-    let wallet = Wallet::connect(url).await?;
+    let wallet = match Wallet::connect(url).await {
+        Err(error @ ClientError::InvalidWallet(_)) => {
+            return Err(Failure::from(error).note("Next: give it like btp+ws://localhost:7768."));
+        }
+        other => other?,
+    };
     let connect = start.elapsed();
     let mut round_trips = Vec::new();
     for _ in 0..ROUND_TRIPS {
