@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail};
 /// A program and the Debian package that brings it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Need {
+    /// Or a module of Python, as `python3 -m MODULE`.
     program: &'static str,
     package: &'static str,
     why: &'static str,
@@ -57,6 +58,11 @@ pub(crate) const TEST: &[Need] = &[
     need("unsquashfs", "squashfs-tools", "looks into block images"),
     need("nginx", "nginx-light", "ends TLS in front of hosts"),
     need("openssl", "openssl", "makes certificates for it"),
+    need(
+        "python3 -m ensurepip",
+        "python3-venv",
+        "holds schemathesis, which tries the API",
+    ),
 ];
 
 /// Beyond that, comparing with others.
@@ -72,7 +78,7 @@ pub(crate) fn ensure(groups: &[&[Need]], yes: bool) -> Result<()> {
     let missing: Vec<Need> = groups
         .iter()
         .flat_map(|group| group.iter())
-        .filter(|need| !on_path(need.program))
+        .filter(|need| !is_there(need.program))
         .copied()
         .collect();
     if missing.is_empty() {
@@ -108,7 +114,7 @@ pub(crate) fn ensure(groups: &[&[Need]], yes: bool) -> Result<()> {
     }
     apt_get(&["update", "--quiet"])?;
     apt_get(&[install.as_slice(), packages.as_slice()].concat())?;
-    match missing.iter().find(|need| !on_path(need.program)) {
+    match missing.iter().find(|need| !is_there(need.program)) {
         Some(need) => bail!(
             "{} was installed, but {} is still not found on PATH",
             need.package,
@@ -158,6 +164,16 @@ fn is_root() -> bool {
         .arg("-u")
         .output()
         .is_ok_and(|output| output.stdout.trim_ascii() == b"0")
+}
+
+fn is_there(program: &str) -> bool {
+    match program.strip_prefix("python3 -m ") {
+        None => on_path(program),
+        Some(module) => Command::new("python3")
+            .args(["-c", &format!("import {module}")])
+            .output()
+            .is_ok_and(|output| output.status.success()),
+    }
 }
 
 /// Looks a program up on PATH and where Debian keeps those of the system administrator.

@@ -6,7 +6,6 @@ use base64::{
     Engine,
     engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
 };
-use codius_api::AssetInfo;
 use ilp_link::stream::StreamConnection;
 use ilp_packet::Address;
 use ilp_stream::{SharedSecret, StreamErrorCode};
@@ -129,22 +128,24 @@ impl Payment {
         })
     }
 
-    /// What the host counts in, if it has said so.
-    pub(crate) fn host_asset(&self) -> Option<AssetInfo> {
-        self.connection.with(|machine, _| {
-            machine.remote_asset().map(|asset| AssetInfo {
-                code: asset.code.clone(),
-                scale: asset.scale,
-            })
-        })
-    }
-
     /// Ends the connection and says what has moved.
     pub(crate) async fn end(self) -> Receipt {
         let closing = self.connection.close(StreamErrorCode::NoError, "");
         // A host that does not listen any more costs us nothing but this wait.
         let _ = timeout(CLOSE_TIMEOUT, closing).await;
         self.receipt()
+    }
+}
+
+impl Payment {
+    /// What the host counts in, if it has said so.
+    pub(crate) fn host_asset(&self) -> Option<codius_api::AssetInfo> {
+        self.connection.with(|machine, _| {
+            machine.remote_asset().map(|asset| codius_api::AssetInfo {
+                code: asset.code.clone(),
+                scale: asset.scale,
+            })
+        })
     }
 }
 

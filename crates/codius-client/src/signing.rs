@@ -101,6 +101,28 @@ fn now_secs() -> i64 {
 mod tests {
     use super::*;
 
+    fn refusal(date: Option<&str>) -> Response {
+        let response = http::Response::builder().status(401);
+        let response = match date {
+            Some(date) => response.header("Date", date),
+            None => response,
+        };
+        response.body("").expect("it is a response").into()
+    }
+
+    #[test]
+    fn the_clock_is_corrected_by_that_of_the_host() {
+        let signer = Signer::new(Key::from_seed([7; 32]));
+        let pause = signer.correct(&refusal(Some("Tue, 20 Apr 2021 02:07:55 GMT")));
+        assert_eq!(pause, Some(Duration::ZERO));
+        let ahead = signer.ahead_secs.load(Ordering::Relaxed);
+        assert!((ahead + now_secs() - 1_618_884_475).abs() <= 1, "{ahead}");
+        for date in [None, Some("yesterday")] {
+            assert_eq!(signer.correct(&refusal(date)), None);
+        }
+        assert_eq!(signer.ahead_secs.load(Ordering::Relaxed), ahead);
+    }
+
     #[test]
     fn the_authority_is_that_of_the_host_header() {
         for (url, expected) in [

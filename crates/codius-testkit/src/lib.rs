@@ -14,6 +14,7 @@ pub mod moneyd;
 pub mod namespace;
 pub mod nodejs;
 pub mod npm;
+pub mod python;
 pub mod registry;
 
 pub use background::{Background, Listen};

@@ -198,6 +198,10 @@ impl Standing {
             "per_month_display": money.and_then(Money::per_month),
             "asset": money.map(|money| &money.asset),
             "owner": self.owner,
+            "ended": match &self.state {
+                State::Ended(reason) => json!({ "reason": reason }),
+                _ => Value::Null,
+            },
         })
     }
 }

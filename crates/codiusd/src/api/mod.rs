@@ -53,6 +53,10 @@ pub(crate) struct Api {
 type Shared = State<Arc<Api>>;
 
 pub(crate) fn router(api: Api) -> Router {
+    routes().with_state(Arc::new(api))
+}
+
+fn routes() -> Router<Arc<Api>> {
     Router::new()
         .route(
             "/pods",
@@ -72,7 +76,6 @@ pub(crate) fn router(api: Api) -> Router {
         .fallback(unknown)
         .method_not_allowed_fallback(unknown)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
-        .with_state(Arc::new(api))
 }
 
 /// As in the original: a page for people who look, an error for everything else.
@@ -119,4 +122,63 @@ fn json_text(status: StatusCode, text: String) -> Response {
 fn answer(response: StoredResponse) -> Response {
     let status = StatusCode::from_u16(response.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     json_text(status, response.body)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::*;
+
+    /// Paths and methods, as the router shows itself: it has no other way to tell them. HEAD comes
+    /// with each GET.
+    fn of_the_router() -> BTreeSet<(String, String)> {
+        let text = format!("{:?}", routes());
+        // The second part is what answers to everything else.
+        let (text, _) = text
+            .split_once("fallback_router")
+            .expect("a router shows its parts");
+        let id_of = |text: &str| text.split(')').next().map(str::to_owned);
+        let mut methods = BTreeMap::new();
+        let mut paths = Vec::new();
+        for part in text.split("RouteId(").skip(1) {
+            let id = id_of(part).expect("an id ends");
+            if let Some((_, after)) = part.split_once("allow_header: Bytes(b\"") {
+                methods.insert(id, after.split('"').next().unwrap_or_default().to_owned());
+            } else if let Some(path) = part.split('"').nth(1) {
+                paths.push((id, path.to_owned()));
+            }
+        }
+        let of_path = |(id, path): &(String, String)| {
+            let methods = methods.get(id).expect("a path has its methods");
+            let methods = methods.split(',').filter(|method| *method != "HEAD");
+            methods
+                .map(|method| (path.clone(), method.to_lowercase()))
+                .collect::<Vec<_>>()
+        };
+        paths.iter().flat_map(of_path).collect()
+    }
+
+    fn of_the_document() -> BTreeSet<(String, String)> {
+        let document: serde_json::Value =
+            serde_json::from_str(include_str!("../../../../docs/openapi.json")).unwrap();
+        let mut operations = BTreeSet::new();
+        for (path, item) in document["paths"].as_object().unwrap() {
+            for member in item.as_object().unwrap().keys() {
+                if member != "parameters" {
+                    operations.insert((path.clone(), member.clone()));
+                }
+            }
+        }
+        operations
+    }
+
+    #[test]
+    fn the_document_has_every_route_and_no_other() {
+        let router = of_the_router();
+        assert!(router.len() > 15, "{router:?}");
+        let upload = ("/pods".to_owned(), "post".to_owned());
+        assert!(router.contains(&upload), "{router:?}");
+        assert_eq!(router, of_the_document());
+    }
 }

@@ -237,7 +237,7 @@ mod tests {
     #[test]
     fn a_query_says_which_lines_are_wanted() {
         let now = 1_795_450_200_000;
-        let parse = |query| Wanted::parse(Some(query), now);
+        let parse = |query: &str| Wanted::parse(Some(query), now);
         assert_eq!(Wanted::parse(None, now).unwrap(), Wanted::default());
         let all = parse("follow=true&container=a%20b&since=60").unwrap();
         let expected = Wanted {
@@ -254,8 +254,8 @@ mod tests {
             ("18446744073709551615", 0),
             ("1969-01-01T00:00:00Z", 0),
         ] {
-            let wanted = parse(&format!("since={since}")).unwrap();
-            assert_eq!(wanted.since, expected, "{since}");
+            let query = format!("since={since}");
+            assert_eq!(parse(&query).unwrap().since, expected, "{since}");
         }
         for query in [
             "follow=yes",
