@@ -185,9 +185,13 @@ pub(crate) fn failed_in_json(left_out: &[LeftOut]) -> Value {
     failed.collect()
 }
 
-/// The same for people, on standard error: what is printed on standard output is about the others. If
-/// there are no others that is a failure.
-pub(crate) fn tell_failed(mut left_out: Vec<LeftOut>, nobody: bool) -> Result<(), Failure> {
+/// The same for people, on standard error: what is printed on standard output is about the others. JSON has
+/// told it already. If there are no others that is a failure.
+pub(crate) fn tell_failed(
+    mut left_out: Vec<LeftOut>,
+    nobody: bool,
+    json: bool,
+) -> Result<(), Failure> {
     // With one host there is one reason.
     if nobody
         && left_out.len() == 1
@@ -195,7 +199,7 @@ pub(crate) fn tell_failed(mut left_out: Vec<LeftOut>, nobody: bool) -> Result<()
     {
         return Err(only.failure);
     }
-    for one in &left_out {
+    for one in left_out.iter().filter(|_| !json) {
         eprintln!("{}: {}", one.host, one_line(one.failure.message()));
     }
     if !nobody {

@@ -79,7 +79,7 @@ async fn list(arguments: &HostsArguments) -> Result<(), Failure> {
     } else {
         print!("{}", in_words(&hosts));
     }
-    tell_failed(left_out, hosts.is_empty())
+    tell_failed(left_out, hosts.is_empty(), arguments.json)
 }
 
 fn in_words(hosts: &[HostView]) -> Table {

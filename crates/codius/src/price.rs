@@ -94,7 +94,7 @@ pub(crate) async fn price(arguments: PriceArguments) -> Result<(), Failure> {
     } else {
         print!("{}", in_words(&asked));
     }
-    tell_failed(left_out, asked.is_empty())
+    tell_failed(left_out, asked.is_empty(), arguments.json)
 }
 
 /// What is posted to be quoted, if there is a program here.

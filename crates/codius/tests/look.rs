@@ -3,6 +3,8 @@
 
 mod support;
 
+use std::io::Write;
+
 use serde_json::{Value, json};
 use support::{
     Desk, Told,
@@ -284,6 +286,42 @@ async fn init_writes_what_upload_takes() {
             "codius_file": "codius.json", "codius_vars_file": null, "image": "other", "pinned": false
         })
     );
+}
+
+/// On a terminal what is not said is asked; util-linux's `script` is the terminal.
+#[tokio::test(flavor = "multi_thread")]
+async fn init_asks_on_a_terminal() {
+    let desk = Desk::new();
+    let line = format!("{} init", env!("CARGO_BIN_EXE_codius"));
+    let mut terminal = std::process::Command::new("script")
+        .args(["--quiet", "--return", "--command", &line, "/dev/null"])
+        .current_dir(desk.work())
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Image, name, version, port, variables until nothing is answered, private ones likewise.
+    let answers = "nginx:1.27\nweb\n\n8080\nA=1\nno variable\n\nKEY=keep-it\n\n";
+    let mut keyboard = terminal.stdin.take().unwrap();
+    keyboard.write_all(answers.as_bytes()).unwrap();
+    let output = tokio::task::spawn_blocking(move || terminal.wait_with_output());
+    let output = output.await.unwrap().unwrap();
+    drop(keyboard);
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("no variable is not NAME=VALUE"), "{text}");
+    let manifest = &desk.read("codius.json")["manifest"];
+    assert_eq!(
+        *manifest,
+        json!({
+            "name": "web", "version": "1.27", "machine": "small", "port": "8080",
+            "containers": [{
+                "id": "app", "image": "nginx:1.27", "environment": { "A": "1", "KEY": "$KEY" }
+            }]
+        })
+    );
+    let private = &desk.read("codiusvars.json")["vars"]["private"];
+    assert_eq!(*private, json!({ "KEY": { "value": "keep-it" } }));
 }
 
 #[tokio::test(flavor = "multi_thread")]
