@@ -39,6 +39,8 @@ pub(crate) struct Wish<'a> {
     pub(crate) signer: &'a Signer,
     /// How long a host may take from the payment to the running program.
     pub(crate) timeout: Duration,
+    /// It runs there already, and shall run longer: no host needs room for it.
+    pub(crate) extends: bool,
 }
 
 impl Wish<'_> {

@@ -153,6 +153,7 @@ async fn fill_buffer(
         wallet: &wallet,
         signer: &signer,
         timeout: payment.timeout(),
+        extends: true,
     };
     let now = Timestamp::now();
     let mut orders = Vec::new();

@@ -39,6 +39,7 @@ pub(crate) async fn extend(arguments: ExtendArguments) -> Result<(), Failure> {
         wallet: &wallet,
         signer: &signer,
         timeout: payment.timeout(),
+        extends: true,
     };
     let candidates = Candidates { hosts, count: None };
     let choice = choose(&candidates, &wish).await?;

@@ -33,6 +33,7 @@ pub(crate) async fn extend_hash(arguments: ExtendHashArguments) -> Result<(), Fa
         wallet: &wallet,
         signer: &signer,
         timeout: payment.timeout(),
+        extends: true,
     };
     let mut plan = Plan::default();
     let mut offers: Vec<Offer> = Vec::new();
@@ -70,11 +71,6 @@ pub(crate) async fn extend_hash(arguments: ExtendHashArguments) -> Result<(), Fa
 /// The price of more time. A manifest with private variables cannot be quoted without them; then the
 /// published price is taken for it.
 async fn offer(look: Look, wish: &Wish<'_>) -> Result<Offer, Failure> {
-    // A host that takes no more uploads goes on with what it has.
-    let look = Look {
-        accepts: true,
-        ..look
-    };
     let has_private = wish.document["manifest"]["vars"]
         .as_object()
         .is_some_and(|vars| vars.values().any(|var| !var["encoding"].is_null()));

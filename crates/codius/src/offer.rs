@@ -6,8 +6,12 @@
 
 use std::time::Duration;
 
-use codius_api::{AssetInfo, QuoteReply, v2::HostReply};
+use codius_api::{
+    AssetInfo, QuoteReply,
+    v2::{HostReply, LeaseReply, LeaseState},
+};
 use codius_client::{ClientError, HostClient, Wallet};
+use codius_manifest::ManifestHash;
 use futures_util::{StreamExt, stream};
 use serde_json::Value;
 
@@ -146,15 +150,15 @@ impl Look {
         (looks.into_iter().map(|(_, look)| look).collect(), left_out)
     }
 
-    /// The best first: cheapest, then the least loaded.
+    /// The best first: those with room, the cheapest, the least loaded.
     pub(crate) fn rank(looks: &mut [Self]) {
         looks.sort_by(|one, other| {
             let price = |look: &Self| {
                 let finer = COMPARED_SCALE.saturating_sub(look.asset.scale);
                 u128::from(look.price).saturating_mul(10_u128.pow(finer.into()))
             };
-            price(one)
-                .cmp(&price(other))
+            (!one.accepts, price(one))
+                .cmp(&(!other.accepts, price(other)))
                 .then(one.load.total_cmp(&other.load))
         });
     }
@@ -171,6 +175,10 @@ impl Look {
             wallet,
             ..
         } = *wish;
+        if !self.accepts && !wish.extends && !self.runs(&wish.hash).await {
+            return Err(Failure::new(REFUSED, "the host takes no uploads now")
+                .note("Next: try again later, or take another host."));
+        }
         self.same_asset(wallet)?;
         ceiling.at(&self.asset, duration_secs)?;
         let (hash, price, runs) = if self.has_v2 {
@@ -186,10 +194,6 @@ impl Look {
             let reply = self.quote_v1(wish).await?;
             (reply.manifest_hash, reply.price.0, false)
         };
-        if !self.accepts && !runs {
-            return Err(Failure::new(REFUSED, "the host takes no uploads now")
-                .note("Next: try again later, or take another host."));
-        }
         if hash != wish.hash {
             return Err(Failure::new(
                 REFUSED,
@@ -200,6 +204,12 @@ impl Look {
         let most = ceiling.allows(price, &self.asset, duration_secs)?;
         let offer = self.offer(price, most, wallet)?;
         Ok(Offer { runs, ..offer })
+    }
+
+    /// Whether the program runs there, asked without showing it.
+    async fn runs(&self, hash: &ManifestHash) -> bool {
+        let ended = |lease: LeaseReply| lease.state == LeaseState::Ended;
+        self.has_v2 && self.host.lease(hash).await.is_ok_and(|lease| !ended(lease))
     }
 
     async fn quote_v1(&mut self, wish: &Wish<'_>) -> Result<QuoteReply, Failure> {

@@ -5,12 +5,16 @@ use std::{
     time::Duration,
 };
 
-use crate::failure::printable;
 use codius_api::{LeaseEvent, LeaseEventKind, Phase};
 use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
 
+use crate::failure::printable;
+
 /// How often the live line moves.
 const TICK: Duration = Duration::from_millis(120);
+
+/// An honest host has fewer.
+const MAX_PHASES: usize = 64;
 
 /// The lines of several hosts, one below the other.
 pub(crate) struct Board {
@@ -91,7 +95,7 @@ impl Display {
             let text = in_words(phase, self.live.is_none());
             self.say(&text);
             let same = |last: &LeaseEvent| name(&last.kind) == name(&event.kind);
-            if !self.phases.last().is_some_and(same) {
+            if !self.phases.last().is_some_and(same) && self.phases.len() < MAX_PHASES {
                 self.phases.push(event);
             }
         }

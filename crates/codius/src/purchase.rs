@@ -23,8 +23,9 @@ use crate::{
     progress::{Board, Display},
 };
 
-/// How long to wait before asking again for the events of a lease that the host does not know yet.
-const EVENTS_RETRY: Duration = Duration::from_millis(50);
+/// How long to wait before asking again for the events of a lease that the host does not know yet: at
+/// first, and at most, doubled each time.
+const EVENTS_RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
 /// What is bought.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -286,12 +287,14 @@ pub(crate) fn own_asset(wallet: &Wallet) -> AssetInfo {
 
 /// Follows the events of a lease, which begins when the host has seen the order.
 async fn watch(host: &HostClient, hash: &ManifestHash, display: &mut Display) {
+    let (mut pause, most) = EVENTS_RETRY;
     let mut events = loop {
         match host.events(hash).await {
             Ok(events) => break events,
             // Not yet; or a host of the first generation, which never knows.
-            Err(_) => tokio::time::sleep(EVENTS_RETRY).await,
+            Err(_) => tokio::time::sleep(pause).await,
         }
+        pause = (pause * 2).min(most);
     };
     while let Some(event) = events.next().await {
         let last = event.kind.is_last();

@@ -1,5 +1,7 @@
 //! `codius stop`: ends a program before its time; what was not used comes back.
 
+use std::time::Duration;
+
 use codius_api::v2::StopRequest;
 use codius_client::{HostClient, Signer, Wallet, default_url};
 use codius_manifest::ManifestHash;
@@ -8,13 +10,16 @@ use serde_json::{Value, json};
 use crate::{
     amount,
     command::StopArguments,
-    failure::{Failure, REFUSED, printable},
+    failure::{Failure, INTERRUPTED, REFUSED, printable},
     key::Key,
     pod_address::PodAddress,
     pod_record,
     purchase::own_asset,
     question,
 };
+
+/// How long a host may take to end a pod and to send money back, for which it takes 15 s at most.
+const STOP_TIMEOUT: Duration = Duration::from_secs(120);
 
 pub(crate) async fn stop(arguments: StopArguments) -> Result<(), Failure> {
     let PodAddress { hash, hosts } = PodAddress::named_or_saved(
@@ -42,7 +47,16 @@ pub(crate) async fn stop(arguments: StopArguments) -> Result<(), Failure> {
 
     let (mut stopped, mut failures) = (Vec::new(), Vec::new());
     for host in &hosts {
-        match stop_at(host, &hash, &signer, wallet.as_ref()).await {
+        let stopping = stop_at(host, &hash, &signer, wallet.as_ref());
+        let outcome = tokio::select! {
+            outcome = stopping => outcome,
+            _ = tokio::signal::ctrl_c() => {
+                return Err(Failure::new(INTERRUPTED, "interrupted; the host may have stopped it already")
+                    .note("What did not come back is owed to the next upload of the same manifest.")
+                    .note(format!("Next: codius status {hash} --host {host}")));
+            }
+        };
+        match outcome {
             Ok(one) => {
                 pod_record::ended(&hash, host);
                 if !arguments.json {
@@ -99,7 +113,7 @@ async fn stop_at(
     signer: &Signer,
     wallet: Option<&Wallet>,
 ) -> Result<Stopped, Failure> {
-    let host = HostClient::new(origin)?;
+    let host = HostClient::new(origin)?.placing_within(STOP_TIMEOUT);
     let Some(about) = host.host_v2().await? else {
         return Err(
             Failure::new(REFUSED, "this host cannot stop a program on request")

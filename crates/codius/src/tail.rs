@@ -6,7 +6,7 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 
 use crate::{
     command::TailArguments,
-    failure::{Failure, printable},
+    failure::{Failure, INTERRUPTED, printable},
     pod_address::PodAddress,
     raw_log::{Printer, copy},
 };
@@ -40,7 +40,17 @@ pub(crate) async fn follow(
         })
         .collect();
     let (mut ended, mut last) = (false, None);
-    while let Some(outcome) = streams.next().await {
+    loop {
+        // Nobody else listens for it once there was a question.
+        let outcome = tokio::select! {
+            outcome = streams.next() => outcome,
+            _ = tokio::signal::ctrl_c() => {
+                return Err(Failure::new(INTERRUPTED, "interrupted; the program goes on"));
+            }
+        };
+        let Some(outcome) = outcome else {
+            break;
+        };
         match outcome {
             Ok(()) => ended = true,
             Err(failure) if hosts.len() > 1 => {

@@ -49,6 +49,7 @@ pub(crate) async fn upload(arguments: UploadArguments) -> Result<(), Failure> {
         wallet: &wallet,
         signer: &signer,
         timeout: payment.timeout(),
+        extends: false,
     };
     let mut choice = choose(&candidates, &wish).await?;
     let mut posted = generated.clone();

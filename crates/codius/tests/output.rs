@@ -91,16 +91,16 @@ async fn several_hosts_with_a_failure_among_them() {
 async fn the_result_as_json() {
     let network = Network::start().await;
     let host = Host::start(&network, Character::Honest, 2).await;
-    let full = Host::start(&network, Character::Full, 2).await;
+    let dear = Host::with(&network, Character::QuotesMuch, 2, 5, Vec::new()).await;
     let desk = Desk::with_program();
     desk.write(
         "codiushosts.json",
-        &json!({ "hosts": [full.url, host.url] }),
+        &json!({ "hosts": [dear.url, host.url] }),
     );
     let ilp = network.url();
     let words = ["upload", "-y", "--json", "-c", "1", "--ilp", &ilp];
     let told = desk.run(&words).await;
-    let names = [(address(&host), "HOST"), (address(&full), "FULL")];
+    let names = [(address(&host), "HOST"), (address(&dear), "DEAR")];
     insta::assert_snapshot!(support::named(&told.out, &names));
 }
 

@@ -280,3 +280,59 @@ async fn hosts_are_found_through_hosts() {
     assert_eq!(told.code, Some(0), "{told:#?}");
     assert_eq!(told.json()["hosts"].as_array().unwrap().len(), 2);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_asset_in_other_units_is_paid_exactly() {
+    for (scale, paid, too_little) in [
+        (6, FAIR.div_ceil(1000), "0.002283999"),
+        (9, FAIR, "0.002283105"),
+        (12, FAIR * 1000, "0.002283105"),
+    ] {
+        let network = Network::with_scale(scale).await;
+        let host = at_price(&network, 2, 10).await;
+        let desk = Desk::with_program();
+        let ilp = network.url();
+        let words = [
+            "upload",
+            "-y",
+            "--json",
+            "--host",
+            &host.url,
+            "--ilp",
+            &ilp,
+            "--max-price",
+        ];
+        let refused = desk.run(&[&words[..], &[too_little]].concat()).await;
+        assert_eq!(refused.code, Some(3), "{scale} {refused:#?}");
+        assert_eq!(network.taken(), 0);
+        let told = desk.run(&[&words[..], &["0.002284"]].concat()).await;
+        assert_eq!(told.code, Some(0), "{scale} {told:#?}");
+        assert_eq!(network.taken(), i128::from(paid));
+        assert_eq!(told.json()["paid"], paid.to_string());
+        assert_eq!(
+            told.json()["asset"],
+            json!({ "code": "XRP", "scale": scale })
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_without_room_does_not_see_the_program() {
+    for version in [1, 2] {
+        let network = Network::start().await;
+        let full = Host::with(&network, Character::Full, version, 1, Vec::new()).await;
+        let host = at_price(&network, version, 10).await;
+        let desk = Desk::with_program();
+        desk.write(
+            "codiushosts.json",
+            &json!({ "hosts": [full.url, host.url] }),
+        );
+        let ilp = network.url();
+        let told = desk
+            .run(&["upload", "-y", "--json", "-c", "1", "--ilp", &ilp])
+            .await;
+        assert_eq!(told.code, Some(0), "{told:#?}");
+        assert_eq!(told.json()["host"], host.url);
+        assert_eq!(full.quotes(), 0);
+    }
+}

@@ -377,7 +377,8 @@ impl Behaviour {
             Character::TakesAll | Character::AsksMuch | Character::QuotesNothing => GREEDY,
             _ => self.quoted(),
         };
-        let came = till.take(want).await;
+        // A connector would convert between the payer's units and the host's; here the host does.
+        let came = till.take(self.network.units(want)).await;
         match self.character {
             Character::TakesAndFails => return refuse(500, "An internal server error occurred"),
             Character::TakesAndGoes => {
@@ -387,7 +388,7 @@ impl Behaviour {
                 till.give_back().await;
                 return refuse(500, "run pod failed");
             }
-            _ if came < self.quoted() => {
+            _ if came < self.network.units(self.quoted()) => {
                 return refuse(402, "Failed to get payment before timeout");
             }
             _ => {}

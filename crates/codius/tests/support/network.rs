@@ -42,15 +42,21 @@ pub(crate) struct Network {
     books: Arc<Books>,
     tills: Arc<Tills>,
     address: SocketAddr,
+    scale: u8,
     _server: BtpServer,
 }
 
 impl Network {
     /// Counts in units of 10⁻⁹ XRP.
     pub(crate) async fn start() -> Arc<Self> {
+        Self::with_scale(9).await
+    }
+
+    /// Counts in units of 10^-`scale` XRP.
+    pub(crate) async fn with_scale(scale: u8) -> Arc<Self> {
         let books = Arc::new(Books::default());
         let own = "test.network".parse().expect("an address");
-        let config = ConnectorConfig::new(own, "XRP", 9);
+        let config = ConnectorConfig::new(own, "XRP", scale);
         let connector = Connector::new(config, books.clone(), Arc::new(SystemClock));
         let gate = Arc::new(LocalGate::new(&connector, "local", "local".into(), 32));
         let server = BtpServer::new(connector.clone());
@@ -66,8 +72,17 @@ impl Network {
             books,
             tills,
             address,
+            scale,
             _server: server,
         })
+    }
+
+    /// What so many units of 10⁻⁹ XRP are here, rounded up.
+    pub(crate) fn units(&self, nano: u64) -> u64 {
+        match self.scale.checked_sub(9) {
+            Some(finer) => nano * 10_u64.pow(finer.into()),
+            None => nano.div_ceil(10_u64.pow((9 - self.scale).into())),
+        }
     }
 
     /// For `--ilp`.
