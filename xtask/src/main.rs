@@ -81,7 +81,7 @@ enum Command {
         #[arg(long, value_name = "PATH", requires = "kernel")]
         modules: Option<PathBuf>,
     },
-    /// Write docs/session.txt: what an uploader does and sees, from a real run
+    /// Write docs/session.txt, and the same into the README: what an uploader does and sees, from a real run
     Session {
         /// Install missing packages without asking
         #[arg(long)]

@@ -1,5 +1,5 @@
-//! `cargo xtask session`: what an uploader does and sees, from a real run at a real host, for the README. It
-//! writes docs/session.txt.
+//! `cargo xtask session`: what an uploader does and sees, from a real run at a real host. It writes
+//! docs/session.txt, and the same into the README between its two marks.
 
 use std::{
     fmt::Write,
@@ -19,6 +19,10 @@ use crate::{
 };
 
 const FILE: &str = "docs/session.txt";
+const README: &str = "README.md";
+/// The marks, which are not shown.
+const BEGIN: &str = "<!-- made by `cargo xtask session` -->\n```\n";
+const END: &str = "```\n<!-- end of the session -->";
 const IMAGE: &str = "hello:1.0.0";
 const STATE_FILE: &str = "default.codiusstate.json";
 
@@ -58,9 +62,21 @@ pub(crate) fn run(yes: bool) -> Result<()> {
 
     let path = build::workspace().join(FILE);
     fs::write(&path, &desk.transcript)?;
+    let readme = build::workspace().join(README);
+    let shown = replaced(&fs::read_to_string(&readme)?, &desk.transcript)?;
+    fs::write(readme, shown)?;
     print!("{}", desk.transcript);
     println!("{}", path.display());
     Ok(())
+}
+
+/// The README with another session in it.
+fn replaced(readme: &str, session: &str) -> Result<String> {
+    let (before, rest) = readme.split_once(BEGIN).context("no mark in the README")?;
+    let (_, after) = rest
+        .split_once(END)
+        .context("no second mark in the README")?;
+    Ok(format!("{before}{BEGIN}{session}{END}{after}"))
 }
 
 fn push(registry: &Registry, program: &Path) -> Result<String> {

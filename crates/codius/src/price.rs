@@ -35,6 +35,9 @@ pub(crate) struct PriceArguments {
     /// Its variables [default: codiusvars.json if it is there]
     #[arg(long, value_name = "FILE")]
     codius_vars_file: Option<PathBuf>,
+    /// Show the program to nobody: the prices that hosts publish for any small pod
+    #[arg(long)]
+    published: bool,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -99,6 +102,9 @@ pub(crate) async fn price(arguments: PriceArguments) -> Result<(), Failure> {
 
 /// What is posted to be quoted, if there is a program here.
 fn program(arguments: &PriceArguments) -> Result<Option<Value>, Failure> {
+    if arguments.published {
+        return Ok(None);
+    }
     let project = Project {
         codius_file: arguments.codius_file.clone(),
         vars_file: arguments.codius_vars_file.clone(),

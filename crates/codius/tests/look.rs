@@ -80,8 +80,12 @@ async fn asking_for_a_price_shows_no_private_value_to_anybody() {
     let desk = Desk::new();
     let words = ["init", "hello", "--private", "KEY=keep-it", "-y"];
     assert_eq!(desk.run(&words).await.code, Some(0));
+    let words = ["price", "--published", "--host", &host.url];
+    let told = desk.run(&words).await;
+    assert!(told.out.contains("published"), "{told:#?}");
+    assert_eq!((told.code, host.quotes()), (Some(0), 0), "{told:#?}");
     let told = desk.run(&["price", "--host", &host.url]).await;
-    assert_eq!(told.code, Some(0), "{told:#?}");
+    assert_eq!((told.code, host.quotes()), (Some(0), 1), "{told:#?}");
     let seen = host.last_document().to_string();
     assert!(
         seen.contains("hello") && !seen.contains("keep-it"),
