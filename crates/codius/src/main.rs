@@ -3,6 +3,9 @@
 //! ```text
 //! project, key, nonce ─▶ document ─▶ candidates ─▶ choice (offer: look, quote) ─▶ plan ─▶ purchase ─▶ report
 //!                                       └ discovery           └ ceiling                      └▶ state_file
+//!
+//! known_hosts ─▶ host_view ─▶ price, hosts
+//! pod_record, state_file ─▶ standing ─▶ pods, status
 //! ```
 
 #![forbid(unsafe_code)]
