@@ -319,6 +319,9 @@ pub(crate) fn upload(
         .arg(codius_json)
         .args(["--ilp", &host.interledger, "-o", "--codius-state-file"])
         .arg(codius_json.with_file_name("demo.codiusstate.json"))
+        // Nothing of a demo stays in the developer's own configuration.
+        .arg("--key-file")
+        .arg(codius_json.with_file_name("key"))
         .stderr(Stdio::inherit())
         .output()
         .with_context(|| format!("{} could not be run", codius.display()))?;

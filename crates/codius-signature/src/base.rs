@@ -61,7 +61,7 @@ mod tests {
         assert_eq!(data_encoding::BASE64.encode(&signature), SIGNATURE);
         let public: KeyId = PUBLIC.parse().unwrap();
         assert!(public.has_signed(base.as_bytes(), &signature));
-        assert!(!public.has_signed(base[1..].as_bytes(), &signature));
+        assert!(!public.has_signed(&base.as_bytes()[1..], &signature));
     }
 
     #[test]

@@ -350,7 +350,9 @@ async fn the_owner_of_a_lease_stays_to_its_end_and_beyond() {
     store.commit(batch).await.unwrap();
     let steps: [fn(&mut Lease); 2] = [
         |lease| lease.begin(BOOT, Millis(5)).unwrap(),
-        |lease| drop(lease.end(Millis(9), 0, EndReason::Stopped).unwrap()),
+        |lease| {
+            let _ = lease.end(Millis(9), 0, EndReason::Stopped).unwrap();
+        },
     ];
     for step in steps {
         step(&mut lease);

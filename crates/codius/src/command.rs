@@ -384,11 +384,17 @@ pub(crate) enum ManifestCommand {
     Hash {
         /// `{"manifest": …, "private"?: …}`; `-` is standard input
         file: PathBuf,
+        /// Print the result as JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Check a generated manifest; prints `ok`, or everything that is wrong
     Validate {
         /// `{"manifest": …, "private"?: …}`; `-` is standard input
         file: PathBuf,
+        /// Print the result as JSON
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -428,8 +434,10 @@ fn run(command: Command) -> Result<(), Failure> {
             Command::Status(arguments) => status::status(arguments).await,
             Command::Logs(arguments) => logs::logs(arguments).await,
             Command::Stop(arguments) => stop::stop(arguments).await,
-            Command::Manifest(ManifestCommand::Hash { file }) => manifest::hash(&file),
-            Command::Manifest(ManifestCommand::Validate { file }) => manifest::validate(&file),
+            Command::Manifest(ManifestCommand::Hash { file, json }) => manifest::hash(&file, json),
+            Command::Manifest(ManifestCommand::Validate { file, json }) => {
+                manifest::validate(&file, json)
+            }
         }
     });
     // A prompt that waits for an answer does not hold the end up.

@@ -104,7 +104,7 @@ impl Failure {
                     theirs(*price),
                     theirs(*limit)
                 );
-                failure.note("Nothing was paid.")
+                failure
             }
             ClientError::Refused { body, .. } => {
                 if let Some(detail) = body
@@ -126,14 +126,17 @@ impl Failure {
             ClientError::NotAHost { .. } if receipt != Receipt::default() => {
                 failure.note(money(&receipt, 0, ours, theirs))
             }
+            ClientError::Lost(lost) if receipt.paid == 0 => {
+                failure.message = "contact with the host was lost".to_owned();
+                failure.note(chain(&lost.source))
+            }
             ClientError::Lost(lost) => {
                 failure.message =
                     "contact with the host was lost after it had been paid".to_owned();
-                let mut failure = failure.note(chain(&lost.source));
-                if receipt != Receipt::default() {
-                    failure = failure.note(money(&receipt, 0, ours, theirs));
-                }
-                failure.note("The host has recorded what it received and did not use: upload the same manifest again to use it.")
+                failure
+                    .note(chain(&lost.source))
+                    .note(money(&receipt, 0, ours, theirs))
+                    .note("The host has recorded what it received and did not use: upload the same manifest again to use it.")
             }
             error => match error.source() {
                 Some(source) => failure.note(chain(source)),

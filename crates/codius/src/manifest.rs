@@ -10,19 +10,39 @@ use codius_manifest::{
     MAX_BODY_BYTES, ManifestError, hash_posted, parse_document, validate_generated,
 };
 
+use serde_json::json;
+
 use crate::failure::{Failure, USAGE};
 
-pub(crate) fn hash(file: &Path) -> Result<(), Failure> {
+pub(crate) fn hash(file: &Path, json: bool) -> Result<(), Failure> {
     let hash = hash_posted(&read(file)?).map_err(invalid)?;
-    println!("{hash}");
+    if json {
+        println!("{:#}", json!({ "manifestHash": hash }));
+    } else {
+        println!("{hash}");
+    }
     Ok(())
 }
 
-pub(crate) fn validate(file: &Path) -> Result<(), Failure> {
+pub(crate) fn validate(file: &Path, json: bool) -> Result<(), Failure> {
     let document = parse_document(&read(file)?).map_err(invalid)?;
     let errors = validate_generated(&document);
+    if json {
+        let told: Vec<_> = errors
+            .iter()
+            .map(|error| {
+                json!({ "path": error.path, "message": error.message, "next": error.next_step })
+            })
+            .collect();
+        println!(
+            "{:#}",
+            json!({ "valid": errors.is_empty(), "errors": told })
+        );
+    }
     if errors.is_empty() {
-        println!("ok");
+        if !json {
+            println!("ok");
+        }
         return Ok(());
     }
     let failure = Failure::new(USAGE, format!("{} is not a valid manifest", file.display()));

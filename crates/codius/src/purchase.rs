@@ -224,10 +224,15 @@ impl Buyer<'_> {
                     Failure::of_order(&error, &|units| amount::format(units, &own), &|units| {
                         amount::format(units, &offer.look.asset)
                     });
+                let receipt = error.receipt();
+                let failure = match receipt.paid {
+                    0 => failure.first("Nothing was paid."),
+                    _ => failure,
+                };
                 Err(Failed {
                     host: name,
                     failure,
-                    receipt: error.receipt(),
+                    receipt,
                 })
             }
         }

@@ -44,6 +44,7 @@ async fn nothing_is_paid_to_a_host_that_is_found_out_before() {
                 told.err.contains(reason),
                 "{character:?} {version} {told:#?}"
             );
+            assert!(told.err.contains("Nothing was paid"), "{told:#?}");
             assert_eq!(network.taken(), 0, "{character:?} {version}");
         }
     }

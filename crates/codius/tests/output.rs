@@ -160,3 +160,27 @@ async fn errors_are_one_sentence_and_a_next_step() {
 fn address(host: &Host) -> &str {
     host.url.strip_prefix("http://").unwrap_or(&host.url)
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn manifests_are_hashed_and_checked() {
+    let desk = Desk::with_program();
+    desk.write(
+        "wrong.json",
+        &json!({ "manifest": { "name": "n", "containers": [] } }),
+    );
+    let hash = "wtitjuasbpgxt3bidzdbshgwupqpqb7elaztrfeowc6v3cb5enaq";
+    let hashed = desk.run(&["manifest", "hash", "codius.json"]).await;
+    assert_eq!((hashed.code, hashed.out.trim()), (Some(0), hash));
+    let words = ["manifest", "hash", "codius.json", "--json"];
+    assert_eq!(
+        desk.run(&words).await.json(),
+        json!({ "manifestHash": hash })
+    );
+    let valid = desk.run(&["manifest", "validate", "codius.json"]).await;
+    assert_eq!((valid.code, valid.out.as_str()), (Some(0), "ok\n"));
+    let words = ["manifest", "validate", "wrong.json", "--json"];
+    let wrong = desk.run(&words).await;
+    assert_eq!(wrong.code, Some(2), "{wrong:#?}");
+    assert_eq!(wrong.json()["valid"], false);
+    assert!(wrong.json()["errors"][0]["message"].is_string());
+}

@@ -105,7 +105,13 @@ impl From<ImageError> for HttpError {
                 return Self::internal();
             }
         };
-        Self::new(status, error.to_string()).cause(cause)
+        Self::new(status, error.to_string()).cause(cause).next(
+            if cause == Trouble::RegistryUnavailable {
+                "try again later, or use an image of another registry"
+            } else {
+                "correct the image or its name in the manifest"
+            },
+        )
     }
 }
 
@@ -137,7 +143,13 @@ impl From<StartError> for HttpError {
             }
             StartError::Lost { .. } => (StatusCode::INTERNAL_SERVER_ERROR, Trouble::PodLost),
         };
-        Self::new(status, message).cause(cause)
+        Self::new(status, message)
+            .cause(cause)
+            .next(if cause == Trouble::PodLost {
+                "try again, or take another host"
+            } else {
+                "correct the program or its manifest, then upload it again"
+            })
     }
 }
 

@@ -23,6 +23,8 @@ use crate::till::asset_details;
 /// How much less than the path's rate may arrive of a packet, in millionths: a percent, as with the
 /// original's clients.
 const SLIPPAGE_PPM: u32 = 10_000;
+/// How long a packet may take: a refund ends so much later than it is given up.
+const PACKET_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the other end may take to hear that the connection is over.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -73,7 +75,8 @@ impl Refunds {
         Self { connector, asset }
     }
 
-    /// Sends at most `amount` from an account and returns how much has left, which is in the books.
+    /// Sends at most `amount` from an account and returns how much has left, which is in the books. No
+    /// packet is sent after `patience`, and none is under way [`PACKET_TIMEOUT`] later.
     pub(crate) async fn send(
         &self,
         from: &Account,
@@ -92,6 +95,7 @@ impl Refunds {
                 slippage_ppm: SLIPPAGE_PPM,
                 max_amount: amount,
             },
+            packet_timeout_millis: u64::try_from(PACKET_TIMEOUT.as_millis()).unwrap_or(u64::MAX),
             ..Config::default()
         };
         let entropy = Box::new(SystemEntropy);

@@ -42,7 +42,7 @@ pub struct StopReply {
     pub used: Units,
     /// What has arrived at `refund.destination_account` by this request.
     pub refunded: Units,
-    /// What the host still owes: it is used by the next upload of the same manifest, and another stop
-    /// with `refund` tries again to send it.
+    /// What the host owes to whoever runs the same manifest next. A part of it may be of others, who
+    /// were owed it when the lease began.
     pub owed: Units,
 }

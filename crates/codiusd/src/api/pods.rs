@@ -167,7 +167,8 @@ pub(super) fn pay_token(headers: &HeaderMap) -> Result<OrderId, HttpError> {
         return Err(HttpError::new(
             StatusCode::BAD_REQUEST,
             "`Pay-Token` must be 16 bytes base64.",
-        ));
+        )
+        .next("send 16 random bytes in base64 as `Pay-Token`"));
     }
     Ok(OrderId::of_token(&bytes))
 }
@@ -185,14 +186,16 @@ pub(super) fn json_body(
             "Payload content length greater than maximum allowed: {}",
             super::MAX_BODY_BYTES
         );
-        return Err(HttpError::new(StatusCode::PAYLOAD_TOO_LARGE, text));
+        return Err(HttpError::new(StatusCode::PAYLOAD_TOO_LARGE, text)
+            .next("put what is large into an image, not into the manifest"));
     }
     if let Some(kind) = headers.get(header::CONTENT_TYPE) {
         let kind = kind.to_str().unwrap_or_default().to_ascii_lowercase();
         let essence = kind.split(';').next().unwrap_or_default().trim();
         let Some((main, sub)) = essence.split_once('/') else {
             let text = "Invalid content-type header";
-            return Err(HttpError::new(StatusCode::BAD_REQUEST, text));
+            return Err(HttpError::new(StatusCode::BAD_REQUEST, text)
+                .next("send the manifest with Content-Type: application/json"));
         };
         if main != "application" || !(sub == "json" || sub.ends_with("+json")) {
             return Err(HttpError::new(
@@ -207,6 +210,7 @@ pub(super) fn json_body(
             StatusCode::BAD_REQUEST,
             "Invalid request payload JSON format",
         )
+        .next("send the whole body")
     })?;
     if body.is_empty() {
         return Ok(Bytes::from_static(NO_BODY));

@@ -105,6 +105,21 @@ async fn an_owner_creates_reads_extends_and_stops_a_lease_and_gets_the_rest_back
         "{quote}"
     );
 
+    // What is told of it by the other ways is as the document says.
+    let events = Call::get(format!("{path}/events"));
+    let events = stranger.beginning(&events, 300).await?;
+    let told: Vec<&str> = events
+        .text
+        .lines()
+        .filter_map(|line| line.strip_prefix("data: "))
+        .collect();
+    ensure!(told.len() > 1, "{events:?}");
+    for event in told {
+        conforms("LeaseEvent", &serde_json::from_str(event)?)?;
+    }
+    let old = Call::get(format!("/pods?manifestHash={hash}"));
+    conforms("PodStatusV1", &stranger.send(&old).await?.json()?)?;
+
     // Its logs are for its owner.
     let logs = |query: &str| Call::get(format!("{path}/logs{query}"));
     status(&stranger.send(&logs("")).await?, 401)?;
@@ -221,20 +236,92 @@ async fn an_owner_creates_reads_extends_and_stops_a_lease_and_gets_the_rest_back
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_refund_could_not_send_stays_owed_even_if_the_host_is_killed_over_it() -> Result<()>
+{
+    let mut world = World::start(Settings::default())?;
+    let busybox = world.busybox().await?;
+    let owner = Caller::new(&world, 1)?;
+    let account = Account::open(&world).await?;
+    let containers = json!([shell("app", &busybox, "sleep 1000")]);
+    let body = wanted("cut-off", containers, 600);
+    let hash = hash_of(&body);
+    let path = format!("/api/v2/leases/{hash}");
+    let creation = Call::post("/api/v2/leases", &body).with_token();
+    lease_of(&owner.paid(&account, &creation, true).await?)?;
+    let paid = account.paid();
+
+    // Given a payee that takes half of the price and no more, a refund waits for it;
+    let refund = account.listen(paid / 2)?;
+    let stop = owner.sign(Call::post(
+        format!("{path}/stop"),
+        &json!({ "refund": refund.to }),
+    ))?;
+    let killed = async {
+        while refund.received() < paid / 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        // it has not given up yet.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    };
+    tokio::select! {
+        reply = owner.send(&stop) => ensure!(false, "it was not killed in time: {reply:?}"),
+        () = killed => {}
+    }
+    drop(owner);
+    drop(account);
+    world.kill()?;
+
+    // then what left is the payee's, and all the rest is owed, and nothing is anywhere twice.
+    let (mut used, mut owed) = (0, 0);
+    for (account, balance) in world.balances().await? {
+        match account.as_str() {
+            "local:clients" => ensure!(
+                balance == i64::try_from(paid / 2)? - i64::try_from(paid)?,
+                "{balance}"
+            ),
+            "earned" => used = u64::try_from(balance)?,
+            other => {
+                ensure!(other == format!("owed:{hash}"), "{other} has {balance}");
+                owed = u64::try_from(balance)?;
+            }
+        }
+    }
+    ensure!(
+        used + owed + paid / 2 == paid && owed > 0,
+        "{used} {owed} of {paid}"
+    );
+
+    // The next process of the host says the same, and sends nothing twice.
+    world.run()?;
+    let owner = Caller::new(&world, 1)?;
+    let account = Account::open(&world).await?;
+    let again = account.listen(u64::MAX)?;
+    let stop = Call::post(format!("{path}/stop"), &json!({ "refund": again.to }));
+    let stopped = stopped_of(&owner.signed(stop).await?)?;
+    ensure!(
+        (stopped.used.0, stopped.refunded.0, stopped.owed.0) == (used, 0, owed),
+        "{stopped:?}"
+    );
+    ensure!(again.received() == 0);
+    world.nothing_remains().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_others_have_paid_runs_a_program_and_goes_to_no_owner() -> Result<()> {
     let mut world = World::start(Settings::default())?;
     let busybox = world.busybox().await?;
     let (first, second) = (Caller::new(&world, 1)?, Caller::new(&world, 2)?);
     let account = Account::open(&world).await?;
     let containers = json!([shell("app", &busybox, "sleep 1000")]);
-    let body = wanted("passed-on", containers, 600);
+    let mut body = wanted("passed-on", containers, 600);
+    body["manifest"]["debug"] = json!(true);
     let hash = hash_of(&body);
     let path = format!("/api/v2/leases/{hash}");
     let stop = |body: &Value| Call::post(format!("{path}/stop"), body);
 
     // A lease that is being started is not stopped.
     let creation = Call::post("/api/v2/leases", &body).with_token();
-    let (created, early) = tokio::join!(first.paid(&account, &creation, true), async {
+    let (created, early) = tokio::try_join!(first.paid(&account, &creation, true), async {
         loop {
             tokio::time::sleep(Duration::from_millis(50)).await;
             let shown = first.send(&Call::get(&path)).await?;
@@ -242,10 +329,9 @@ async fn what_others_have_paid_runs_a_program_and_goes_to_no_owner() -> Result<(
                 return first.signed(stop(&json!({}))).await;
             }
         }
-    });
-    let lease = lease_of(&created?)?;
+    })?;
+    let lease = lease_of(&created)?;
     ensure!(lease.url.is_none(), "it has no port: {lease:?}");
-    let early = early?;
     status(&early, 409)?;
     ensure!(!early.header("retry-after").is_empty(), "{early:?}");
 
@@ -283,6 +369,12 @@ async fn what_others_have_paid_runs_a_program_and_goes_to_no_owner() -> Result<(
     let lease = lease_of(&second.paid(&account, &creation, false).await?)?;
     ensure!(lease.owner.is_none(), "{lease:?}");
     status(&second.signed(stop(&json!({}))).await?, 403)?;
+    // its logs are everybody's, since its manifest says so,
+    let logs = second.send(&Call::get(format!("{path}/logs"))).await?;
+    ensure!(
+        logs.status == 200 && logs.header("content-type") == "text/event-stream",
+        "{logs:?}"
+    );
     // and one that runs keeps the owner that it has, or has not.
     let creation = Call::post("/api/v2/leases", &short).with_token();
     let lease = lease_of(&first.paid(&account, &creation, true).await?)?;

@@ -31,8 +31,9 @@ use crate::{
     signatures::Purpose,
 };
 
-/// How long a refund may take before the rest stays owed.
-const REFUND_TIMEOUT: Duration = Duration::from_secs(15);
+/// For how long a refund is tried before the rest stays owed. With the time that its last packet may
+/// take it is over within 15 s.
+const REFUND_PATIENCE: Duration = Duration::from_secs(10);
 /// When it is worth to ask again while a lease is starting, in seconds.
 const STARTING_RETRY_SECS: u16 = 5;
 
@@ -155,7 +156,7 @@ async fn end_and_refund(
         Some(to) => {
             let from = Account::Owed(hash);
             api.refunds
-                .send(&from, ending.refundable, to, REFUND_TIMEOUT)
+                .send(&from, ending.refundable, to, REFUND_PATIENCE)
                 .await
         }
         None => 0,
