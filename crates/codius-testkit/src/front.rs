@@ -27,7 +27,7 @@ const PORT: u16 = 443;
 #[derive(Debug)]
 pub struct Front {
     place: TempDir,
-    _program: Background,
+    program: Background,
 }
 
 impl Front {
@@ -51,17 +51,14 @@ impl Front {
             .arg("-c")
             .arg(&configuration);
         let program = Background::start(&nginx, Listen::Output)?;
-        let front = Self {
-            place,
-            _program: program,
-        };
+        let front = Self { place, program };
         // It writes this file when it listens.
         let deadline = Instant::now() + START_TIMEOUT;
         while !front.place.path().join("pid").exists() {
             ensure!(
                 Instant::now() < deadline,
                 "nginx did not start; install the Debian package nginx-light:\n{}",
-                front._program.errors()
+                front.program.errors()
             );
             std::thread::sleep(START_POLL);
         }
@@ -121,7 +118,7 @@ fn configure(place: &Path, address: IpAddr, hosts: &[(&str, SocketAddr)]) -> Str
         .collect();
     let place = place.display();
     format!(
-        "daemon off; worker_processes 1; user root; pid {place}/pid; error_log stderr;\n\
+        "daemon off; master_process off; user root; pid {place}/pid; error_log stderr;\n\
          events {{ }}\n\
          http {{\n\
          log_format short '$host $request_method $request_uri $status';\n\

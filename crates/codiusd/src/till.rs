@@ -418,9 +418,16 @@ impl Payment {
     ///
     /// `ilp-fetch` ends it when it has read the answer, and then says what it has paid. If it is told of
     /// the end before, it says so at once, and may be wrong: the Fulfill of its last packet can be slower
-    /// than ours, since each goes its own way through the connectors between us.
+    /// than ours, since each goes its own way through the connectors between us. A payer that takes money
+    /// back, as our own client does, is not waited for: it may wait for us.
     pub(crate) async fn ended(&self, patience: Duration) {
         let Some(stream) = self.stream() else { return };
+        let takes = self
+            .connection
+            .with(|machine, _| machine.remote_receive_max(stream));
+        if takes > Some(0) {
+            return;
+        }
         let ended = self.connection.until(|_, observed| {
             let over = observed.ended.contains_key(&stream) || observed.closed.is_some();
             over.then_some(())

@@ -294,6 +294,14 @@ async fn at_our_own_port(network: Arc<NetworkNamespace>, modules: &Path) -> Resu
     tool.run(&["extend-hash", &url, "-d", "60", "-y"])?;
     extended(PORT, &hash, until, 60).await?;
 
+    let logs = reqwest::get(format!("{address}/pods/{hash}/logs")).await?;
+    let header = |name: &str| logs.headers().get(name).cloned();
+    ensure!(
+        header("content-type").is_some_and(|it| it == "application/vnd.codius.raw-stream")
+            && header("cache-control").is_some_and(|it| it == "no-cache"),
+        "{logs:?}"
+    );
+
     // What it writes is followed for as long as one likes, not to the first pause.
     for words in [vec!["tail"], vec!["tail", &text, "--host", HOST]] {
         let tail = tool.start(&words)?;

@@ -181,8 +181,12 @@ async fn a_host_below_the_real_moneyd() -> Result<()> {
     let moneyd = Moneyd::local(&network, &modules)?;
     let ups = world.log().matches("uplink is up").count();
     world.logged("uplink is up", ups - 1).await?;
+    // What its configuration said when it started is what it does: the pod ends with the next one.
     world.settings.on_shutdown = "stop";
     world.stop()?;
+    world.run()?;
+    world.stop()?;
+    world.nothing_remains().await?;
     drop(moneyd);
 
     // What came in and stayed is what the parent owes us, to the unit.

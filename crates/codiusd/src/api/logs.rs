@@ -62,11 +62,11 @@ pub(super) async fn raw(
         lines.finish(|line| write_line(line, &mut text));
         Body::from(text)
     };
-    Ok((
-        [(header::CONTENT_TYPE, "application/vnd.codius.raw-stream")],
-        body,
-    )
-        .into_response())
+    let headers = [
+        (header::CONTENT_TYPE, "application/vnd.codius.raw-stream"),
+        (header::CACHE_CONTROL, "no-cache"),
+    ];
+    Ok((headers, body).into_response())
 }
 
 /// Lines as they come, until the pod ends.

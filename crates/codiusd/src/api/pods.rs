@@ -173,12 +173,11 @@ pub(super) fn pay_token(headers: &HeaderMap) -> Result<OrderId, HttpError> {
     Ok(OrderId::of_token(&bytes))
 }
 
-/// A body that says it is JSON, or says nothing of it.
+/// A body that says it is JSON, or says nothing of it. Refused in the order of the original (hapi 17).
 pub(super) fn json_body(
     headers: &HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Bytes, HttpError> {
-    // In the order of the original (hapi 17), which also took JSON as plain text or in a form.
     if let Err(rejection) = &body
         && rejection.status() == StatusCode::PAYLOAD_TOO_LARGE
     {
