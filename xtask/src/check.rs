@@ -18,6 +18,7 @@ const INTEROP: &[&str] = &[
     "javascript_stream",
     "original",
     "program",
+    "scenario",
     "spsp",
     "tls",
     "uplink",

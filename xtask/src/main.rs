@@ -8,6 +8,7 @@ mod fuzz;
 mod guest;
 mod layers;
 mod packages;
+mod session;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -80,6 +81,12 @@ enum Command {
         #[arg(long, value_name = "PATH", requires = "kernel")]
         modules: Option<PathBuf>,
     },
+    /// Write docs/session.txt, and the same into the README: what an uploader does and sees, from a real run
+    Session {
+        /// Install missing packages without asking
+        #[arg(long)]
+        yes: bool,
+    },
     /// Check that dependencies between our crates only point down
     Layers,
 }
@@ -106,6 +113,7 @@ fn run() -> Result<()> {
             println!("{}", guest.description.display());
             Ok(())
         }
+        Command::Session { yes } => session::run(yes),
         Command::Layers => layers::check(),
     }
 }

@@ -17,10 +17,12 @@ mod host;
 mod listen;
 mod payment;
 pub mod scale;
+mod setting;
 mod signing;
 mod sse;
 mod v2;
 mod wallet;
+mod wallet_check;
 
 pub use codius_signature::{Key, KeyId};
 pub use error::{ClientError, PaidThen};
@@ -30,7 +32,8 @@ pub use listen::Listener;
 pub use payment::{PayToken, Receipt};
 /// The answer that a log is read from, as it comes.
 pub use reqwest::Response as LogResponse;
+pub use setting::{Source, default_url, setting};
 pub use signing::Signer;
 pub use sse::Cut;
 pub use v2::{LogEvents, LogQuery};
-pub use wallet::{Wallet, default_url};
+pub use wallet::Wallet;

@@ -3,7 +3,6 @@
 
 use std::{
     collections::HashMap,
-    env,
     future::Future,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -11,7 +10,7 @@ use std::{
 use async_trait::async_trait;
 use ilp_connector::{Clock, LinkError, SystemClock};
 use ilp_link::{
-    BtpClient, BtpUrl, Credentials, DEFAULT_PORT, RequestHandler,
+    BtpClient, BtpUrl, Credentials, RequestHandler,
     stream::{PacketSender, StreamConnection, SystemEntropy},
 };
 use ilp_packet::{Address, ErrorCode, Prepare, Reject, Reply};
@@ -35,19 +34,6 @@ struct Inner {
     host_scale: u8,
     /// The connection that was opened last.
     opened: Mutex<Option<StreamConnection>>,
-}
-
-/// Where the Interledger connection is unless the caller says otherwise: `ILP_BTP_SERVER` as newer
-/// ilp-plugin packages have it, `ILP_CREDENTIALS` (JSON with `server`), else `localhost:7768`.
-pub fn default_url() -> String {
-    if let Ok(server) = env::var("ILP_BTP_SERVER") {
-        return server;
-    }
-    let credentials = env::var("ILP_CREDENTIALS").ok();
-    let server = credentials
-        .and_then(|text| serde_json::from_str::<serde_json::Value>(&text).ok())
-        .and_then(|value| value.get("server")?.as_str().map(str::to_owned));
-    server.unwrap_or_else(|| format!("btp+ws://localhost:{DEFAULT_PORT}"))
 }
 
 impl Wallet {
@@ -137,6 +123,16 @@ impl Wallet {
     /// The most of our units that are worth no more than so many of the host's.
     pub fn most(&self, host_units: u64) -> u64 {
         scale::down(host_units, self.0.host_scale, self.0.asset.scale)
+    }
+
+    /// Our own Interledger address, as the connection has told it.
+    pub fn address(&self) -> &Address {
+        &self.0.address
+    }
+
+    /// Sends one packet by itself.
+    pub(crate) async fn send(&self, prepare: Prepare) -> Reply {
+        self.0.sender.send(prepare).await
     }
 
     /// What amounts of this connection are counted in.

@@ -37,7 +37,7 @@ pub(crate) async fn candidates(said: Said<'_>) -> Result<Candidates, Failure> {
     }
     let bootstrap = discovery::bootstrap(said.bootstrap)?;
     if bootstrap.is_empty() {
-        return Err(Failure::new(USAGE, "there is no host to upload to").note(format!(
+        return Err(Failure::new(USAGE, "no host is known").note(format!(
             "Next: name one with --host, or several in {HOSTS_FILE}, or one that knows others with --bootstrap."
         )));
     }

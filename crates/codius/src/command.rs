@@ -3,19 +3,25 @@
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use codius_client::{Wallet, default_url};
 
 use crate::{
     ceiling::{Ceiling, DEFAULT_UNITS},
+    completions::{self, CompletionsArguments, ManArguments},
     cron, extend, extend_hash,
     failure::Failure,
+    hosts::{self, HostsArguments},
     hosts_file::HOSTS_FILE,
+    init::{self, InitArguments},
     logs, manifest,
     monthly_rate::MonthlyRate,
+    pods::{self, PodsArguments},
+    price::{self, PriceArguments},
     project::CODIUS_FILE,
     state_file::{DEFAULT_FILE, Options},
     status, stop, tail, upload,
+    wallet::{self, WalletArguments},
 };
 
 #[derive(Debug, Parser)]
@@ -40,6 +46,12 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Write codius.json for an image, and codiusvars.json if there are variables
+    Init(InitArguments),
+    /// Compare what a program costs at several hosts; nothing is paid
+    Price(PriceArguments),
+    /// Show which hosts there are and what they are like, or change codiushosts.json
+    Hosts(HostsArguments),
     /// Upload a program to hosts and pay for its time
     Upload(UploadArguments),
     /// Buy more time for what a state file says was uploaded
@@ -51,15 +63,23 @@ enum Command {
     /// Buy more time every hour, with cron
     #[command(subcommand)]
     Cron(CronCommand),
-    /// Show where a program is and until when
+    /// Show all that you have running, where, until when, and what it costs
+    Pods(PodsArguments),
+    /// Show where a program is, until when, and what it costs
     Status(PodArguments),
     /// Show what a program writes
     Logs(LogArguments),
     /// End a program before its time and get back what was not used
     Stop(StopArguments),
+    /// Check the Interledger connection that pays; nothing is paid
+    Wallet(WalletArguments),
     /// Work with manifests
     #[command(subcommand)]
     Manifest(ManifestCommand),
+    /// Print a script that completes commands in a shell
+    Completions(CompletionsArguments),
+    /// Print the manual page, or write one for each command
+    Man(ManArguments),
 }
 
 #[derive(Debug, Args)]
@@ -302,9 +322,9 @@ pub(crate) struct KeyArguments {
 pub(crate) struct PodArguments {
     /// The program: its hash, HASH.host, or its URL
     pub(crate) hash: String,
-    /// The host, like https://host.example [default: the one in HASH.host]
+    /// A host that runs it; can be repeated [default: the one in HASH.host, or those it was uploaded to]
     #[arg(long, value_name = "URL")]
-    pub(crate) host: Option<String>,
+    pub(crate) host: Vec<String>,
     /// Print the answer as JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -395,6 +415,15 @@ fn run(command: Command) -> Result<(), Failure> {
         .map_err(|error| Failure::new(1, format!("threads cannot be started: {error}")))?;
     let outcome = runtime.block_on(async {
         match command {
+            Command::Init(arguments) => init::init(arguments).await,
+            Command::Price(arguments) => price::price(arguments).await,
+            Command::Hosts(arguments) => hosts::hosts(arguments).await,
+            Command::Pods(arguments) => pods::pods(arguments).await,
+            Command::Wallet(arguments) => wallet::wallet(arguments).await,
+            Command::Completions(arguments) => {
+                completions::completions(&arguments, Arguments::command())
+            }
+            Command::Man(arguments) => completions::man(&arguments, Arguments::command()),
             Command::Upload(arguments) => upload::upload(arguments).await,
             Command::Extend(arguments) => extend::extend(arguments).await,
             Command::ExtendHash(arguments) => extend_hash::extend_hash(arguments).await,
@@ -418,8 +447,6 @@ fn run(command: Command) -> Result<(), Failure> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

@@ -13,8 +13,9 @@ use crate::{
     offer::{Look, Offer},
     plan::Plan,
     pod_address::PodAddress,
+    pod_record::{self, Pod},
     project::title,
-    purchase::{Order, buy},
+    purchase::{Order, Placed, buy},
 };
 
 pub(crate) async fn extend_hash(arguments: ExtendHashArguments) -> Result<(), Failure> {
@@ -36,6 +37,7 @@ pub(crate) async fn extend_hash(arguments: ExtendHashArguments) -> Result<(), Fa
     };
     let mut plan = Plan::default();
     let mut offers: Vec<Offer> = Vec::new();
+    let mut document = Value::Null;
     for host in &hosts {
         let in_place = |failure: Failure| match hosts.len() {
             1 => failure,
@@ -47,7 +49,7 @@ pub(crate) async fn extend_hash(arguments: ExtendHashArguments) -> Result<(), Fa
             .pod(&hash)
             .await
             .map_err(|error| in_place(error.into()))?;
-        let document = json!({ "manifest": pod.manifest, "private": {} });
+        document = json!({ "manifest": pod.manifest, "private": {} });
         wish.document = document.clone();
         if offers.is_empty() {
             plan.line("program", title(&document));
@@ -59,7 +61,10 @@ pub(crate) async fn extend_hash(arguments: ExtendHashArguments) -> Result<(), Fa
     plan.hosts(&offers, &ceiling, arguments.duration, false);
     plan.confirm("Buy this time?", payment.assume_yes).await?;
 
-    let purchases = buy(Order::Extend, offers, VecDeque::new(), &wish, &mut |_| {}).await;
+    let mut record = |placed: &Placed| {
+        pod_record::bought(Pod::of(&document, hash, vec![placed.host.clone()]));
+    };
+    let purchases = buy(Order::Extend, offers, VecDeque::new(), &wish, &mut record).await;
     tell(purchases, &wish, payment.json, None)
 }
 

@@ -178,6 +178,11 @@ pub(crate) fn printable(text: &str) -> String {
         .collect()
 }
 
+/// The same in one line.
+pub(crate) fn one_line(text: &str) -> String {
+    printable(text).replace('\n', " ")
+}
+
 /// An error and what caused it, in one line.
 fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();

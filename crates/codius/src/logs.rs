@@ -21,7 +21,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 pub(crate) async fn logs(arguments: LogArguments) -> Result<(), Failure> {
     let said: Vec<_> = arguments.host.iter().cloned().collect();
-    let address = PodAddress::new(&arguments.hash, &said)?;
+    let address = PodAddress::known(&arguments.hash, &said)?;
     let host = HostClient::new(address.only_host()?)?;
     let mut printer = if arguments.json {
         Printer::json(host.origin())

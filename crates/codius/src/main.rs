@@ -3,6 +3,9 @@
 //! ```text
 //! project, key, nonce ─▶ document ─▶ candidates ─▶ choice (offer: look, quote) ─▶ plan ─▶ purchase ─▶ report
 //!                                       └ discovery           └ ceiling                      └▶ state_file
+//!
+//! known_hosts ─▶ host_view ─▶ price, hosts
+//! pod_record, state_file ─▶ standing ─▶ pods, status
 //! ```
 
 #![forbid(unsafe_code)]
@@ -12,6 +15,7 @@ mod candidates;
 mod ceiling;
 mod choice;
 mod command;
+mod completions;
 mod cron;
 mod crontab;
 mod discovery;
@@ -19,8 +23,12 @@ mod example;
 mod extend;
 mod extend_hash;
 mod failure;
+mod host_view;
+mod hosts;
 mod hosts_file;
+mod init;
 mod key;
+mod known_hosts;
 mod logs;
 mod manifest;
 mod monthly_rate;
@@ -28,17 +36,23 @@ mod nonce;
 mod offer;
 mod plan;
 mod pod_address;
+mod pod_record;
+mod pods;
+mod price;
 mod progress;
 mod project;
 mod purchase;
 mod question;
 mod raw_log;
 mod report;
+mod standing;
 mod state_file;
 mod status;
 mod stop;
+mod table;
 mod tail;
 mod upload;
+mod wallet;
 mod whole_file;
 
 use std::process::ExitCode;

@@ -7,6 +7,7 @@ use codius_manifest::ManifestHash;
 use crate::{
     candidates,
     failure::{Failure, USAGE},
+    pods,
     state_file::StateFile,
 };
 
@@ -49,6 +50,18 @@ impl PodAddress {
         })
     }
 
+    /// The same; of a hash alone, the hosts that it was uploaded to.
+    pub(crate) fn known(text: &str, said: &[String]) -> Result<Self, Failure> {
+        let hash: Option<ManifestHash> = text.to_ascii_lowercase().parse().ok();
+        if let ([], Some(hash)) = (said, hash) {
+            let hosts = candidates::origins(&pods::hosts_of(&hash))?;
+            if !hosts.is_empty() {
+                return Ok(Self { hash, hosts });
+            }
+        }
+        Self::new(text, said)
+    }
+
     /// The program that was named, or without a name that of the state file.
     pub(crate) fn named_or_saved(
         text: Option<&str>,
@@ -56,7 +69,7 @@ impl PodAddress {
         state_file: &Path,
     ) -> Result<Self, Failure> {
         if let Some(text) = text {
-            return Self::new(text, said);
+            return Self::known(text, said);
         }
         let state = StateFile::open(state_file)?;
         let hosts = match said {

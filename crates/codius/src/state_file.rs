@@ -266,15 +266,26 @@ pub(crate) fn units_of(code: &str, scale: u8) -> String {
     format!("{prefix}{code}")
 }
 
-/// The only state file of a directory.
-fn find(directory: &Path) -> Result<PathBuf, Failure> {
-    let entries = fs::read_dir(directory)
-        .map_err(|error| Failure::new(USAGE, format!("this directory cannot be read: {error}")))?;
-    let mut found: Vec<PathBuf> = entries
+/// The state files of a directory, by name.
+fn named_in(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut found: Vec<PathBuf> = fs::read_dir(directory)?
         .filter_map(|entry| Some(PathBuf::from(entry.ok()?.file_name())))
         .filter(|name| name.to_string_lossy().ends_with(SUFFIX))
         .collect();
     found.sort();
+    Ok(found)
+}
+
+/// The same; none of a directory that cannot be read.
+pub(crate) fn all_in(directory: &Path) -> Vec<PathBuf> {
+    let names = named_in(directory).unwrap_or_default();
+    names.iter().map(|name| directory.join(name)).collect()
+}
+
+/// The only state file of a directory.
+fn find(directory: &Path) -> Result<PathBuf, Failure> {
+    let found = named_in(directory)
+        .map_err(|error| Failure::new(USAGE, format!("this directory cannot be read: {error}")))?;
     match found.as_slice() {
         [one] => Ok(directory.join(one)),
         [] => Err(

@@ -1,108 +1,109 @@
-//! `codius status`: where a program is and until when.
+//! `codius status`: where a program is, until when, and what it costs.
 
-use codius_api::v2::{LeaseReply, LeaseState};
-use codius_client::HostClient;
 use serde_json::{Value, json};
 
 use crate::{
-    amount,
     command::PodArguments,
-    failure::{Failure, printable},
+    failure::{Failure, REFUSED, one_line},
     pod_address::PodAddress,
+    standing::{Standing, State},
 };
 
 pub(crate) async fn status(arguments: PodArguments) -> Result<(), Failure> {
-    let said: Vec<_> = arguments.host.iter().cloned().collect();
-    let address = PodAddress::new(&arguments.hash, &said)?;
-    let host = HostClient::new(address.only_host()?)?;
-    let (shown, lines) = if host.host_v2().await?.is_some() {
-        let lease = host.lease(&address.hash).await?;
-        (json_of(&lease, host.origin()), lines_of(&lease))
-    } else {
-        let pod = host.pod(&address.hash).await?;
-        let shown = json!({
-            "manifestHash": pod.manifest_hash, "url": pod.url, "expiry": pod.expiry,
-            "manifest": pod.manifest, "host": host.origin(), "state": LeaseState::Running,
-        });
-        let lines = vec![
-            (None, pod.url),
-            (Some("runs until"), pod.expiry.to_string()),
-        ];
-        (shown, lines)
-    };
+    let PodAddress { hash, hosts } = PodAddress::known(&arguments.hash, &arguments.host)?;
+    let programs = hosts.into_iter().map(|host| (hash, host)).collect();
+    let standings = Standing::of_all(programs).await;
     if arguments.json {
-        println!("{shown:#}");
-        return Ok(());
-    }
-    for (name, value) in lines {
-        match name {
-            Some(name) => println!("  {name:<11} {}", printable(&value)),
-            None => println!("{}", printable(&value)),
+        println!("{:#}", in_json(&standings));
+    } else {
+        for standing in &standings {
+            print!("{}", in_words(standing));
         }
     }
-    let manifest = &shown["manifest"];
+    outcome(standings)
+}
+
+/// A host knows about it, if only that it has ended; else the first reason why not.
+fn outcome(standings: Vec<Standing>) -> Result<(), Failure> {
+    let several = standings.len() > 1;
+    let (mut known, mut first) = (false, None);
+    for standing in standings {
+        let failure = match standing.state {
+            State::Starting | State::Running | State::Paused | State::Ended(_) => {
+                known = true;
+                continue;
+            }
+            State::Unknown(failure) => failure,
+            State::NotThere => Failure::new(REFUSED, "it does not run there")
+                .note("Next: check hash and host; codius pods shows what you have running."),
+        };
+        let failure = if several {
+            failure.at(&standing.host)
+        } else {
+            failure
+        };
+        if first.is_none() {
+            first = Some(failure);
+        } else {
+            eprintln!("codius: {}", one_line(failure.message()));
+        }
+    }
+    match first {
+        Some(failure) if known => {
+            eprintln!("codius: {}", one_line(failure.message()));
+            Ok(())
+        }
+        Some(failure) => Err(failure),
+        None => Ok(()),
+    }
+}
+
+fn in_words(standing: &Standing) -> String {
+    if matches!(standing.state, State::Unknown(_) | State::NotThere) {
+        return String::new();
+    }
+    let manifest = standing.manifest.as_ref().unwrap_or(&Value::Null);
+    let text = |value: &Value| one_line(value.as_str().unwrap_or_default());
+    let mut lines = vec![
+        ("hash", standing.hash.to_string()),
+        ("host", standing.host.clone()),
+        ("state", standing.state.name().to_owned()),
+    ];
+    if let Some(reason) = standing.remark() {
+        lines.push(("reason", reason));
+    }
+    if let Some(until) = standing.until() {
+        lines.push(("runs until", until));
+    }
+    if let Some(money) = &standing.money {
+        lines.push(("balance", money.left()));
+        if let Some(per_month) = money.per_month() {
+            lines.push(("costs", format!("{per_month} a month")));
+        }
+    }
+    if let Some(owner) = &standing.owner {
+        lines.push(("owner", owner.clone()));
+    }
+    let name = format!("{} {}", text(&manifest["name"]), text(&manifest["version"]));
     if manifest.is_object() {
-        println!(
-            "  name        {} {}",
-            text(&manifest["name"]),
-            text(&manifest["version"])
-        );
+        lines.push(("name", name.trim().to_owned()));
     }
     for container in manifest["containers"].as_array().into_iter().flatten() {
-        println!(
-            "  container   {} ({})",
-            text(&container["id"]),
-            text(&container["image"])
-        );
+        let container = format!("{} ({})", text(&container["id"]), text(&container["image"]));
+        lines.push(("container", container));
     }
-    Ok(())
+    let mut whole = format!("{}\n", standing.address());
+    for (name, value) in lines {
+        whole += &format!("  {name:<11} {value}\n");
+    }
+    whole
 }
 
-/// The members of version 1, and beside them those of version 2.
-fn json_of(lease: &LeaseReply, host: &str) -> Value {
-    json!({
-        "manifestHash": lease.manifest_hash,
-        "url": lease.url,
-        "expiry": lease.expires_at,
-        "manifest": lease.manifest,
-        "host": host,
-        "state": lease.state,
-        "created_at": lease.created_at,
-        "balance": lease.balance,
-        "price_per_second": lease.price_per_second,
-        "asset": lease.asset,
-        "owner": lease.owner,
-        "ended": lease.ended,
-    })
-}
-
-fn lines_of(lease: &LeaseReply) -> Vec<(Option<&'static str>, String)> {
-    let state = match lease.state {
-        LeaseState::Starting => "starting",
-        LeaseState::Running => "running",
-        LeaseState::Paused => "paused: its pod does not run, and nothing is charged",
-        LeaseState::Ended => "ended",
-    };
-    let mut lines = vec![(None, lease.url.clone().unwrap_or_else(|| state.to_owned()))];
-    if lease.url.is_some() {
-        lines.push((Some("state"), state.to_owned()));
-    }
-    if let Some(expiry) = lease.expires_at {
-        lines.push((Some("runs until"), expiry.to_string()));
-    }
-    if let Some(ended) = &lease.ended {
-        let reason = serde_json::to_value(&ended.reason).unwrap_or_default();
-        lines.push((Some("reason"), text(&reason)));
-    }
-    let balance = amount::format(lease.balance.0, &lease.asset);
-    lines.push((Some("balance"), balance));
-    if let Some(owner) = &lease.owner {
-        lines.push((Some("owner"), owner.clone()));
-    }
-    lines
-}
-
-/// A string of a stranger, without what could move a terminal's cursor.
-fn text(value: &Value) -> String {
-    printable(value.as_str().unwrap_or_default())
+/// The members of the first host stand at the top as well.
+fn in_json(standings: &[Standing]) -> Value {
+    let hosts: Vec<_> = standings.iter().map(Standing::in_json).collect();
+    let mut whole = hosts.first().cloned().unwrap_or_default();
+    whole["manifest"] = json!(standings.iter().find_map(|one| one.manifest.as_ref()));
+    whole["hosts"] = hosts.into();
+    whole
 }

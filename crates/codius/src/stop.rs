@@ -13,6 +13,7 @@ use crate::{
     failure::{Failure, INTERRUPTED, REFUSED, printable},
     key::Key,
     pod_address::PodAddress,
+    pod_record,
     purchase::own_asset,
     question,
 };
@@ -57,6 +58,7 @@ pub(crate) async fn stop(arguments: StopArguments) -> Result<(), Failure> {
         };
         match outcome {
             Ok(one) => {
+                pod_record::ended(&hash, host);
                 if !arguments.json {
                     tell(&one);
                 }

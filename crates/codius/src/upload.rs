@@ -11,6 +11,7 @@ use crate::{
     key::Key,
     offer::LeftOut,
     plan::Plan,
+    pod_record::{self, Pod},
     project::{Nonces, Project, title},
     purchase::{Order, Placed, buy, own_asset},
     report,
@@ -213,6 +214,11 @@ pub(crate) fn remember(state: &mut StateFile, placed: &Placed, units: &str) {
         paid: report::net(placed),
         units,
     });
+    pod_record::bought(Pod::of(
+        state.document(),
+        state.hash(),
+        vec![placed.host.clone()],
+    ));
     // The program runs and was paid; that the file is missing must not hide it.
     if let Err(failure) = state.write() {
         eprintln!("codius: {}", failure.message());

@@ -17,7 +17,7 @@ use axum::{
     http::{HeaderMap, Method, StatusCode, Uri},
     response::{IntoResponse, Response},
 };
-use codius_manifest::Upload;
+use codius_manifest::quoted;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
@@ -29,7 +29,7 @@ pub(crate) const FAIR: u64 = 2_283_106;
 pub(crate) const GREEDY: u64 = 1_000_000_000;
 
 /// When everything ends that runs here.
-const EXPIRY: &str = "2026-11-25T18:00:00.000Z";
+pub(crate) const EXPIRY: &str = "2026-11-25T18:00:00.000Z";
 /// With what the original sends each second, at which its own tool stopped.
 const LOG: &str = "_app stdout one\nping\n_app stderr two\nping\n_app stdout three\n";
 
@@ -172,6 +172,7 @@ async fn answer(
         ("POST", "/api/v2/quotes") if v2 => host.quote(&body),
         ("POST", "/pods") if !v2 => host.order(&headers, &body).await,
         ("POST", "/api/v2/leases") if v2 => host.order(&headers, &body).await,
+        ("GET", path) if v2 && path.starts_with("/api/v2/leases/") => host.lease(path),
         // The original has a page for whoever asks for anything.
         ("GET", _) if host.version == 0 => "<!DOCTYPE html><table id=\"uri\">".into_response(),
         _ => refuse(404, "Not Found"),
@@ -257,7 +258,8 @@ impl Behaviour {
         document.as_object_mut()?.remove("duration_seconds");
         let text = document.to_string();
         *self.last_document.lock().expect("nobody panics") = Some(document);
-        Some(Upload::parse(text.as_bytes()).ok()?.hash().to_string())
+        let own = format!("http://{}", self.address);
+        Some(quoted(text.as_bytes(), &own).ok()?.to_string())
     }
 
     fn quote(&self, body: &[u8]) -> Response {
@@ -305,6 +307,27 @@ impl Behaviour {
             "manifestHash": hash, "expiry": EXPIRY, "manifest": document["manifest"]
         });
         reply(200, &pod)
+    }
+
+    /// A lease of what was posted last.
+    fn lease(&self, path: &str) -> Response {
+        let document = self.last_document();
+        let hash = self.hash(document.to_string().as_bytes());
+        match hash {
+            Some(hash) if path.ends_with(&hash) => reply(200, &self.lease_of(&hash)),
+            _ => refuse(404, "no lease with that hash"),
+        }
+    }
+
+    fn lease_of(&self, hash: &str) -> Value {
+        json!({
+            "manifest_hash": hash, "state": "running",
+            "url": format!("http://{hash}.{}/", self.address),
+            "manifest": self.last_document()["manifest"],
+            "created_at": "2026-11-25T17:50:00.000Z", "expires_at": EXPIRY, "balance": "1",
+            "price_per_second": self.per_second(), "asset": self.asset(),
+            "ended": null
+        })
     }
 
     async fn order(&self, headers: &HeaderMap, body: &[u8]) -> Response {
@@ -387,13 +410,7 @@ impl Behaviour {
                 &json!({ "url": url, "manifestHash": hash, "expiry": expiry }),
             );
         }
-        let lease = json!({
-            "manifest_hash": hash, "state": "running", "url": url, "manifest": {},
-            "created_at": "2026-11-25T17:50:00.000Z", "expires_at": expiry, "balance": "1",
-            "price_per_second": self.per_second(), "asset": self.asset(),
-            "ended": null
-        });
-        reply(200, &lease)
+        reply(200, &self.lease_of(&hash))
     }
 }
 

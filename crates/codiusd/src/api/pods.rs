@@ -193,7 +193,8 @@ pub(super) fn json_body(
         let essence = kind.split(';').next().unwrap_or_default().trim();
         let Some((main, sub)) = essence.split_once('/') else {
             let text = "Invalid content-type header";
-            return Err(HttpError::new(StatusCode::BAD_REQUEST, text));
+            return Err(HttpError::new(StatusCode::BAD_REQUEST, text)
+                .next("send the manifest with Content-Type: application/json"));
         };
         if main != "application" || !(sub == "json" || sub.ends_with("+json")) {
             return Err(HttpError::new(

@@ -132,6 +132,17 @@ async fn each_error_is_a_problem_with_a_next_step() -> Result<()> {
         );
     }
 
+    // A price needs no private values; a program does, and the right ones.
+    let mut hidden = wanted.clone();
+    let hash = "0".repeat(64);
+    hidden["manifest"]["vars"] = json!({ "KEY": { "encoding": "private:sha256", "value": hash } });
+    hidden["manifest"]["containers"][0]["environment"] = json!({ "KEY": "$KEY" });
+    let reply = caller.send(&quotes(&hidden)).await?;
+    ensure!(reply.status == 200, "{reply:?}");
+    problem(&caller.send(&creation(&hidden)).await?, 422, "no private")?;
+    hidden["private"] = json!({ "vars": { "KEY": { "nonce": "1", "value": "wrong" } } });
+    problem(&caller.send(&quotes(&hidden)).await?, 422, "wrong private")?;
+
     let stop = |body: &Value| Call::post(format!("{lease}/stop"), body);
     let reply = caller.signed(stop(&json!({}))).await?;
     problem(&reply, 404, "stop of nothing")?;

@@ -6,7 +6,7 @@ use axum::{
     http::{HeaderMap, StatusCode},
 };
 use codius_ledger::Seconds;
-use codius_manifest::Upload;
+use codius_manifest::{ManifestHash, Upload};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
@@ -35,13 +35,28 @@ pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, HttpError> {
 
 /// A manifest and its private values, checked as `POST /pods` checks them.
 pub(super) fn upload(manifest: Value, private: Option<Value>) -> Result<Upload, HttpError> {
+    Ok(Upload::parse(&posted(manifest, private)?)?)
+}
+
+/// The hash of a manifest, checked as `OPTIONS /pods` checks it: without private values it is taken for one
+/// that will have the right ones.
+pub(super) fn quoted(
+    manifest: Value,
+    private: Option<Value>,
+    own_uri: &str,
+) -> Result<ManifestHash, HttpError> {
+    let posted = posted(manifest, private)?;
+    Ok(codius_manifest::quoted(&posted, own_uri)?)
+}
+
+/// Both as version 1 has them.
+fn posted(manifest: Value, private: Option<Value>) -> Result<Vec<u8>, HttpError> {
     let mut posted = Map::new();
     posted.insert("manifest".to_owned(), manifest);
     if let Some(private) = private {
         posted.insert("private".to_owned(), private);
     }
-    let posted = serde_json::to_vec(&posted).map_err(|_| HttpError::internal())?;
-    Ok(Upload::parse(&posted)?)
+    serde_json::to_vec(&posted).map_err(|_| HttpError::internal())
 }
 
 /// A duration that can be bought.

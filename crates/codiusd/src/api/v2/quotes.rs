@@ -23,15 +23,15 @@ pub(super) async fn quote(
     let body = body::bytes(&headers, body)?;
     let request: QuoteRequest = body::parse(&body)?;
     let duration = body::duration(request.duration_seconds, api.max_duration)?;
-    let upload = body::upload(request.manifest, request.private)?;
-    api.leases.spec(&upload)?;
+    let own_uri = api.leases.own_uri();
+    let manifest_hash = body::quoted(request.manifest, request.private, own_uri)?;
     let reply = QuoteReply {
-        manifest_hash: upload.hash(),
+        manifest_hash,
         duration_seconds: duration.0,
-        price: Units(api.orders.price(&upload.hash(), duration)?),
-        price_per_second: api.leases.rate_for(&upload.hash()).to_string(),
+        price: Units(api.orders.price(&manifest_hash, duration)?),
+        price_per_second: api.leases.rate_for(&manifest_hash).to_string(),
         asset: api.leases.asset.clone(),
-        runs: api.leases.shown(&upload.hash()).is_some(),
+        runs: api.leases.shown(&manifest_hash).is_some(),
     };
     Ok(json(StatusCode::OK, &reply))
 }
