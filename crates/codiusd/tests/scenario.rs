@@ -177,7 +177,7 @@ async fn follow(network: Arc<NetworkNamespace>, tool: Tool) -> Result<()> {
     let at = SocketAddr::new(address, PORT);
     let front = Front::start(&network, address, &[(NAME, at)])?;
     let mut world = World::start(Settings {
-        port: PORT,
+        listen: format!("127.0.0.1:{PORT}"),
         interledger_port: 7768,
         public_uri: Some(HOST.to_owned()),
         network: Some(Arc::clone(&network)),
