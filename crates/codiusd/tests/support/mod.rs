@@ -63,6 +63,8 @@ pub(crate) struct Settings {
     pub(crate) interledger_port: u16,
     /// The name of the network that the host runs in, if it is not the one of this machine.
     pub(crate) network: Option<Arc<NetworkNamespace>>,
+    /// Certificates of the authorities that the host trusts, if not those of this machine.
+    pub(crate) authorities: Option<PathBuf>,
     /// The registry of another host, which this one uses, too.
     pub(crate) other_registry: Option<String>,
     /// Hosts that one test has at the same time have different ones, below 3.
@@ -87,6 +89,7 @@ impl Default for Settings {
             quote: "plain",
             interledger_port: 0,
             network: None,
+            authorities: None,
             other_registry: None,
             number: 0,
         }
@@ -135,6 +138,9 @@ impl World {
             Some(network) => network.command(program),
             None => Command::new(program),
         };
+        if let Some(authorities) = &self.settings.authorities {
+            command.env("SSL_CERT_FILE", authorities);
+        }
         let mut process = command
             .arg("--config")
             .arg(&config)
@@ -188,6 +194,7 @@ impl World {
             quote,
             interledger_port,
             network: _,
+            authorities: _,
             other_registry,
             number: _,
         } = &self.settings;
