@@ -419,9 +419,10 @@ fn what_cannot_start_is_explained() {
         containers,
     ]
     .concat()));
-    for _ in &expected {
-        vm.wait_for(|message| failure(message).is_some() || is_started(message));
-    }
+    vm.wait_until(|heard| {
+        let over = |message: &&AgentMessage| failure(message).is_some() || is_started(message);
+        heard.iter().filter(over).count() >= expected.len()
+    });
     let mut failures: Vec<_> = vm.heard.iter().filter_map(failure).collect();
     failures.sort();
     for ((number, expected), (container, text)) in (1..).zip(expected).zip(failures) {

@@ -277,6 +277,16 @@ impl Vm {
         self.send(&HostMessage::Configure(Box::new(config)));
     }
 
+    /// Waits until enough was heard. Several messages may come at once, which are one to
+    /// [`Vm::wait_for`].
+    pub(crate) fn wait_until(&mut self, enough: impl Fn(&[AgentMessage]) -> bool) {
+        let deadline = Instant::now() + DEADLINE;
+        while !enough(&self.heard) {
+            assert!(Instant::now() < deadline, "not enough was heard");
+            self.hear(false);
+        }
+    }
+
     /// Waits for a message, keeping all others.
     pub(crate) fn wait_for(&mut self, what: impl Fn(&AgentMessage) -> bool) -> AgentMessage {
         self.next(false, what)
