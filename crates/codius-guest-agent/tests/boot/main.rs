@@ -190,7 +190,12 @@ fn limits_hold_and_the_agent_answers_all_the_while() {
     }
     vm.send(&HostMessage::Stop { grace_ms: 0 });
     vm.wait_for(is_stopped);
-    assert_eq!(vm.wait_for_exit(2), ContainerExit::Signal(9));
+    // Its shell may have ended by itself, as one does that cannot fork.
+    let bomb = vm.wait_for_exit(2);
+    assert!(
+        matches!(bomb, ContainerExit::Signal(9) | ContainerExit::Code(2)),
+        "{bomb:?}"
+    );
 }
 
 #[test]

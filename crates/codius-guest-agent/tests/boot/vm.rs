@@ -17,6 +17,8 @@ use codius_guest_protocol::{
 };
 use tempfile::TempDir;
 
+/// Between two attaches that are not answered.
+const ATTACH_INTERVAL: Duration = Duration::from_secs(1);
 /// Software emulation on a busy machine is slow; nothing here takes a tenth of this.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(90);
 
@@ -247,17 +249,30 @@ impl Vm {
         self.directory.path().join(name)
     }
 
-    /// Sends an attach and drops everything up to its hello.
+    /// Sends an attach, again and again as the host does because the port loses what is written while the
+    /// guest opens it, and drops everything up to its hello.
     pub(crate) fn attach(&mut self, nonce: &str) {
-        self.stream.write_all(b"\n").unwrap();
-        self.send(&HostMessage::Attach {
-            nonce: nonce.to_owned(),
-        });
-        let wanted = nonce.to_owned();
-        self.next(
-            true,
-            |message| matches!(message, AgentMessage::Hello { nonce, .. } if *nonce == wanted),
-        );
+        let hello = |message: &AgentMessage| matches!(message, AgentMessage::Hello { nonce: heard, .. } if heard == nonce);
+        let deadline = Instant::now() + DEADLINE;
+        let mut next = Instant::now();
+        self.heard.clear();
+        loop {
+            if let Some(at) = self.heard.iter().position(hello) {
+                self.heard.drain(..at);
+                return;
+            }
+            self.heard.clear();
+            let now = Instant::now();
+            assert!(now < deadline, "no hello");
+            if now >= next {
+                next = now + ATTACH_INTERVAL;
+                self.stream.write_all(b"\n").unwrap();
+                self.send(&HostMessage::Attach {
+                    nonce: nonce.to_owned(),
+                });
+            }
+            self.hear(true);
+        }
     }
 
     /// Closes the channel, perhaps after half a line, and opens it again.
@@ -277,29 +292,26 @@ impl Vm {
         self.send(&HostMessage::Configure(Box::new(config)));
     }
 
-    /// Waits until enough was heard. Several messages may come at once, which are one to
-    /// [`Vm::wait_for`].
+    /// Waits until enough was heard since the last attach.
     pub(crate) fn wait_until(&mut self, enough: impl Fn(&[AgentMessage]) -> bool) {
         let deadline = Instant::now() + DEADLINE;
         while !enough(&self.heard) {
-            assert!(Instant::now() < deadline, "not enough was heard");
+            assert!(
+                Instant::now() < deadline,
+                "not all was heard that was waited for"
+            );
             self.hear(false);
         }
     }
 
-    /// Waits for a message, keeping all others.
+    /// Waits for a message, unless it was heard since the last attach already, keeping all others.
     pub(crate) fn wait_for(&mut self, what: impl Fn(&AgentMessage) -> bool) -> AgentMessage {
-        self.next(false, what)
+        self.wait_until(|heard| heard.iter().any(&what));
+        let message = self.heard.iter().find(|message| what(message));
+        message.expect("it was waited for").clone()
     }
 
     pub(crate) fn wait_for_exit(&mut self, wanted: u16) -> ContainerExit {
-        let earlier = self.heard.iter().find_map(|message| match message {
-            AgentMessage::Exited { container, exit } if *container == wanted => Some(*exit),
-            _ => None,
-        });
-        if let Some(exit) = earlier {
-            return exit;
-        }
         let message = self.wait_for(
             |message| matches!(message, AgentMessage::Exited { container, .. } if *container == wanted),
         );
@@ -335,23 +347,6 @@ impl Vm {
             .get(&(container, stderr))
             .map_or(&[][..], Vec::as_slice);
         String::from_utf8_lossy(bytes).into_owned()
-    }
-
-    fn next(&mut self, out_of_step: bool, what: impl Fn(&AgentMessage) -> bool) -> AgentMessage {
-        let deadline = Instant::now() + DEADLINE;
-        let mut seen = self.heard.len();
-        loop {
-            if let Some(message) = self.heard[seen..].iter().find(|message| what(message)) {
-                let message = message.clone();
-                return message;
-            }
-            if out_of_step {
-                self.heard.clear();
-            }
-            seen = self.heard.len();
-            assert!(Instant::now() < deadline, "nothing of what was waited for");
-            self.hear(out_of_step);
-        }
     }
 
     /// Reads once. Before the hello, broken lines are to be expected.
