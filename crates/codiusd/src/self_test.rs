@@ -218,8 +218,9 @@ impl Tester {
         }
         let passed = outcome.is_ok().then(|| self.public_uri.clone());
         if self.record.passed != passed {
-            self.record.passed = passed;
-            if let Err(error) = self.write_record(Batch::new()).await {
+            let unsettled = self.record.unsettled;
+            let record = Record { passed, unsettled };
+            if let Err(error) = self.write_record(Batch::new(), record).await {
                 tracing::warn!(
                     error = &*error,
                     "what the self-test found was not written down"
@@ -238,7 +239,6 @@ impl Tester {
                 Err(error) if left == 0 => return Err(error.context("the upload")),
                 Err(error) => tracing::warn!(error = &*error, left, "self-test: no upload yet"),
             }
-            self.settle().await?;
             tokio::time::sleep(Duration::from_secs(self.config.interval_secs)).await;
         };
         self.test.note(|stats| stats.upload_success = true);
@@ -260,9 +260,11 @@ impl Tester {
     async fn upload(&mut self) -> Result<String> {
         let document = document(&self.image);
         let hash = Upload::parse(document.as_bytes())?.hash();
-        // Before anything is paid, so that whatever happens it can be settled.
-        self.record.unsettled = Some(hash);
-        self.write_record(Batch::new()).await?;
+        // One at a time, and before anything is paid, so that whatever happens it can be settled.
+        self.settle().await?;
+        let mut record = self.record.clone();
+        record.unsettled = Some(hash);
+        self.write_record(Batch::new(), record).await?;
         let host = self.client()?;
         let quote = host.quote(&document, DURATION_SECS).await?;
         ensure!(
@@ -291,7 +293,8 @@ impl Tester {
         Ok(HostClient::new(&self.public_uri)?.with_http(http.build()?))
     }
 
-    /// Stops the program of the test, and gives what it has cost back to the account that paid.
+    /// Stops the program of the test, and gives what it has cost back to the account that paid: what is
+    /// owed to it, and what its lease was charged. Fails while its order is still being carried out.
     async fn settle(&mut self) -> Result<()> {
         let Some(hash) = self.record.unsettled else {
             return Ok(());
@@ -300,20 +303,30 @@ impl Tester {
         let store = &self.host.leases.store;
         let (owed, payer) = (Account::Owed(hash), Payer::account());
         let balance = async |account: &Account| store.balance(account).await;
-        let spent = u64::try_from(-balance(&payer).await?).unwrap_or_default();
+        let lease = store.lease(hash).await?;
+        let charged = lease.map_or(0, |stored| stored.lease.parts().charged);
+        let spent = balance(&payer).await?.min(0).unsigned_abs();
         let returned = u64::try_from(balance(&owed).await?)?.min(spent);
-        let earned = u64::try_from(balance(&Account::Earned).await?)?.min(spent - returned);
+        let earned = charged.min(spent - returned);
+        let rest = spent - returned - earned;
         let mut batch = Batch::new();
         transfer(&mut batch, Reason::Refund, owed, payer.clone(), returned);
         transfer(&mut batch, Reason::Refund, Account::Earned, payer, earned);
-        self.record.unsettled = None;
-        self.write_record(batch).await
+        let mut record = self.record.clone();
+        if rest == 0 {
+            record.unsettled = None;
+        }
+        self.write_record(batch, record).await?;
+        ensure!(rest == 0, "{rest} units of the last test are on their way");
+        Ok(())
     }
 
-    async fn write_record(&self, batch: Batch) -> Result<()> {
-        let record = serde_json::to_vec(&self.record)?;
+    /// What is known is what is written.
+    async fn write_record(&mut self, batch: Batch, record: Record) -> Result<()> {
+        let bytes = serde_json::to_vec(&record)?;
         let store: &Store = &self.host.leases.store;
-        store.commit(batch.meta(META_KEY, Some(record))).await?;
+        store.commit(batch.meta(META_KEY, Some(bytes))).await?;
+        self.record = record;
         Ok(())
     }
 }
