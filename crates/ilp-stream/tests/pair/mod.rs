@@ -1,6 +1,8 @@
 //! Two connections, a clock that only the test moves, and a network between them that loses, delays,
 //! repeats, reorders and rejects packets. Everything follows from one seed.
 
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
