@@ -149,7 +149,7 @@ pub struct Supervisor {
 }
 
 /// Milliseconds since 1970, for the time of log lines.
-pub type WallClock = fn() -> u64;
+pub type WallClock = Arc<dyn Fn() -> u64 + Send + Sync>;
 
 impl std::fmt::Debug for Supervisor {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -382,7 +382,7 @@ impl Supervisor {
             status: sender,
             logs: Arc::clone(&logs),
             interledger: Arc::clone(&self.interledger),
-            wall_clock: self.wall_clock,
+            wall_clock: Arc::clone(&self.wall_clock),
         };
         (
             Arc::new(watch),

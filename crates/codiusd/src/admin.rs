@@ -108,7 +108,12 @@ impl Admin {
         let hash = id.parse().ok()?;
         let shown = self.leases.shown(&hash)?;
         let address = self.leases.routes.address(&hash);
-        Some(PodReport::of(&hash, &shown, address))
+        Some(PodReport::of(
+            &hash,
+            &shown,
+            address,
+            self.leases.clock.steady(),
+        ))
     }
 }
 
@@ -147,7 +152,8 @@ async fn uptime(State(admin): Shared) -> Result<Response, HttpError> {
         HttpError::internal()
     })?;
     let running = admin.leases.overview();
-    let secs = running.iter().map(|(_, shown)| shown.paid_for().0).sum();
+    let now = admin.leases.clock.steady();
+    let secs = running.iter().map(|(_, shown)| shown.paid_for(now).0).sum();
     let report = Uptime::of(
         secs,
         &admin.asset,

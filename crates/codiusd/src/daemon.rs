@@ -31,7 +31,7 @@ use url::Url;
 use crate::{
     admin::Admin,
     api::{self, Api},
-    clock,
+    clock::{self, Clock},
     config::{Accelerator, Config, InterledgerMode, OnShutdown},
     leases::{Leases, Wiring},
     orders::Orders,
@@ -71,9 +71,10 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let data_dir = fs::canonicalize(&config.data_dir)?;
     let guest_dir = guest_dir(&config)?;
 
+    let clock = Clock::system();
     let store = Store::open(&data_dir.join("codius.db"))?;
     // Only one process has it open: no other one hears requests from now on.
-    let began_unix_ms = clock::wall_now();
+    let began_unix_ms = clock.wall();
     let snapshot = store.load().await?;
     let verified = store
         .verify()
@@ -141,7 +142,10 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         images,
         Arc::new(PodPort(Arc::clone(&pod_money))),
         Duration::from_secs(config.pods.port_timeout_secs),
-        clock::wall_now,
+        {
+            let clock = clock.clone();
+            Arc::new(move || clock.wall())
+        },
     );
     let routes = Arc::new(Routes::default());
     let proxy = Proxy::new(Arc::clone(&routes) as _);
@@ -150,6 +154,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         pods: config.pods.max_pods,
     };
     let leases = Leases::new(Wiring {
+        clock: clock.clone(),
         store: store.clone(),
         supervisor,
         admission: Admission::new(capacity),
@@ -221,7 +226,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         spsp,
         peers: Arc::clone(&peers),
         refunds: Refunds::new(connector.clone(), asset.clone()),
-        signatures: Signatures::new(&public_uri, api_address.port(), began_unix_ms),
+        signatures: Signatures::new(&public_uri, api_address.port(), began_unix_ms, clock),
         log_followers: api::log_followers(),
         asset: asset.clone(),
         max_duration: Seconds(config.price.max_duration_secs),

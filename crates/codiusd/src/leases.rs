@@ -32,7 +32,7 @@ use std::{
 
 use codius_api::{AssetInfo, EndReason as ApiEndReason, LeaseEventKind, Phase, UnixMillis};
 use codius_ledger::{
-    Account, BootId, EndReason, Lease, Millis, Order, Reason, Seconds, Settlement, StoredResponse,
+    Account, BootId, EndReason, Lease, Order, Reason, Seconds, Settlement, StoredResponse,
     Transaction,
 };
 use codius_manifest::{ManifestHash, PodSpec, Upload};
@@ -52,7 +52,7 @@ pub(crate) use top_up::TopUpError;
 pub(crate) use view::ReplyForm;
 
 use crate::{
-    clock::{steady_now, wall_now},
+    clock::Clock,
     pod_money::PodMoney,
     price::PriceTag,
     progress::{Progress, ProgressBoard, Tell},
@@ -65,6 +65,7 @@ const CHARGE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What leases are made with.
 pub(crate) struct Wiring {
+    pub(crate) clock: Clock,
     pub(crate) store: Store,
     pub(crate) supervisor: Supervisor,
     pub(crate) admission: Admission,
@@ -175,8 +176,8 @@ pub(crate) enum PlaceError {
 impl Leases {
     pub(crate) fn new(wiring: Wiring) -> Arc<Self> {
         Arc::new(Self {
+            progress: ProgressBoard::new(wiring.clock.clone()),
             wiring,
-            progress: ProgressBoard::default(),
             closing: CancellationToken::new(),
             tasks: TaskTracker::new(),
             stop_pods: AtomicBool::new(false),
@@ -234,7 +235,11 @@ impl Leases {
             return Err(PlaceError::Closing);
         }
         if let Some(running) = state.as_mut() {
-            if running.lease.remaining_ms(steady(), running.balance) > 0 {
+            if running
+                .lease
+                .remaining_ms(self.clock.steady(), running.balance)
+                > 0
+            {
                 return self
                     .extend_running(&slot, running, purchase.order, purchase.form)
                     .await;
@@ -257,7 +262,7 @@ impl Leases {
         let owed = self.balance(&Account::Owed(slot.hash)).await?;
         let mut lease = Lease::new(
             slot.hash,
-            wall_now(),
+            self.clock.wall(),
             self.rate
                 .rate_of(purchase.order.duration, purchase.order.price),
         );
@@ -271,14 +276,14 @@ impl Leases {
         };
         let upload = stored_upload(&purchase.upload, &purchase.images);
         let mut batch = Batch::new().new_lease_from(lease, upload, origin);
-        transfer(
+        self.transfer(
             &mut batch,
             Reason::Payment,
             order_of(&purchase.order),
             Account::Lease(slot.hash),
             purchase.order.price,
         );
-        transfer(
+        self.transfer(
             &mut batch,
             Reason::Payment,
             Account::Owed(slot.hash),
@@ -294,18 +299,18 @@ impl Leases {
             Ok(pod) => pod,
             Err(error) => {
                 let ended = lease
-                    .end(steady(), balance, EndReason::StartFailed)
+                    .end(self.clock.steady(), balance, EndReason::StartFailed)
                     .expect("it has not ended before");
                 debug_assert_eq!(ended.earned, 0, "a pod that never ran has cost nothing");
                 let mut batch = Batch::new().lease(lease);
-                transfer(
+                self.transfer(
                     &mut batch,
                     Reason::Return,
                     Account::Lease(slot.hash),
                     order_of(&purchase.order),
                     purchase.order.price,
                 );
-                transfer(
+                self.transfer(
                     &mut batch,
                     Reason::Return,
                     Account::Lease(slot.hash),
@@ -318,10 +323,10 @@ impl Leases {
         };
 
         lease
-            .begin(self.boot, steady())
+            .begin(self.boot, self.clock.steady())
             .expect("a lease that was starting can begin");
         let url = self.url(&slot.hash);
-        let expires_at = expiry(&lease, balance);
+        let expires_at = self.expiry(&lease, balance);
         let response = self.answer(purchase.form, &lease, balance, &purchase.upload, origin);
         let mut order = purchase.order.clone();
         order
@@ -372,15 +377,15 @@ impl Leases {
     ) -> Result<StoredResponse, PlaceError> {
         let mut lease = running.lease;
         if lease.extend(order.duration).is_err()
-            || lease.remaining_ms(steady(), running.balance) == 0
+            || lease.remaining_ms(self.clock.steady(), running.balance) == 0
         {
             return Err(PlaceError::NotRunning);
         }
         let balance = running.balance.saturating_add(order.price);
-        let expires_at = expiry(&lease, balance);
+        let expires_at = self.expiry(&lease, balance);
         let response = self.answer(form, &lease, balance, &running.upload, running.origin);
         let mut batch = Batch::new().lease(lease);
-        transfer(
+        self.transfer(
             &mut batch,
             Reason::Payment,
             order_of(&order),
@@ -432,9 +437,9 @@ impl Leases {
         let mut charge_at = tokio::time::Instant::now() + CHARGE_INTERVAL;
         loop {
             let remaining = match slot.state.lock().await.as_ref() {
-                Some(running) if Arc::ptr_eq(&running.pod, pod) => {
-                    running.lease.remaining_ms(steady(), running.balance)
-                }
+                Some(running) if Arc::ptr_eq(&running.pod, pod) => running
+                    .lease
+                    .remaining_ms(self.clock.steady(), running.balance),
                 // It has been ended, and the hash may be another lease's by now.
                 Some(_) | None => return,
             };
@@ -472,9 +477,9 @@ impl Leases {
             return;
         };
         let mut lease = running.lease;
-        let charge = lease.charge(steady(), running.balance);
+        let charge = lease.charge(self.clock.steady(), running.balance);
         let mut batch = Batch::new().lease(lease);
-        transfer(
+        self.transfer(
             &mut batch,
             Reason::Charge,
             Account::Lease(slot.hash),
@@ -504,7 +509,11 @@ impl Leases {
         else {
             return true;
         };
-        if matches!(end, End::Expired) && running.lease.remaining_ms(steady(), running.balance) > 0
+        if matches!(end, End::Expired)
+            && running
+                .lease
+                .remaining_ms(self.clock.steady(), running.balance)
+                > 0
         {
             return false;
         }
@@ -528,9 +537,9 @@ impl Leases {
         self.unpublish(slot);
         let mut lease = running.lease;
         let settled = lease
-            .end(steady(), running.balance, reason)
+            .end(self.clock.steady(), running.balance, reason)
             .expect("a running lease can end");
-        let recorded = self.store.commit(settlement(lease, settled)).await;
+        let recorded = self.store.commit(self.settlement(lease, settled)).await;
         if let Err(error) = &recorded {
             // What is not recorded is not paid, so it must not run. The next start settles the lease.
             tracing::error!(
@@ -565,7 +574,7 @@ impl Leases {
 
     /// A running lease has more money or time: whoever goes by its expiry is told the new one.
     fn moved(&self, slot: &Slot, running: &Running) {
-        let expires_at = expiry(&running.lease, running.balance);
+        let expires_at = self.expiry(&running.lease, running.balance);
         self.show(slot, running, expires_at);
         if let Some(progress) = self.progress.get(&slot.hash) {
             let url = self.url(&slot.hash);
@@ -636,6 +645,50 @@ impl Leases {
     async fn balance(&self, account: &Account) -> Result<u64, StoreError> {
         let balance = self.store.balance(account).await?;
         Ok(u64::try_from(balance).unwrap_or_default())
+    }
+
+    /// The end of a lease, with the movements that empty its account.
+    fn settlement(&self, lease: Lease, settled: Settlement) -> Batch {
+        let hash = lease.hash();
+        let mut batch = Batch::new().lease(lease);
+        self.transfer(
+            &mut batch,
+            Reason::Charge,
+            Account::Lease(hash),
+            Account::Earned,
+            settled.earned,
+        );
+        self.transfer(
+            &mut batch,
+            Reason::Return,
+            Account::Lease(hash),
+            Account::Owed(hash),
+            settled.refund,
+        );
+        batch
+    }
+
+    /// Adds a movement to a batch; one of nothing is none.
+    pub(crate) fn transfer(
+        &self,
+        batch: &mut Batch,
+        reason: Reason,
+        from: Account,
+        to: Account,
+        amount: u64,
+    ) {
+        if amount == 0 {
+            return;
+        }
+        let transaction = Transaction::transfer(self.clock.wall(), reason, from, to, amount)
+            .expect("two different accounts, and an amount that a balance had");
+        batch.transactions.push(transaction);
+    }
+
+    /// When the money of a lease is used up, by the wall clock as it is now.
+    fn expiry(&self, lease: &Lease, balance: u64) -> UnixMillis {
+        let remaining_ms = lease.remaining_ms(self.clock.steady(), balance);
+        UnixMillis::new(self.clock.wall().saturating_add(remaining_ms))
     }
 }
 
@@ -712,45 +765,6 @@ fn stored_upload(upload: &Upload, images: &[ResolvedImage]) -> StoredUpload {
     }
 }
 
-/// The end of a lease, with the movements that empty its account.
-fn settlement(lease: Lease, settled: Settlement) -> Batch {
-    let hash = lease.hash();
-    let mut batch = Batch::new().lease(lease);
-    transfer(
-        &mut batch,
-        Reason::Charge,
-        Account::Lease(hash),
-        Account::Earned,
-        settled.earned,
-    );
-    transfer(
-        &mut batch,
-        Reason::Return,
-        Account::Lease(hash),
-        Account::Owed(hash),
-        settled.refund,
-    );
-    batch
-}
-
-/// Adds a movement to a batch; one of nothing is none.
-pub(crate) fn transfer(batch: &mut Batch, reason: Reason, from: Account, to: Account, amount: u64) {
-    if amount == 0 {
-        return;
-    }
-    let transaction = Transaction::transfer(wall_now(), reason, from, to, amount)
-        .expect("two different accounts, and an amount that a balance had");
-    batch.transactions.push(transaction);
-}
-
 fn order_of(order: &Order) -> Account {
     Account::Order(order.id)
-}
-
-fn expiry(lease: &Lease, balance: u64) -> UnixMillis {
-    UnixMillis::new(wall_now().saturating_add(lease.remaining_ms(steady(), balance)))
-}
-
-fn steady() -> Millis {
-    Millis(steady_now())
 }

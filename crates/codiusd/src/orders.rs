@@ -19,7 +19,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use axum::http::{HeaderName, HeaderValue, StatusCode};
@@ -32,13 +32,12 @@ use codius_manifest::{ManifestHash, Upload};
 use codius_pod::{Machine, Reservation, ResolvedImage};
 use codius_signature::KeyId;
 use codius_store::{Batch, StoreError};
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 use tracing::Instrument;
 
 use crate::{
-    clock::wall_now,
     http_error::HttpError,
-    leases::{Leases, PlaceError, Purchase, ReplyForm, transfer},
+    leases::{Leases, PlaceError, Purchase, ReplyForm},
     progress::Progress,
     till::{Payment, Shortfall, Till},
 };
@@ -378,7 +377,7 @@ impl Orders {
             price,
             state: OrderState::Open,
             payer: payment.and_then(Payment::payer),
-            created_at_unix_ms: wall_now(),
+            created_at_unix_ms: self.leases.clock.wall(),
         };
         // Room first: money is not taken for what there is no room for.
         let reservation = match &request.what {
@@ -485,7 +484,7 @@ impl Orders {
             .fail(response.clone())
             .expect("an order is answered once");
         let mut batch = Batch::new().order(order.clone());
-        transfer(
+        self.leases.transfer(
             &mut batch,
             Reason::Return,
             account,
@@ -528,7 +527,7 @@ impl Orders {
                 .fail(response_of(&error))
                 .expect("an open order has no answer");
             let mut batch = Batch::new();
-            transfer(
+            self.leases.transfer(
                 &mut batch,
                 Reason::Return,
                 account,
@@ -548,7 +547,8 @@ impl Orders {
             {
                 let mut batch = Batch::new();
                 let owed = Account::Owed(order.hash);
-                transfer(&mut batch, Reason::Return, account.clone(), owed, late);
+                self.leases
+                    .transfer(&mut batch, Reason::Return, account.clone(), owed, late);
                 self.leases.store.commit(batch).await?;
             }
         }

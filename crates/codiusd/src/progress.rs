@@ -4,26 +4,33 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
-    time::Instant,
 };
 
 use codius_api::{LeaseEvent, LeaseEventKind, Phase, UnixMillis};
 use codius_manifest::ManifestHash;
 use codius_pod::{StartPhase, StartProgress};
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
-use crate::clock::wall_now;
+use crate::clock::Clock;
 
 /// The most uploads whose progress is kept. Quotes that are never paid for leave one too.
 const MAX_KEPT: usize = 4096;
 
 /// The progress of all leases, by hash.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct ProgressBoard {
+    clock: Clock,
     by_hash: Mutex<HashMap<ManifestHash, Arc<Progress>>>,
 }
 
 impl ProgressBoard {
+    pub(crate) fn new(clock: Clock) -> Self {
+        Self {
+            clock,
+            by_hash: Mutex::default(),
+        }
+    }
+
     /// The progress that is going on for a hash; a new one if the last has come to its end.
     pub(crate) fn begin(&self, hash: ManifestHash) -> Arc<Progress> {
         let mut by_hash = self.by_hash.lock().unwrap_or_else(PoisonError::into_inner);
@@ -42,7 +49,7 @@ impl ProgressBoard {
                 .map(|(hash, _)| *hash);
             oldest.map(|oldest| by_hash.remove(&oldest));
         }
-        let progress = Arc::new(Progress::new());
+        let progress = Arc::new(Progress::new(self.clock.clone()));
         by_hash.insert(hash, Arc::clone(&progress));
         progress
     }
@@ -59,14 +66,16 @@ impl ProgressBoard {
 /// The events of one lease, from its upload to its end.
 #[derive(Debug)]
 pub(crate) struct Progress {
+    clock: Clock,
     began: Instant,
     events: Mutex<Vec<LeaseEvent>>,
     grown: Notify,
 }
 
 impl Progress {
-    fn new() -> Self {
+    fn new(clock: Clock) -> Self {
         Self {
+            clock,
             began: Instant::now(),
             events: Mutex::default(),
             grown: Notify::new(),
@@ -82,7 +91,7 @@ impl Progress {
         let elapsed_ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         let event = LeaseEvent {
             kind,
-            at: UnixMillis::new(wall_now()),
+            at: UnixMillis::new(self.clock.wall()),
             elapsed_ms,
         };
         let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
@@ -195,7 +204,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_who_comes_late_hears_each_phase_once_and_the_latest_of_a_pull() {
-        let progress = Arc::new(Progress::new());
+        let progress = Arc::new(Progress::new(Clock::system()));
         progress.phase(Phase::Resolving);
         progress.phase(Phase::Pulling { bytes: 1, of: 9 });
         progress.phase(Phase::Pulling { bytes: 5, of: 9 });
@@ -227,7 +236,7 @@ mod tests {
             expires_at: UnixMillis::new(expires_at),
             url: "http://pod/".to_owned(),
         };
-        let progress = Arc::new(Progress::new());
+        let progress = Arc::new(Progress::new(Clock::system()));
         progress.phase(running(1));
         let mut follower = Arc::clone(&progress).follow();
         for expires_at in [1, 2, 3] {
@@ -240,7 +249,7 @@ mod tests {
 
     #[test]
     fn a_finished_upload_makes_room_for_a_new_one_and_a_running_one_is_shared() {
-        let board = ProgressBoard::default();
+        let board = ProgressBoard::new(Clock::system());
         let hash = ManifestHash::from_bytes([7; 32]);
         let first = board.begin(hash);
         assert!(Arc::ptr_eq(&first, &board.begin(hash)));

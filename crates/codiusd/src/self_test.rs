@@ -40,10 +40,7 @@ use tokio::sync::watch;
 pub(crate) use gate::gate;
 pub(crate) use registry::Registry;
 
-use crate::{
-    config,
-    leases::{Leases, transfer},
-};
+use crate::{config, leases::Leases};
 use payer::Payer;
 use visit::Visitor;
 
@@ -300,7 +297,8 @@ impl Tester {
             return Ok(());
         };
         self.host.leases.stop_own(&hash).await?;
-        let store = &self.host.leases.store;
+        let leases = &self.host.leases;
+        let store = &leases.store;
         let (owed, payer) = (Account::Owed(hash), Payer::account());
         let balance = async |account: &Account| store.balance(account).await;
         let lease = store.lease(hash).await?;
@@ -310,8 +308,8 @@ impl Tester {
         let earned = charged.min(spent - returned);
         let rest = spent - returned - earned;
         let mut batch = Batch::new();
-        transfer(&mut batch, Reason::Refund, owed, payer.clone(), returned);
-        transfer(&mut batch, Reason::Refund, Account::Earned, payer, earned);
+        leases.transfer(&mut batch, Reason::Refund, owed, payer.clone(), returned);
+        leases.transfer(&mut batch, Reason::Refund, Account::Earned, payer, earned);
         let mut record = self.record.clone();
         if rest == 0 {
             record.unsettled = None;

@@ -20,7 +20,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, he
 use codius_signature::{KeyId, MAX_FIELD_BYTES, Received, Request, SignatureError, Signed, verify};
 use url::Url;
 
-use crate::{clock::wall_now, http_error::HttpError};
+use crate::{clock::Clock, http_error::HttpError};
 
 /// How old a signature may be.
 const MAX_AGE_SECS: u64 = 300;
@@ -37,6 +37,7 @@ const CONTENT_DIGEST: HeaderName = HeaderName::from_static("content-digest");
 
 /// Judges signed requests.
 pub(crate) struct Signatures {
+    clock: Clock,
     /// Host and port of the public address.
     public: String,
     /// Others by which this host is reached from its own machine.
@@ -61,13 +62,14 @@ pub(crate) enum Purpose {
 impl Signatures {
     /// `port` is that of the listener; `began_unix_ms` is when this process had the database, so that
     /// no other one had it any more.
-    pub(crate) fn new(public_uri: &Url, port: u16, began_unix_ms: u64) -> Self {
+    pub(crate) fn new(public_uri: &Url, port: u16, began_unix_ms: u64, clock: Clock) -> Self {
         let public = match (public_uri.host_str(), public_uri.port()) {
             (Some(host), Some(port)) => format!("{host}:{port}"),
             (host, _) => host.unwrap_or_default().to_owned(),
         };
         let loopback = ["localhost", "127.0.0.1", "[::1]"];
         Self {
+            clock,
             public,
             loopback: loopback.map(|host| format!("{host}:{port}")).into(),
             not_before: began_unix_ms / 1000 + MAX_AHEAD_SECS,
@@ -140,7 +142,7 @@ impl Signatures {
             Purpose::Control => &self.controls,
         };
         let mut nonces = nonces.lock().unwrap_or_else(PoisonError::into_inner);
-        match nonces.take(signed, seconds_now()) {
+        match nonces.take(signed, self.seconds_now()) {
             Taken::First => Ok(()),
             Taken::Again => Err(unauthorized(
                 "this signature was used for another request already",
@@ -158,8 +160,12 @@ impl Signatures {
         }
     }
 
+    fn seconds_now(&self) -> u64 {
+        self.clock.wall() / 1000
+    }
+
     async fn timely(&self, created: u64) -> Result<(), HttpError> {
-        let now = seconds_now();
+        let now = self.seconds_now();
         if created.saturating_add(MAX_AGE_SECS) < now || created > now + MAX_AHEAD_SECS {
             return Err(
                 unauthorized("this request was signed at another time than now")
@@ -231,10 +237,6 @@ fn joined(headers: &HeaderMap, name: &HeaderName) -> Result<Option<String>, ()> 
         all.push_str(line.to_str().map_err(|_| ())?);
     }
     Ok(Some(all))
-}
-
-fn seconds_now() -> u64 {
-    wall_now() / 1000
 }
 
 /// The signatures that may still be sent again, oldest first.
@@ -309,9 +311,11 @@ mod tests {
 
     /// A host that began ten seconds ago, and how it takes a request signed so.
     async fn judge(authority: &str, host: &str, age_secs: i64) -> Result<KeyId, u16> {
-        let began = wall_now() - 10_000;
+        let clock = Clock::system();
+        let now = clock.wall();
+        let began = now - 10_000;
         let public = Url::parse("https://host.example").unwrap();
-        let signatures = Signatures::new(&public, 3000, began);
+        let signatures = Signatures::new(&public, 3000, began, clock);
         let uri: Uri = "/api/v2/leases/x/stop".parse().unwrap();
         let request = Request {
             method: "POST",
@@ -320,7 +324,7 @@ mod tests {
             query: None,
             body: b"{}",
         };
-        let created = seconds_now().saturating_add_signed(-age_secs);
+        let created = (now / 1000).saturating_add_signed(-age_secs);
         let fields = sign(&Key::from_seed([5; 32]), &request, created, &[1; 16]);
         let headers = HeaderMap::from_iter([
             (header::HOST, host.parse().unwrap()),
@@ -361,7 +365,7 @@ mod tests {
     #[tokio::test]
     async fn a_request_without_a_signature_is_nobodys() {
         let public = Url::parse("https://host.example").unwrap();
-        let signatures = Signatures::new(&public, 3000, 0);
+        let signatures = Signatures::new(&public, 3000, 0, Clock::system());
         let uri = Uri::from_static("/");
         let none = HeaderMap::new();
         let who = signatures.who(&Method::GET, &uri, &none, b"").await;

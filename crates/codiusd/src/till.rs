@@ -27,7 +27,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::Result;
@@ -44,7 +44,10 @@ use ilp_stream::{
     AssetDetails, CommandError, Config, Connection, StreamErrorCode, StreamId,
     server::{Credentials, ServerSecret},
 };
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
 
 /// The segment of the connector's address below which orders are paid.
 const SEGMENT: &str = "host";

@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, net::SocketAddr};
 
 use codius_api::UnixMillis;
-use codius_ledger::Asset;
+use codius_ledger::{Asset, Millis};
 use codius_manifest::ManifestHash;
 use codius_peers::PeerOverview;
 use codius_pod::Machine;
@@ -40,14 +40,19 @@ pub(super) struct PodReport {
 }
 
 impl PodReport {
-    pub(super) fn of(hash: &ManifestHash, shown: &Shown, address: Option<SocketAddr>) -> Self {
+    pub(super) fn of(
+        hash: &ManifestHash,
+        shown: &Shown,
+        address: Option<SocketAddr>,
+        now: Millis,
+    ) -> Self {
         Self {
             id: hash.to_string(),
             running: true,
             start: shown.created_at(),
             expiry: shown.expires_at,
             memory: Machine::SMALL.memory_mib.into(),
-            total_uptime: shown.paid_for().0,
+            total_uptime: shown.paid_for(now).0,
             port: address.map(|address| address.port()),
             ip: address.map(|address| address.ip().to_string()),
         }

@@ -3,10 +3,10 @@
 use std::sync::{Arc, PoisonError, Weak};
 
 use codius_api::UnixMillis;
-use codius_ledger::{Rate, Seconds};
+use codius_ledger::{Millis, Rate, Seconds};
 use codius_manifest::ManifestHash;
 
-use super::{Leases, Shown, steady};
+use super::{Leases, Shown};
 
 impl Leases {
     /// Those that run, in the order of their hashes.
@@ -52,8 +52,7 @@ impl Shown {
     }
 
     /// For how long it is paid in all: the time that it has run, and the time that is left.
-    pub(crate) fn paid_for(&self) -> Seconds {
-        let now = steady();
+    pub(crate) fn paid_for(&self, now: Millis) -> Seconds {
         let ms = self
             .lease
             .run_ms(now)

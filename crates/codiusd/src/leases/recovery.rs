@@ -17,7 +17,7 @@ use codius_manifest::{ManifestHash, PodSpec, Upload};
 use codius_pod::{Machine, Pod, Reservation, ResolvedImage};
 use codius_store::{Batch, LeaseOrigin, StoreError, StoredLease, StoredUpload};
 
-use super::{Leases, PinnedImage, PlaceError, Running, Slot, expiry, settlement, steady};
+use super::{Leases, PinnedImage, PlaceError, Running, Slot};
 use crate::progress::Progress;
 
 impl Leases {
@@ -64,8 +64,8 @@ impl Leases {
         // Nobody knows how long it ran since it was last charged.
         lease.recover(self.boot, false);
         let balance = self.balance(&Account::Lease(lease.hash())).await?;
-        match lease.end(steady(), balance, reason) {
-            Ok(settled) => self.store.commit(settlement(lease, settled)).await,
+        match lease.end(self.clock.steady(), balance, reason) {
+            Ok(settled) => self.store.commit(self.settlement(lease, settled)).await,
             Err(_) => Ok(()),
         }
     }
@@ -170,12 +170,12 @@ impl Leases {
     ) -> Result<(), StoreError> {
         if matches!(lease.state(), LeaseState::Paused) {
             lease
-                .resume(self.boot, steady())
+                .resume(self.boot, self.clock.steady())
                 .expect("a paused lease can be resumed");
         }
         let balance = self.balance(&Account::Lease(slot.hash)).await?;
         self.store.commit(Batch::new().lease(lease)).await?;
-        let expires_at = expiry(&lease, balance);
+        let expires_at = self.expiry(&lease, balance);
         let running = Running {
             lease,
             balance,

@@ -22,7 +22,7 @@ use codius_manifest::ManifestHash;
 use ilp_connector::{Commit, CommitError};
 use thiserror::Error;
 
-use super::{Leases, Running, steady};
+use super::{Leases, Running};
 
 /// Why a packet was not added to a lease. Except where said, nothing was recorded, and the packet has
 /// to be rejected.
@@ -48,7 +48,11 @@ impl Leases {
             return None;
         }
         let shown = self.shown(hash)?;
-        Some(shown.lease.room(steady(), shown.balance, self.max_duration))
+        Some(
+            shown
+                .lease
+                .room(self.clock.steady(), shown.balance, self.max_duration),
+        )
     }
 
     /// Adds a packet to a running lease. It is durable when this returns, and the expiry has moved.
@@ -68,7 +72,7 @@ impl Leases {
             return Err(TopUpError::NotRunning);
         }
         let amount = commit.amount();
-        let balance = running.with_more(steady(), amount, self.max_duration)?;
+        let balance = running.with_more(self.clock.steady(), amount, self.max_duration)?;
         let account = Account::Lease(*hash);
         match commit.credit(account.to_string().into()).await {
             Ok(()) => running.balance = balance,

@@ -11,7 +11,7 @@ use codius_signature::KeyId;
 use codius_store::{LeaseOrigin, StoreError};
 use serde::Serialize;
 
-use super::{Leases, expiry, steady};
+use super::Leases;
 
 /// In which version's words a paid request is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +26,7 @@ impl Leases {
         // What runs is shown as it is at this moment, without asking the database.
         if let Some(shown) = self.shown(hash) {
             let (mut lease, mut balance) = (shown.lease, shown.balance);
-            balance -= lease.charge(steady(), balance).amount;
+            balance -= lease.charge(self.clock.steady(), balance).amount;
             return Ok(Some(self.reply(
                 &lease,
                 LeaseState::Running,
@@ -83,7 +83,7 @@ impl Leases {
             url: (state == LeaseState::Running && has_port).then(|| self.url(&hash)),
             manifest: manifest.map(|manifest| manifest.as_value().clone()),
             created_at: UnixMillis::new(lease.parts().created_at_unix_ms),
-            expires_at: ended.is_none().then(|| expiry(lease, balance)),
+            expires_at: ended.is_none().then(|| self.expiry(lease, balance)),
             balance: Units(balance),
             price_per_second: lease.rate().to_string(),
             asset: self.asset.clone(),
@@ -106,11 +106,11 @@ impl Leases {
             ReplyForm::V1 => stored(&PodReply {
                 url: self.url(&hash),
                 manifest_hash: hash,
-                expiry: expiry(lease, balance),
+                expiry: self.expiry(lease, balance),
             }),
             ReplyForm::V2 => {
                 let (mut lease, mut balance) = (*lease, balance);
-                balance -= lease.charge(steady(), balance).amount;
+                balance -= lease.charge(self.clock.steady(), balance).amount;
                 stored(&self.reply(
                     &lease,
                     LeaseState::Running,

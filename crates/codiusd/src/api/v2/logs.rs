@@ -33,7 +33,6 @@ use crate::{
         Shared,
         lines::{Line, Lines},
     },
-    clock::wall_now,
     http_error::HttpError,
     leases::Shown,
     signatures::Purpose,
@@ -72,7 +71,7 @@ pub(super) async fn lines(
         owned.map_err(|error| refusal(error, &hash))?;
         api.signatures.once(&signed, Purpose::Control)?;
     }
-    let wanted = Wanted::read(uri.query(), &headers, &shown)?;
+    let wanted = Wanted::read(uri.query(), &headers, &shown, api.leases.clock.wall())?;
     let place = Arc::clone(&api.log_followers)
         .try_acquire_owned()
         .map_err(|_| too_many())?;
@@ -131,8 +130,13 @@ struct Wanted {
 }
 
 impl Wanted {
-    fn read(query: Option<&str>, headers: &HeaderMap, shown: &Shown) -> Result<Self, HttpError> {
-        let mut wanted = Self::parse(query, wall_now())?;
+    fn read(
+        query: Option<&str>,
+        headers: &HeaderMap,
+        shown: &Shown,
+        now_unix_ms: u64,
+    ) -> Result<Self, HttpError> {
+        let mut wanted = Self::parse(query, now_unix_ms)?;
         if let Some(name) = &wanted.container
             && !containers(shown).contains(name)
         {
