@@ -4,7 +4,7 @@
 //! phase. The stream ends after [`LeaseEventKind::Failed`] and [`LeaseEventKind::Ended`].
 //!
 //! ```text
-//! resolving → pulling* → building → booting → starting → waiting_for_port → running → ended
+//! resolving → pulling* → building → booting → starting → waiting_for_port → running ⇄ frozen → ended
 //!     └───────────┴──────────┴─────────┴──────────┴─────────────┴──▶ failed
 //! ```
 //!
@@ -39,6 +39,11 @@ pub enum LeaseEventKind {
         #[serde(default)]
         owed: Units,
     },
+    /// The pod runs, and is paid for until then. Told some times before the end, as the host is set.
+    Expiring { expires_at: UnixMillis },
+    /// The money is used up and the pod is held still; if nobody pays it ends then. If somebody does, the
+    /// next event is that it runs.
+    Frozen { ends_at: UnixMillis },
     /// The pod ran, and does not any more.
     Ended { reason: EndReason },
 }
@@ -47,7 +52,7 @@ impl LeaseEventKind {
     /// Nothing comes after it.
     pub fn is_last(&self) -> bool {
         match self {
-            Self::Phase(_) => false,
+            Self::Phase(_) | Self::Expiring { .. } | Self::Frozen { .. } => false,
             Self::Failed { .. } | Self::Ended { .. } => true,
         }
     }

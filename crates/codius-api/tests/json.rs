@@ -245,6 +245,26 @@ fn events() {
         ),
     );
 
+    for (kind, members) in [
+        (
+            LeaseEventKind::Expiring { expires_at: at },
+            r#""event":"expiring","expires_at":"2026-11-23T16:10:00.250Z""#,
+        ),
+        (
+            LeaseEventKind::Frozen { ends_at: at },
+            r#""event":"frozen","ends_at":"2026-11-23T16:10:00.250Z""#,
+        ),
+    ] {
+        assert!(!kind.is_last());
+        agree(
+            &LeaseEvent {
+                kind,
+                at,
+                elapsed_ms: 250,
+            },
+            &format!("{{{members},{tail}"),
+        );
+    }
     for (reason, text) in [
         (EndReason::Expired, "expired"),
         (EndReason::Stopped, "stopped"),

@@ -145,6 +145,7 @@ fn leases() {
         manifest: Some(json!({"name": "a"})),
         created_at: "2026-11-23T16:00:00.000Z".parse().unwrap(),
         expires_at: Some("2026-11-23T16:10:00.000Z".parse().unwrap()),
+        frozen_until: None,
         balance: Units(2000),
         price_per_second: "3.80".into(),
         asset: asset(),
@@ -163,6 +164,7 @@ fn leases() {
             url: None,
             manifest: None,
             expires_at: None,
+            frozen_until: None,
             balance: Units::ZERO,
             owner: None,
             ended: Some(Ended {
@@ -177,6 +179,7 @@ fn leases() {
     for (state, text) in [
         (LeaseState::Starting, r#""starting""#),
         (LeaseState::Paused, r#""paused""#),
+        (LeaseState::Frozen, r#""frozen""#),
     ] {
         agree(&state, text);
     }

@@ -21,6 +21,7 @@ use crate::{
     boot::Boot,
     kernel_log,
     modules::{Modules, Phase},
+    notice,
     outbox::Outbox,
     pod::Pod,
     port::Port,
@@ -237,6 +238,13 @@ impl Agent {
                 self.pod = Some(pod);
                 if self.reading {
                     self.watch_outputs(true)?;
+                }
+            }
+            HostMessage::Lease { expires_at_unix_ms } => {
+                if self.pod.is_some()
+                    && let Err(error) = notice::tell(expires_at_unix_ms)
+                {
+                    kernel_log::write(&format!("the lease's end cannot be told: {error}"));
                 }
             }
             HostMessage::Ping { id } => self.outbox.push(AgentMessage::Pong { id }),

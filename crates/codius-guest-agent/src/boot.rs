@@ -61,6 +61,7 @@ fn leave_initramfs() -> io::Result<()> {
         "run/images",
         "run/scratch",
         "run/shm",
+        "run/codius",
         "run/root",
     ] {
         std::fs::create_dir(directory)?;

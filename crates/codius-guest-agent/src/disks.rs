@@ -9,6 +9,8 @@ use std::{collections::BTreeMap, fs, io};
 use codius_guest_protocol::SCRATCH_SERIAL;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
+use crate::notice;
+
 pub(crate) const IMAGES: &str = "/run/images";
 pub(crate) const SCRATCH: &str = "/run/scratch";
 /// Memory that all containers share at `/dev/shm`, as they share System V memory.
@@ -71,7 +73,8 @@ impl Disks {
             MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
             c"mode=1777,size=64m",
         )
-        .map_err(|error| format!("the shared memory cannot be made: {error}"))
+        .map_err(|error| format!("the shared memory cannot be made: {error}"))?;
+        notice::prepare()
     }
 
     /// Mounts the image with this serial and returns where, unless it is mounted already.

@@ -23,6 +23,7 @@ mod forward;
 mod kernel_log;
 mod modules;
 mod network;
+mod notice;
 mod outbox;
 mod pod;
 mod port;

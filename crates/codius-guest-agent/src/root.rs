@@ -5,7 +5,8 @@
 //! /                overlay: image (read-only), a directory of the scratch disk above it
 //! /proc /sys       its own processes; read-only settings; what could harm the machine is covered
 //! /sys/fs/cgroup   its own control group, read-only
-//! /dev             a tmpfs with the harmless devices, /dev/shm and /dev/mqueue shared in the pod
+//! /dev             a tmpfs with the harmless devices, /dev/shm and /dev/mqueue shared in the pod,
+//!                  /dev/codius read-only: what the pod is told of its lease
 //! /pod             the volume that all containers of the pod share
 //! ```
 //!
@@ -34,7 +35,10 @@ use rustix::{
     process::{chdir, pivot_root},
 };
 
-use crate::disks::{SCRATCH, SHARED_MEMORY, volume};
+use crate::{
+    disks::{SCRATCH, SHARED_MEMORY, volume},
+    notice::{NOTICES, SEEN_AT},
+};
 
 /// Where the new root is put together; in every mount namespace another one.
 const NEW_ROOT: &str = "/run/root";
@@ -90,6 +94,7 @@ pub(crate) fn enter(image: &str, name: &str, etc: &EtcFiles) -> Result<(), Strin
     .map_err(said("mounts cannot be made private"))?;
     let volume = detached(&volume()).map_err(said("the shared volume"))?;
     let shared_memory = detached(SHARED_MEMORY).map_err(said("the shared memory"))?;
+    let notices = detached(NOTICES).map_err(said("what the pod is told"))?;
 
     mount_overlay(image, &format!("{SCRATCH}/{name}"))?;
     chdir(NEW_ROOT).map_err(said("the new root"))?;
@@ -100,6 +105,11 @@ pub(crate) fn enter(image: &str, name: &str, etc: &EtcFiles) -> Result<(), Strin
 
     mount_kernel_files()?;
     make_devices(&shared_memory)?;
+    directory(SEEN_AT)?;
+    attach(&notices, SEEN_AT)?;
+    let plain = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount_remount(SEEN_AT, MountFlags::BIND | MountFlags::RDONLY | plain, c"")
+        .map_err(said("what the pod is told"))?;
     directory(POD_VOLUME)?;
     attach(&volume, POD_VOLUME)?;
     for (path, content) in [

@@ -14,6 +14,9 @@ pub enum HostMessage {
     Configure(Box<PodConfig>),
     /// Asks for a [`AgentMessage::Pong`].
     Ping { id: u64 },
+    /// Until when the pod is paid for, whenever that changes. An agent that knows no such message passes
+    /// over it.
+    Lease { expires_at_unix_ms: u64 },
     /// SIGTERM to every container, SIGKILL after the grace, sync, then [`AgentMessage::Stopped`].
     Stop { grace_ms: u64 },
 }

@@ -1,13 +1,18 @@
 //! The right to run a pod until the money is used up.
 //!
 //! ```text
-//!             begin                 pause (frozen, or the host cannot run it)
-//!  Starting ─────────▶ Running ◀─────────────────▶ Paused
-//!     │                   │          resume          │
-//!     └───────────────────┴─────────────┬────────────┘
+//!             begin             pause (the host cannot run it)
+//!  Starting ─────────▶ Running ◀───────────────────────▶ Paused
+//!     │                  ▲ │      resume                    │
+//!     │           resume │ ▼ freeze (the money is used up)  │
+//!     │                 Frozen                              │
+//!     └───────────────────┴─────────────┬───────────────────┘
 //!                                       ▼ end
 //!                                     Ended (final)
 //! ```
+//!
+//! A frozen pod is held still and kept for a grace that the host gives. Whoever pays in time lets it go
+//! on; nothing is charged meanwhile, and the grace runs only while the host is there to be paid.
 //!
 //! A lease does not hold its money: that is the balance of the account `lease:HASH`, given to each
 //! function as `balance`. It holds how long the pod has run and how much of that has been charged,
@@ -54,8 +59,10 @@ pub enum LeaseState {
     /// Paid, and not running yet; nothing is charged.
     Starting,
     Running(Segment),
-    /// Not running, and nothing is charged.
+    /// Not running, because the host cannot run it; nothing is charged.
     Paused,
+    /// Not running, because the money is used up; nothing is charged.
+    Frozen(Frost),
     Ended {
         reason: EndReason,
     },
@@ -67,6 +74,14 @@ pub struct Segment {
     pub boot: BootId,
     /// Until when it is counted in [`LeaseParts::run_ms`].
     pub counted_to: Millis,
+}
+
+/// How long a pod has been held still since its money was used up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Frost {
+    /// As far as it was counted.
+    pub frozen_ms: u64,
+    pub counted: Segment,
 }
 
 /// Why a lease has ended.
@@ -167,7 +182,9 @@ impl Lease {
     pub fn begin(&mut self, boot: BootId, now: Millis) -> Result<(), LeaseError> {
         match self.0.state {
             LeaseState::Starting => {}
-            LeaseState::Running(_) | LeaseState::Paused => return Err(LeaseError::Running),
+            LeaseState::Running(_) | LeaseState::Paused | LeaseState::Frozen(_) => {
+                return Err(LeaseError::Running);
+            }
             LeaseState::Ended { .. } => return Err(LeaseError::Ended),
         }
         self.0.state = LeaseState::Running(Segment {
@@ -181,7 +198,9 @@ impl Lease {
     pub fn pause(&mut self, now: Millis) -> Result<(), LeaseError> {
         match self.0.state {
             LeaseState::Running(_) => {}
-            LeaseState::Starting | LeaseState::Paused => return Err(LeaseError::NotRunning),
+            LeaseState::Starting | LeaseState::Paused | LeaseState::Frozen(_) => {
+                return Err(LeaseError::NotRunning);
+            }
             LeaseState::Ended { .. } => return Err(LeaseError::Ended),
         }
         self.count(now);
@@ -189,10 +208,49 @@ impl Lease {
         Ok(())
     }
 
+    /// The money is used up and the pod is held still from now on; the time until now is counted. Also
+    /// for a paused lease that nobody has money for.
+    pub fn freeze(&mut self, boot: BootId, now: Millis) -> Result<(), LeaseError> {
+        match self.0.state {
+            LeaseState::Running(_) | LeaseState::Paused => {}
+            LeaseState::Starting | LeaseState::Frozen(_) => return Err(LeaseError::NotRunning),
+            LeaseState::Ended { .. } => return Err(LeaseError::Ended),
+        }
+        self.count(now);
+        self.0.state = LeaseState::Frozen(Frost {
+            frozen_ms: 0,
+            counted: Segment {
+                boot,
+                counted_to: now,
+            },
+        });
+        Ok(())
+    }
+
+    pub fn is_frozen(&self) -> bool {
+        matches!(self.0.state, LeaseState::Frozen(_))
+    }
+
+    /// How much of a grace is left to a frozen lease.
+    pub fn grace_left_ms(&self, now: Millis, grace_ms: u64) -> u64 {
+        match self.0.state {
+            LeaseState::Frozen(frost) => {
+                let frozen_ms = frost
+                    .frozen_ms
+                    .saturating_add(now.since(frost.counted.counted_to));
+                grace_ms.saturating_sub(frozen_ms)
+            }
+            LeaseState::Starting
+            | LeaseState::Running(_)
+            | LeaseState::Paused
+            | LeaseState::Ended { .. } => 0,
+        }
+    }
+
     /// The pod runs again.
     pub fn resume(&mut self, boot: BootId, now: Millis) -> Result<(), LeaseError> {
         match self.0.state {
-            LeaseState::Paused => {}
+            LeaseState::Paused | LeaseState::Frozen(_) => {}
             LeaseState::Starting => return Err(LeaseError::NotRunning),
             LeaseState::Running(_) => return Err(LeaseError::Running),
             LeaseState::Ended { .. } => return Err(LeaseError::Ended),
@@ -207,11 +265,18 @@ impl Lease {
     /// After the daemon was restarted, for a lease as it was stored: `still_running` says whether the
     /// pod was found running. If so, and if this is the same boot of the machine, it goes on as if
     /// nothing had been and the time since the last count is charged with the next. Otherwise nobody
-    /// knows how long it ran after the last count; that time is not charged, and the lease is paused.
-    pub fn recover(&mut self, boot: BootId, still_running: bool) {
-        match self.0.state {
+    /// knows how long it ran after the last count; that time is not charged, and the lease is paused. A
+    /// frozen lease stays frozen: nobody could pay while the host was away, so its grace goes on from now.
+    pub fn recover(&mut self, boot: BootId, now: Millis, still_running: bool) {
+        match &mut self.0.state {
             LeaseState::Running(segment) if still_running && segment.boot == boot => {}
             LeaseState::Running(_) => self.0.state = LeaseState::Paused,
+            LeaseState::Frozen(frost) => {
+                frost.counted = Segment {
+                    boot,
+                    counted_to: now,
+                };
+            }
             LeaseState::Starting | LeaseState::Paused | LeaseState::Ended { .. } => {}
         }
     }
@@ -275,7 +340,10 @@ impl Lease {
             LeaseState::Running(segment) => {
                 self.0.run_ms.saturating_add(now.since(segment.counted_to))
             }
-            LeaseState::Starting | LeaseState::Paused | LeaseState::Ended { .. } => self.0.run_ms,
+            LeaseState::Starting
+            | LeaseState::Paused
+            | LeaseState::Frozen(_)
+            | LeaseState::Ended { .. } => self.0.run_ms,
         }
     }
 
@@ -315,9 +383,14 @@ impl Lease {
 
     fn count(&mut self, now: Millis) {
         self.0.run_ms = self.run_ms(now);
-        if let LeaseState::Running(segment) = &mut self.0.state {
-            // Not to an earlier moment: the time between would be counted twice.
-            segment.counted_to = segment.counted_to.max(now);
+        // Not to an earlier moment: the time between would be counted twice.
+        match &mut self.0.state {
+            LeaseState::Running(segment) => segment.counted_to = segment.counted_to.max(now),
+            LeaseState::Frozen(Frost { frozen_ms, counted }) => {
+                *frozen_ms = frozen_ms.saturating_add(now.since(counted.counted_to));
+                counted.counted_to = counted.counted_to.max(now);
+            }
+            LeaseState::Starting | LeaseState::Paused | LeaseState::Ended { .. } => {}
         }
     }
 }
@@ -580,7 +653,7 @@ mod tests {
         let mut lease = running(rate("2.628", 6), 0);
         assert_eq!(lease.charge(Millis(10_000), 60), Charge { amount: 10 });
         let mut stored = Lease::from_parts(*lease.parts()).unwrap();
-        stored.recover(BOOT, true);
+        stored.recover(BOOT, Millis(0), true);
         assert_eq!(stored.charge(Millis(30_000), 50), Charge { amount: 20 });
     }
 
@@ -589,7 +662,7 @@ mod tests {
         for (boot, still_running) in [(BOOT, false), (OTHER_BOOT, false), (OTHER_BOOT, true)] {
             let mut lease = running(rate("2.628", 6), 5000);
             assert_eq!(lease.charge(Millis(15_000), 60), Charge { amount: 10 });
-            lease.recover(boot, still_running);
+            lease.recover(boot, Millis(0), still_running);
             assert_eq!(lease.state(), LeaseState::Paused);
             assert_eq!(lease.charge(Millis(99_000), 50), Charge { amount: 0 });
             // The clock of the new boot begins again.

@@ -37,7 +37,7 @@ pub use account::{Account, AccountName, InvalidAccount};
 pub use asset::{Asset, Cost, InvalidAsset, InvalidCost};
 pub use duration::{DEFAULT_DURATION, InvalidDuration, MAX_DURATION_TEXT, Seconds, parse_duration};
 pub use lease::{
-    Charge, EndReason, Lease, LeaseError, LeaseParts, LeaseState, Segment, Settlement,
+    Charge, EndReason, Frost, Lease, LeaseError, LeaseParts, LeaseState, Segment, Settlement,
 };
 pub use order::{
     InvalidOrderId, Order, OrderError, OrderId, OrderKind, OrderState, Repeat, RequestDigest,

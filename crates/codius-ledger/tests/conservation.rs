@@ -23,6 +23,7 @@ enum Step {
     Charge,
     Begin,
     Pause,
+    Freeze,
     Resume,
     /// The clock shows an earlier moment for one charge.
     ChargeWithClockBack {
@@ -42,6 +43,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => Just(Step::Charge),
         1 => Just(Step::Begin),
         1 => Just(Step::Pause),
+        1 => Just(Step::Freeze),
         2 => Just(Step::Resume),
         1 => (1..1_000_000u64).prop_map(|millis| Step::ChargeWithClockBack { millis }),
         1 => any::<(bool, bool)>()
@@ -148,8 +150,20 @@ impl World {
                     self.running = false;
                 }
             }
-            Step::Resume => {
+            Step::Freeze => {
                 let paused = self.lease.state() == LeaseState::Paused;
+                let done = self.lease.freeze(self.boot, Millis(self.now)).is_ok();
+                assert_eq!(done, self.running || paused);
+                if self.running {
+                    self.all_is_counted();
+                    self.running = false;
+                }
+            }
+            Step::Resume => {
+                let paused = matches!(
+                    self.lease.state(),
+                    LeaseState::Paused | LeaseState::Frozen(_)
+                );
                 assert_eq!(
                     self.lease.resume(self.boot, Millis(self.now)).is_ok(),
                     paused
@@ -174,7 +188,8 @@ impl World {
                     self.boot.0[0] += 1;
                     self.now = 0;
                 }
-                self.lease.recover(self.boot, pod_survives);
+                self.lease
+                    .recover(self.boot, Millis(self.now), pod_survives);
                 if self.running && !pod_survives {
                     self.uncounted_ms = 0;
                     self.running = false;

@@ -17,7 +17,7 @@ use std::{
 use async_trait::async_trait;
 use codius_guest_protocol::MAX_CONTAINERS;
 use codius_manifest::ManifestHash;
-use codius_pod::{Driver, DriverError, Isolation, PodEvents, PodStart, RunningPod};
+use codius_pod::{Driver, DriverError, Isolation, PodEvents, PodNotice, PodStart, RunningPod};
 use rustix::fs::{FlockOperation, flock};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -35,6 +35,8 @@ use crate::{
     remains::Places,
 };
 
+/// What is asked of one pod at the same time.
+const MAX_COMMANDS: usize = 16;
 /// Locks of the instances of this machine; gone with a reboot, as what they protect.
 const LOCK_DIR: &str = "/run/codius";
 
@@ -69,8 +71,24 @@ struct State {
 #[derive(Debug)]
 struct Owner {
     stop: mpsc::Sender<Duration>,
+    commands: mpsc::Sender<Command>,
     ended: CancellationToken,
     running: bool,
+}
+
+/// What the task of a running pod is asked to do.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Freeze(oneshot::Sender<io::Result<()>>),
+    Thaw(oneshot::Sender<io::Result<()>>),
+    Tell(PodNotice),
+}
+
+/// What somebody wants of the task of a pod.
+#[derive(Debug)]
+pub(crate) enum Asked {
+    Stop(Duration),
+    Command(Command),
 }
 
 /// Slots are given out in turn: a fresh pod should not meet the packets meant for the last one.
@@ -180,6 +198,35 @@ impl MicrovmDriver {
     }
 }
 
+impl MicrovmDriver {
+    /// Has the task of a pod do something, and waits for it.
+    async fn command(
+        &self,
+        pod: &ManifestHash,
+        doing: &'static str,
+        command: impl FnOnce(oneshot::Sender<io::Result<()>>) -> Command,
+    ) -> Result<(), DriverError> {
+        let commands = self
+            .shared
+            .lock()
+            .owners
+            .get(pod)
+            .filter(|owner| owner.running)
+            .map(|owner| owner.commands.clone());
+        let commands = commands.ok_or(DriverError::NotRunning)?;
+        let (answer, answered) = oneshot::channel();
+        commands
+            .send(command(answer))
+            .await
+            .map_err(|_| DriverError::NotRunning)?;
+        let done = answered.await.map_err(|_| DriverError::NotRunning)?;
+        done.map_err(|source| DriverError::Host {
+            doing: doing.to_owned(),
+            source,
+        })
+    }
+}
+
 impl Drop for MicrovmDriver {
     fn drop(&mut self) {
         self.shared.closing.cancel();
@@ -240,6 +287,22 @@ impl Driver for MicrovmDriver {
             pod::attach(Arc::clone(&self.shared), claim, record, events, answer).instrument(span),
         );
         answered.await.unwrap_or(Err(DriverError::NotRunning))
+    }
+
+    async fn freeze(&self, pod: &ManifestHash) -> Result<(), DriverError> {
+        self.command(pod, "hold the pod still", Command::Freeze)
+            .await
+    }
+
+    async fn thaw(&self, pod: &ManifestHash) -> Result<(), DriverError> {
+        self.command(pod, "let the pod go on", Command::Thaw).await
+    }
+
+    fn tell(&self, pod: &ManifestHash, notice: PodNotice) {
+        if let Some(owner) = self.shared.lock().owners.get(pod) {
+            // Whoever is told so often misses one.
+            let _ = owner.commands.try_send(Command::Tell(notice));
+        }
     }
 
     async fn stop(&self, pod: &ManifestHash, grace: Duration) -> Result<(), DriverError> {
@@ -316,6 +379,7 @@ pub(crate) struct Claim {
     shared: Arc<Shared>,
     hash: ManifestHash,
     stop: mpsc::Receiver<Duration>,
+    commands: mpsc::Receiver<Command>,
     ended: CancellationToken,
 }
 
@@ -335,9 +399,11 @@ impl Claim {
                     Some(owner) => owner.ended.clone(),
                     None => {
                         let (sender, stop) = mpsc::channel(1);
+                        let (asked, commands) = mpsc::channel(MAX_COMMANDS);
                         let ended = CancellationToken::new();
                         let owner = Owner {
                             stop: sender,
+                            commands: asked,
                             ended: ended.clone(),
                             running: false,
                         };
@@ -346,12 +412,24 @@ impl Claim {
                             shared: Arc::clone(shared),
                             hash,
                             stop,
+                            commands,
                             ended,
                         });
                     }
                 }
             };
             ended.cancelled().await;
+        }
+    }
+
+    /// The next thing that is asked of a running pod.
+    pub(crate) async fn asked(&mut self) -> Asked {
+        // The senders are in the table for as long as this claim is.
+        tokio::select! {
+            biased;
+            Some(grace) = self.stop.recv() => Asked::Stop(grace),
+            Some(command) = self.commands.recv() => Asked::Command(command),
+            else => std::future::pending().await,
         }
     }
 

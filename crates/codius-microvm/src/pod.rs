@@ -30,7 +30,7 @@ use tracing::{info, warn};
 use crate::{
     channel::{Channel, hello},
     configuration::{distinct_images, image_serial, pod_config},
-    driver::{Claim, Shared},
+    driver::{Asked, Claim, Command, Shared},
     hearing::{Heard, hear},
     interledger::InterledgerPort,
     limits::{
@@ -53,6 +53,16 @@ struct Live {
     channel: Channel,
     watch: ProcessWatch,
     interledger: InterledgerPort,
+    stillness: Stillness,
+}
+
+/// Whether a pod is held still (SIGSTOP for its QEMU process, which outlives this daemon).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stillness {
+    No,
+    Held,
+    /// Since before this driver took it up: its agent has not been met.
+    Found,
 }
 
 /// Starts a pod and stays with it to its end.
@@ -114,7 +124,10 @@ pub(crate) async fn attach(
     };
     match attached {
         Ok(live) => {
-            let running = running_pod(&shared, &live.record);
+            let running = RunningPod {
+                frozen: live.stillness != Stillness::No,
+                ..running_pod(&shared, &live.record)
+            };
             if answer.send(Ok(running)).is_ok() {
                 live.run(shared, claim, events).await;
             }
@@ -132,6 +145,7 @@ fn running_pod(shared: &Shared, record: &PodRecord) -> RunningPod {
     let guest = shared.pool.block(record.slot).guest();
     RunningPod {
         address: record.port.map(|port| (guest, port).into()),
+        frozen: false,
     }
 }
 
@@ -311,6 +325,7 @@ async fn launch(
         channel,
         watch,
         interledger,
+        stillness: Stillness::No,
     })
 }
 
@@ -469,23 +484,42 @@ async fn take_up(
     let mut channel = Channel::connect(&socket.path("agent.sock"))
         .await
         .map_err(failed("reach its agent"))?;
-    let deadline = hello_deadline(shared.accelerator.isolation());
-    let met = guest_step(deadline, &watch, hello(&mut channel)).await?;
-    if !met.configured || met.containers.len() != record.containers.len() {
-        return Err("its agent does not know its containers".to_owned());
-    }
-    // What ended while nobody listened.
-    for (container, status) in met.containers.into_iter().enumerate() {
-        if let ContainerStatus::Exited(exit) = status {
-            events.event(PodEvent::Exited { container, exit });
+    let stillness = match &record.process {
+        Some(process) if process.is_stopped().map_err(failed("look at QEMU"))? => Stillness::Found,
+        Some(_) | None => {
+            meet_again(shared, &record, &mut channel, &watch, events).await?;
+            Stillness::No
         }
-    }
+    };
     Ok(Live {
         record,
         channel,
         watch,
         interledger,
+        stillness,
     })
+}
+
+/// Gets in step with the agent of a pod that was started earlier, and tells what ended while nobody
+/// listened.
+async fn meet_again(
+    shared: &Shared,
+    record: &PodRecord,
+    channel: &mut Channel,
+    watch: &ProcessWatch,
+    events: &Arc<dyn PodEvents>,
+) -> Result<(), String> {
+    let deadline = hello_deadline(shared.accelerator.isolation());
+    let met = guest_step(deadline, watch, hello(channel)).await?;
+    if !met.configured || met.containers.len() != record.containers.len() {
+        return Err("its agent does not know its containers".to_owned());
+    }
+    for (container, status) in met.containers.into_iter().enumerate() {
+        if let ContainerStatus::Exited(exit) = status {
+            events.event(PodEvent::Exited { container, exit });
+        }
+    }
+    Ok(())
 }
 
 /// How a pod's running time ends.
@@ -508,13 +542,25 @@ impl Live {
             mut channel,
             watch,
             interledger,
+            mut stillness,
         } = self;
         let interledger =
             AbortOnDropHandle::new(tokio::spawn(interledger.serve(Arc::clone(&events))));
-        let end = watch_over(&shared, &mut claim, &record, &mut channel, &watch, &events).await;
+        let end = watch_over(
+            &shared,
+            &mut claim,
+            &record,
+            &mut channel,
+            &watch,
+            &events,
+            &mut stillness,
+        )
+        .await;
         let reason = match end {
             End::Detach => return,
             End::Lost { reason } => Some(reason),
+            // A pod that is held still does not hear.
+            End::Stop { .. } if stillness != Stillness::No => None,
             End::Stop { grace } => {
                 say_stop(&record, &mut channel, &watch, &events, grace).await;
                 None
@@ -541,6 +587,7 @@ async fn watch_over(
     channel: &mut Channel,
     watch: &ProcessWatch,
     events: &Arc<dyn PodEvents>,
+    stillness: &mut Stillness,
 ) -> End {
     let console = shared.places.pod_dir(&record.hash).join("console.log");
     let first = tokio::time::Instant::now() + HEARTBEAT_INTERVAL;
@@ -566,7 +613,46 @@ async fn watch_over(
                 last_words(record, channel, events).await;
                 return lost("its virtual machine ended unexpectedly".into());
             }
-            _ = heartbeat.tick() => {
+            asked = claim.asked() => {
+                match asked {
+                    Asked::Stop(grace) => return End::Stop { grace },
+                    Asked::Command(Command::Freeze(answer)) => {
+                        let held = watch.stop();
+                        if held.is_ok() && *stillness == Stillness::No {
+                            *stillness = Stillness::Held;
+                        }
+                        let _ = answer.send(held);
+                    }
+                    Asked::Command(Command::Thaw(answer)) => {
+                        let going = watch.go_on();
+                        if going.is_ok() {
+                            let found = *stillness == Stillness::Found;
+                            *stillness = Stillness::No;
+                            unanswered = 0;
+                            if found
+                                && let Err(reason) =
+                                    meet_again(shared, record, channel, watch, events).await
+                            {
+                                return lost(reason);
+                            }
+                        }
+                        let _ = answer.send(going);
+                    }
+                    Asked::Command(Command::Tell(notice)) => {
+                        let message = HostMessage::Lease {
+                            expires_at_unix_ms: notice.expires_at_unix_ms,
+                        };
+                        // A pod that is held still is told anew when it goes on.
+                        if *stillness == Stillness::No
+                            && let Err(error) = channel.send(&message)
+                        {
+                            return lost(error.to_string());
+                        }
+                    }
+                }
+            }
+            // A pod that is held still answers no heartbeat.
+            _ = heartbeat.tick(), if *stillness == Stillness::No => {
                 if unanswered >= HEARTBEATS_MISSED {
                     return lost("the guest does not answer any more".into());
                 }
@@ -577,7 +663,6 @@ async fn watch_over(
                 }
                 bound_console(&console);
             }
-            grace = claim.stop_asked() => return End::Stop { grace },
             () = shared.closing().cancelled() => return End::Detach,
         }
     }

@@ -40,6 +40,13 @@ impl ProcessIdentity {
         })
     }
 
+    /// Whether it is held still by a signal (`proc_pid_stat(5)`, field 3: `T`). The caller knows that it
+    /// runs.
+    pub(crate) fn is_stopped(&self) -> io::Result<bool> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid))?;
+        Ok(parse_state(&stat) == Some('T'))
+    }
+
     /// A hold on the process if it still runs.
     pub(crate) fn find(&self) -> io::Result<Option<ProcessHandle>> {
         if self.boot_id != boot_id()? {
@@ -125,6 +132,16 @@ impl ProcessHandle {
 pub(crate) struct ProcessWatch(AsyncFd<OwnedFd>);
 
 impl ProcessWatch {
+    /// Holds it still, until [`Self::go_on`].
+    pub(crate) fn stop(&self) -> io::Result<()> {
+        Ok(pidfd_send_signal(self.0.get_ref(), Signal::STOP)?)
+    }
+
+    /// Lets it go on.
+    pub(crate) fn go_on(&self) -> io::Result<()> {
+        Ok(pidfd_send_signal(self.0.get_ref(), Signal::CONT)?)
+    }
+
     /// Returns once the process has ended. May be dropped and called again.
     pub(crate) async fn ended(&self) {
         loop {
@@ -169,6 +186,11 @@ fn start_time(pid: i32) -> io::Result<u64> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "unknown form of /proc/PID/stat"))
 }
 
+fn parse_state(stat: &str) -> Option<char> {
+    let (_, after_name) = stat.rsplit_once(')')?;
+    after_name.trim_start().chars().next()
+}
+
 /// The name in parentheses may hold anything, even parentheses and blanks: count from the last one.
 fn parse_start_time(stat: &str) -> Option<u64> {
     let (_, after_name) = stat.rsplit_once(')')?;
@@ -184,6 +206,7 @@ mod tests {
     fn start_time_is_found_behind_a_nasty_name() {
         let stat = "7 (a) b (c) S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4242 1 1 1";
         assert_eq!(parse_start_time(stat), Some(4242));
+        assert_eq!(parse_state(stat), Some('S'));
         assert_eq!(parse_start_time("7 (x"), None);
     }
 

@@ -36,6 +36,16 @@ pub trait Driver: Send + Sync + 'static {
         events: Arc<dyn PodEvents>,
     ) -> Result<RunningPod, DriverError>;
 
+    /// Holds a running pod still: none of its programs runs, and nothing of it is lost. Also right for one
+    /// that is held still already. It stays so when the daemon ends.
+    async fn freeze(&self, pod: &ManifestHash) -> Result<(), DriverError>;
+
+    /// Lets a pod go on that was held still. Also right for one that runs.
+    async fn thaw(&self, pod: &ManifestHash) -> Result<(), DriverError>;
+
+    /// Tells the programs of a pod what they may want to know. Nobody answers, and it may be lost.
+    fn tell(&self, pod: &ManifestHash, notice: PodNotice);
+
     /// Ends a pod: containers get `grace` to end by themselves; then everything of it is removed.
     /// Also right for a pod that is not there.
     async fn stop(&self, pod: &ManifestHash, grace: Duration) -> Result<(), DriverError>;
@@ -85,6 +95,15 @@ impl Machine {
 pub struct RunningPod {
     /// Where the host reaches the pod's port, if it has one.
     pub address: Option<SocketAddr>,
+    /// It is held still; only an attached one can be.
+    pub frozen: bool,
+}
+
+/// What the programs of a pod are told of their lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PodNotice {
+    /// When the money is used up, in milliseconds since 1970.
+    pub expires_at_unix_ms: u64,
 }
 
 /// Told what a pod does; called from the driver's own tasks, must not block.

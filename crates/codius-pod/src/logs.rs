@@ -72,6 +72,18 @@ impl PodLogs {
         self.grown.notify_waiters();
     }
 
+    /// Adds a line of the host's own, for whoever reads the output: on standard error of the first
+    /// container, in brackets.
+    pub fn note(&self, text: &str, at_unix_ms: u64) {
+        self.append(LogRecord {
+            container: 0,
+            stream: LogStream::Stderr,
+            data: format!("[codius] {text}\n").into_bytes(),
+            at_unix_ms,
+            offset: 0,
+        });
+    }
+
     /// No more will come: followers end.
     pub fn close(&self) {
         self.lock().closed = true;

@@ -19,7 +19,7 @@ use tokio::{sync::watch, time::timeout};
 
 use crate::{
     Driver, DriverError, Duplex, ImageError, Images, LogRecord, Machine, PodEvent, PodEvents,
-    PodLogs, PullProgress, ResolvedImage, RunningPod, plan,
+    PodLogs, PodNotice, PullProgress, ResolvedImage, RunningPod, plan,
 };
 
 /// How long a pod without a port must run before it counts as started.
@@ -165,6 +165,8 @@ pub struct Pod {
     pub hash: ManifestHash,
     /// Where visitors are sent, if the pod has a port.
     pub address: Option<SocketAddr>,
+    /// It was held still when it was taken up.
+    pub frozen: bool,
     pub logs: Arc<PodLogs>,
     status: watch::Receiver<Status>,
 }
@@ -326,10 +328,11 @@ impl Supervisor {
         let told = tokio::spawn(tell(pod.status.clone(), spec.port, Arc::clone(&progress)));
         let started = self.driver.start(start, watch).await;
         let outcome = match started {
-            Ok(RunningPod { address }) => self
-                .ready(spec, &pod)
-                .await
-                .map(|()| Pod { address, ..pod }),
+            Ok(RunningPod { address, frozen }) => self.ready(spec, &pod).await.map(|()| Pod {
+                address,
+                frozen,
+                ..pod
+            }),
             Err(error) => Err(error.into()),
         };
         told.abort();
@@ -342,8 +345,27 @@ impl Supervisor {
     /// Takes up a pod that an earlier process left running.
     pub async fn attach(&self, spec: &PodSpec) -> Result<Pod, DriverError> {
         let (watch, pod) = self.watch(spec);
-        let RunningPod { address } = self.driver.attach(&spec.hash, watch).await?;
-        Ok(Pod { address, ..pod })
+        let RunningPod { address, frozen } = self.driver.attach(&spec.hash, watch).await?;
+        Ok(Pod {
+            address,
+            frozen,
+            ..pod
+        })
+    }
+
+    /// Holds a running pod still.
+    pub async fn freeze(&self, hash: &ManifestHash) -> Result<(), DriverError> {
+        self.driver.freeze(hash).await
+    }
+
+    /// Lets a pod go on.
+    pub async fn thaw(&self, hash: &ManifestHash) -> Result<(), DriverError> {
+        self.driver.thaw(hash).await
+    }
+
+    /// Tells the programs of a pod about their lease.
+    pub fn tell(&self, hash: &ManifestHash, notice: PodNotice) {
+        self.driver.tell(hash, notice);
     }
 
     /// Ends a pod and removes everything of it. A driver that fails is asked again at the next
@@ -389,6 +411,7 @@ impl Supervisor {
             Pod {
                 hash: spec.hash,
                 address: None,
+                frozen: false,
                 logs,
                 status,
             },

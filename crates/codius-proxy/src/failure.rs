@@ -14,6 +14,9 @@ pub(crate) enum Failure {
     /// The pod is being started; coming back helps.
     #[error("pod is not ready yet. hash={0}")]
     NotReady(String),
+    /// The money for the pod is used up. Whoever pays for it lets it go on.
+    #[error("the money for this pod is used up; it is held still until somebody pays. hash={0}")]
+    Frozen(String),
     /// Nothing listens at the pod's port, or the pod just went. The uploader can fix it.
     #[error("pod does not accept connections. hash={0}")]
     Refused(String),
@@ -47,7 +50,9 @@ impl Failure {
     fn status(&self) -> StatusCode {
         match self {
             Self::UnknownPod(_) => StatusCode::NOT_FOUND,
-            Self::NotReady(_) | Self::Refused(_) | Self::Busy(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NotReady(_) | Self::Frozen(_) | Self::Refused(_) | Self::Busy(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::ConnectTimeout(_) | Self::HeadTimeout(_) => StatusCode::GATEWAY_TIMEOUT,
             Self::BrokenReply(_) | Self::UpgradeWithoutPod => StatusCode::BAD_GATEWAY,
             Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
@@ -89,6 +94,7 @@ impl Failure {
             }
             Self::UnknownPod(_)
             | Self::Refused(_)
+            | Self::Frozen(_)
             | Self::ConnectTimeout(_)
             | Self::HeadTimeout(_)
             | Self::BrokenReply(_)

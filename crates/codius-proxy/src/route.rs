@@ -16,6 +16,8 @@ pub enum Route {
     Pod(SocketAddr),
     /// The pod exists and is still starting: the visitor gets 503 and may come back.
     NotReady,
+    /// The pod's money is used up and it is held still for a while: the visitor gets 503.
+    Frozen,
     /// No such pod, or a pod without a port: 404.
     NotFound,
 }

@@ -303,6 +303,7 @@ impl Shared {
         let address = match self.routes.route(label.as_str()) {
             Route::Pod(address) => address,
             Route::NotReady => return Err(Failure::NotReady(label.as_str().to_owned()).into()),
+            Route::Frozen => return Err(Failure::Frozen(label.as_str().to_owned()).into()),
             Route::NotFound => return Err(Failure::UnknownPod(label.as_str().to_owned()).into()),
         };
         let reply = forwarder.forward(label, address, parts, incoming).await?;

@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension, Row};
 
 use crate::{
     LeaseOrigin, StoreError, StoredUpload,
-    row::{LEASE_COLUMNS, ORDER_COLUMNS, lease_of, order_of, parsed, unsigned},
+    row::{LEASE_COLUMN_COUNT, LEASE_COLUMNS, ORDER_COLUMNS, lease_of, order_of, parsed, unsigned},
 };
 
 /// All that a starting host needs to know, of one moment.
@@ -120,11 +120,11 @@ pub(crate) fn lease(
 
 fn stored_lease_of(row: &Row<'_>) -> Result<StoredLease, StoreError> {
     let lease = lease_of(row)?;
-    let upload: Option<String> = row.get(10)?;
+    let upload: Option<String> = row.get(LEASE_COLUMN_COUNT)?;
     let upload = match upload {
         Some(upload_json) => Some(StoredUpload {
             upload_json,
-            images_json: row.get(11)?,
+            images_json: row.get(LEASE_COLUMN_COUNT + 1)?,
         }),
         None if lease.is_ended() => None,
         None => {
@@ -135,8 +135,8 @@ fn stored_lease_of(row: &Row<'_>) -> Result<StoredLease, StoreError> {
         }
     };
     let origin = LeaseOrigin {
-        owner: row.get(12)?,
-        carried: unsigned("carried amount", row.get(13)?)?,
+        owner: row.get(LEASE_COLUMN_COUNT + 2)?,
+        carried: unsigned("carried amount", row.get(LEASE_COLUMN_COUNT + 3)?)?,
     };
     Ok(StoredLease {
         lease,

@@ -1,8 +1,8 @@
 //! Leases and orders as rows.
 
 use codius_ledger::{
-    BootId, Lease, LeaseParts, LeaseState, Millis, Order, OrderKind, OrderState, RequestDigest,
-    Seconds, Segment, StoredResponse,
+    BootId, Frost, Lease, LeaseParts, LeaseState, Millis, Order, OrderKind, OrderState,
+    RequestDigest, Seconds, Segment, StoredResponse,
 };
 use rusqlite::{Connection, Row, params};
 
@@ -25,14 +25,27 @@ pub(crate) fn parsed<T: std::str::FromStr>(what: &str, text: &str) -> Result<T, 
 
 pub(crate) const LEASE_COLUMNS: &str = "leases.hash, leases.created_at_unix_ms, leases.rate, \
      leases.state, leases.end_reason, leases.segment_boot, leases.segment_counted_to_ms, \
-     leases.run_ms, leases.charged, leases.granted_ms";
+     leases.run_ms, leases.charged, leases.granted_ms, leases.frozen_ms, leases.frozen_boot, \
+     leases.frozen_counted_to_ms";
+
+/// How many they are.
+pub(crate) const LEASE_COLUMN_COUNT: usize = 13;
 
 /// Of the columns [`LEASE_COLUMNS`], which are the first of the row.
 pub(crate) fn lease_of(row: &Row<'_>) -> Result<Lease, StoreError> {
     let state: String = row.get(3)?;
     let state = match state.as_str() {
         "starting" => LeaseState::Starting,
-        "paused" => LeaseState::Paused,
+        "paused" => match row.get::<_, Option<i64>>(10)? {
+            None => LeaseState::Paused,
+            Some(frozen_ms) => LeaseState::Frozen(Frost {
+                frozen_ms: unsigned("frozen time", frozen_ms)?,
+                counted: Segment {
+                    boot: parsed::<BootId>("boot id", &row.get::<_, String>(11)?)?,
+                    counted_to: Millis(unsigned("clock reading", row.get(12)?)?),
+                },
+            }),
+        },
         "running" => LeaseState::Running(Segment {
             boot: parsed::<BootId>("boot id", &row.get::<_, String>(5)?)?,
             counted_to: Millis(unsigned("segment", row.get(6)?)?),
@@ -57,24 +70,29 @@ pub(crate) fn lease_of(row: &Row<'_>) -> Result<Lease, StoreError> {
 
 pub(crate) fn write_lease(connection: &Connection, record: &LeaseRecord) -> Result<(), StoreError> {
     let parts = record.lease.parts();
-    let (state, segment, reason) = match parts.state {
-        LeaseState::Starting => ("starting", None, None),
-        LeaseState::Running(segment) => ("running", Some(segment), None),
-        LeaseState::Paused => ("paused", None, None),
-        LeaseState::Ended { reason } => ("ended", None, Some(reason)),
+    let (state, segment, frost, reason) = match parts.state {
+        LeaseState::Starting => ("starting", None, None, None),
+        LeaseState::Running(segment) => ("running", Some(segment), None, None),
+        LeaseState::Paused => ("paused", None, None, None),
+        LeaseState::Frozen(frost) => ("paused", None, Some(frost), None),
+        LeaseState::Ended { reason } => ("ended", None, None, Some(reason)),
     };
-    let counted_to = segment
-        .map(|segment| signed("clock reading", segment.counted_to.0))
+    let reading = |segment: Segment| signed("clock reading", segment.counted_to.0);
+    let counted_to = segment.map(reading).transpose()?;
+    let frozen_ms = frost
+        .map(|frost| signed("frozen time", frost.frozen_ms))
         .transpose()?;
+    let frozen_counted_to = frost.map(|frost| reading(frost.counted)).transpose()?;
     let id: Option<i64> = connection
         .prepare_cached(
             "INSERT INTO leases (hash, created_at_unix_ms, rate, state, end_reason, segment_boot,
                                  segment_counted_to_ms, run_ms, charged, granted_ms, owner,
-                                 carried)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)
+                                 carried, frozen_ms, frozen_boot, frozen_counted_to_ms)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)
              ON CONFLICT (hash, created_at_unix_ms) DO UPDATE
              SET state = ?4, end_reason = ?5, segment_boot = ?6, segment_counted_to_ms = ?7,
-                 run_ms = ?8, charged = ?9, granted_ms = ?10
+                 run_ms = ?8, charged = ?9, granted_ms = ?10, frozen_ms = ?13, frozen_boot = ?14,
+                 frozen_counted_to_ms = ?15
              WHERE leases.state <> 'ended' AND leases.rate = ?3
              RETURNING id",
         )?
@@ -92,6 +110,9 @@ pub(crate) fn write_lease(connection: &Connection, record: &LeaseRecord) -> Resu
                 signed("granted time", parts.granted_ms)?,
                 record.origin.owner,
                 signed("carried amount", record.origin.carried)?,
+                frozen_ms,
+                frost.map(|frost| frost.counted.boot.to_string()),
+                frozen_counted_to,
             ],
             |row| row.get(0),
         )?

@@ -14,10 +14,11 @@ const BUSY_TIMEOUT_MS: u32 = 5000;
 
 /// In order; the number of those applied is the file's `user_version`. An entry never changes once a
 /// version with it was released.
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     include_str!("schema/0001.sql"),
     include_str!("schema/0002.sql"),
     include_str!("schema/0003.sql"),
+    include_str!("schema/0004.sql"),
 ];
 
 /// Settings of every connection.

@@ -123,6 +123,8 @@ pub(crate) fn name(kind: &LeaseEventKind) -> &'static str {
             Phase::Running { .. } => "running",
         },
         LeaseEventKind::Failed { .. } => "failed",
+        LeaseEventKind::Expiring { .. } => "expiring",
+        LeaseEventKind::Frozen { .. } => "frozen",
         LeaseEventKind::Ended { .. } => "ended",
     }
 }

@@ -48,6 +48,7 @@ pub(crate) enum State {
     Running,
     /// The host keeps it and cannot run it at the moment; that time costs nothing.
     Paused,
+    Frozen,
     /// It has run there; why it ended.
     Ended(String),
     /// The host does not know it, or no longer.
@@ -62,6 +63,7 @@ impl State {
             Self::Starting => "starting",
             Self::Running => "running",
             Self::Paused => "paused",
+            Self::Frozen => "frozen",
             Self::Ended(_) => "ended",
             Self::NotThere => "not there",
             Self::Unknown(_) => "unknown",
@@ -102,6 +104,7 @@ impl Standing {
             LeaseState::Starting => State::Starting,
             LeaseState::Running => State::Running,
             LeaseState::Paused => State::Paused,
+            LeaseState::Frozen => State::Frozen,
             LeaseState::Ended => {
                 let reason = lease.ended.map(|ended| json!(ended.reason));
                 let reason = reason.as_ref().and_then(Value::as_str).unwrap_or_default();
@@ -179,7 +182,9 @@ impl Standing {
         match &self.state {
             State::Ended(reason) => Some(reason.clone()),
             State::Unknown(failure) => Some(one_line(failure.message())),
-            State::Starting | State::Running | State::Paused | State::NotThere => None,
+            State::Starting | State::Running | State::Paused | State::Frozen | State::NotThere => {
+                None
+            }
         }
     }
 

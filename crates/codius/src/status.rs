@@ -29,7 +29,7 @@ fn outcome(standings: Vec<Standing>) -> Result<(), Failure> {
     let (mut known, mut first) = (false, None);
     for standing in standings {
         let failure = match standing.state {
-            State::Starting | State::Running | State::Paused | State::Ended(_) => {
+            State::Starting | State::Running | State::Paused | State::Frozen | State::Ended(_) => {
                 known = true;
                 continue;
             }

@@ -16,6 +16,8 @@ use url::Url;
 /// Bounds that no setting may leave.
 const MAX_DURATION_LIMIT_SECS: u64 = 366 * 24 * 3600;
 const MAX_PEER_INTERVAL_SECS: u64 = 24 * 3600;
+const MAX_GRACE_SECS: u64 = 24 * 3600;
+const MAX_EXPIRY_NOTICES: usize = 16;
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -155,6 +157,11 @@ pub(crate) struct Pods {
     pub(crate) port_timeout_secs: u64,
     /// How long containers get between SIGTERM and SIGKILL at the end of a lease.
     pub(crate) stop_grace_ms: u64,
+    /// How long a pod is held still, and kept, when its money is used up, in seconds; whoever pays in time
+    /// lets it go on. 0: it ends at once.
+    pub(crate) grace_secs: u64,
+    /// How long before the end of a lease it is announced, in seconds; at most 16 times.
+    pub(crate) expiry_notice_secs: Vec<u64>,
     /// What happens to pods when the daemon ends.
     pub(crate) on_shutdown: OnShutdown,
 }
@@ -300,6 +307,8 @@ impl Default for Pods {
             max_pods: 100,
             port_timeout_secs: 45,
             stop_grace_ms: 1000,
+            grace_secs: 60,
+            expiry_notice_secs: vec![3600, 600, 60],
             on_shutdown: OnShutdown::Leave,
         }
     }
@@ -351,6 +360,14 @@ impl Config {
         ensure!(
             self.pods.port_timeout_secs > 0,
             "pods.port_timeout_secs is 0; programs need time to start"
+        );
+        ensure!(
+            self.pods.grace_secs <= MAX_GRACE_SECS,
+            "pods.grace_secs is over {MAX_GRACE_SECS}; a pod that nobody pays for keeps its memory"
+        );
+        ensure!(
+            self.pods.expiry_notice_secs.len() <= MAX_EXPIRY_NOTICES,
+            "pods.expiry_notice_secs has over {MAX_EXPIRY_NOTICES} times"
         );
         ensure!(
             self.interledger.asset_scale <= 18,

@@ -170,6 +170,13 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         public_uri: public_uri.clone(),
         boot: boot_id()?,
         stop_grace: Duration::from_millis(config.pods.stop_grace_ms),
+        grace: Duration::from_secs(config.pods.grace_secs),
+        expiry_notices: config
+            .pods
+            .expiry_notice_secs
+            .iter()
+            .map(|secs| Duration::from_secs(*secs))
+            .collect(),
     });
     let spsp = Spsp::open(&connector, &secret, asset.clone(), Arc::clone(&leases))?;
     let orders = Orders::new(

@@ -3,9 +3,11 @@
 //! ```text
 //!           place                    ready
 //!  (none) ────────▶ Starting ─────────────────▶ Running ──┐ extend, top up, charge
-//!                      │ start failed              │ ◀────┘
-//!                      ▼                           ▼ expired, exited, lost, host stopped
-//!               money back to the order     settled: earned + owed
+//!                      │ start failed              │ ◀────┘  │ ▲
+//!                      │                           │         ▼ │ money used up, paid again
+//!                      │                           │        Frozen ──┐ the grace is over
+//!                      ▼                           ▼                 ▼
+//!               money back to the order     settled: earned + owed (expired, exited, lost, stopped)
 //! ```
 //!
 //! Each manifest hash has one [`Slot`]. Its state is behind one lock that is held for the whole of a
@@ -15,6 +17,8 @@
 //! What others see of a lease (its address, expiry and logs) is published beside the lock, so that
 //! no request waits for a pod that is starting.
 
+mod frost;
+mod notice;
 mod overview;
 mod recovery;
 mod stop;
@@ -81,6 +85,10 @@ pub(crate) struct Wiring {
     pub(crate) boot: BootId,
     /// Between SIGTERM and SIGKILL at the end of a lease.
     pub(crate) stop_grace: Duration,
+    /// How long a pod is held still, and kept, when its money is used up.
+    pub(crate) grace: Duration,
+    /// How long before the end of a lease it is announced.
+    pub(crate) expiry_notices: Vec<Duration>,
 }
 
 /// All leases; one for the process.
@@ -118,6 +126,8 @@ struct Running {
     pod: Arc<Pod>,
     upload: Arc<Upload>,
     origin: LeaseOrigin,
+    /// The shortest of the notices of its expiry that need not be given (any more).
+    said: Option<Duration>,
     _reservation: Reservation,
 }
 
@@ -235,11 +245,7 @@ impl Leases {
             return Err(PlaceError::Closing);
         }
         if let Some(running) = state.as_mut() {
-            if running
-                .lease
-                .remaining_ms(self.clock.steady(), running.balance)
-                > 0
-            {
+            if running.takes_money(self.clock.steady(), self.grace_ms()) {
                 return self
                     .extend_running(&slot, running, purchase.order, purchase.form)
                     .await;
@@ -339,15 +345,16 @@ impl Leases {
             return Err(error.into());
         }
         tracing::info!(pod = %slot.hash, name = spec.name, "running");
-        let running = Running {
+        let mut running = Running {
             lease,
             balance,
             pod: Arc::new(pod),
             upload: Arc::clone(&purchase.upload),
             origin,
+            said: None,
             _reservation: reservation,
         };
-        self.publish(&slot, &running, expires_at);
+        self.publish(&slot, &mut running, expires_at);
         purchase.progress.phase(Phase::Running { expires_at, url });
         self.watch(Arc::clone(&slot), Arc::clone(&running.pod));
         *state = Some(running);
@@ -377,7 +384,7 @@ impl Leases {
     ) -> Result<StoredResponse, PlaceError> {
         let mut lease = running.lease;
         if lease.extend(order.duration).is_err()
-            || lease.remaining_ms(self.clock.steady(), running.balance) == 0
+            || !running.takes_money(self.clock.steady(), self.grace_ms())
         {
             return Err(PlaceError::NotRunning);
         }
@@ -436,17 +443,29 @@ impl Leases {
     async fn run(&self, slot: &Slot, pod: &Arc<Pod>) {
         let mut charge_at = tokio::time::Instant::now() + CHARGE_INTERVAL;
         loop {
-            let remaining = match slot.state.lock().await.as_ref() {
-                Some(running) if Arc::ptr_eq(&running.pod, pod) => running
-                    .lease
-                    .remaining_ms(self.clock.steady(), running.balance),
+            let (due, wait) = match slot.state.lock().await.as_ref() {
+                Some(running) if Arc::ptr_eq(&running.pod, pod) => self.due(running),
                 // It has been ended, and the hash may be another lease's by now.
                 Some(_) | None => return,
             };
-            // Nothing is lost if any of these is dropped: all are looked at anew.
+            // Nothing is lost if any of these is dropped: all are looked at anew. In the order of what
+            // decides: a pod that has ended is not frozen, and what is due comes before a charge.
             let end = tokio::select! {
-                () = tokio::time::sleep(Duration::from_millis(remaining)) => Some(End::Expired),
+                biased;
                 end = pod.ended() => Some(End::Pod(end)),
+                () = tokio::time::sleep(wait) => match due {
+                    Due::Expiry => Some(End::Expired),
+                    Due::Notice(time) => {
+                        self.give_notice(slot, pod, time).await;
+                        None
+                    }
+                    Due::Thaw => {
+                        if !self.thaw(slot).await {
+                            tokio::time::sleep(frost::RETRY).await;
+                        }
+                        None
+                    }
+                },
                 () = slot.changed.notified() => None,
                 () = tokio::time::sleep_until(charge_at) => {
                     charge_at += CHARGE_INTERVAL;
@@ -468,6 +487,43 @@ impl Leases {
                 return;
             }
         }
+    }
+
+    /// What happens next to a lease by itself, and how long that is from now.
+    fn due(&self, running: &Running) -> (Due, Duration) {
+        let now = self.clock.steady();
+        if running.can_go_on(now) {
+            return (Due::Thaw, Duration::ZERO);
+        }
+        if running.lease.is_frozen() {
+            let grace_ms = running.lease.grace_left_ms(now, self.grace_ms());
+            return (Due::Expiry, Duration::from_millis(grace_ms));
+        }
+        let remaining = running.lease.remaining_ms(now, running.balance);
+        let remaining = Duration::from_millis(remaining);
+        match notice::next(&self.expiry_notices, running.said) {
+            Some(time) => (Due::Notice(time), remaining.saturating_sub(time)),
+            None => (Due::Expiry, remaining),
+        }
+    }
+
+    async fn give_notice(&self, slot: &Slot, pod: &Arc<Pod>, time: Duration) {
+        let mut state = slot.state.lock().await;
+        let Some(running) = state
+            .as_mut()
+            .filter(|running| Arc::ptr_eq(&running.pod, pod))
+        else {
+            return;
+        };
+        let remaining_ms = running
+            .lease
+            .remaining_ms(self.clock.steady(), running.balance);
+        if Duration::from_millis(remaining_ms) > time {
+            // More money has come meanwhile.
+            return;
+        }
+        running.said = Some(time);
+        self.announce(slot, running);
     }
 
     /// Makes durable what a lease has used until now.
@@ -504,18 +560,23 @@ impl Leases {
         let mut state = slot.state.lock().await;
         // It may be another lease's by now.
         let Some(running) = state
-            .as_ref()
+            .as_mut()
             .filter(|running| Arc::ptr_eq(&running.pod, pod))
         else {
             return true;
         };
-        if matches!(end, End::Expired)
-            && running
-                .lease
-                .remaining_ms(self.clock.steady(), running.balance)
-                > 0
-        {
-            return false;
+        if matches!(end, End::Expired) {
+            let now = self.clock.steady();
+            if running.takes_money(now, self.grace_ms()) {
+                return false;
+            }
+            // Nobody can pay for what is free.
+            let can_be_frozen = !self.grace.is_zero()
+                && !running.lease.is_frozen()
+                && !running.lease.rate().is_free();
+            if can_be_frozen && self.freeze(slot, running).await {
+                return false;
+            }
         }
         // Logged there; the next start settles what could not be written.
         let _ = self.end_locked(slot, &mut state, end).await;
@@ -573,21 +634,37 @@ impl Leases {
     }
 
     /// A running lease has more money or time: whoever goes by its expiry is told the new one.
-    fn moved(&self, slot: &Slot, running: &Running) {
+    fn moved(&self, slot: &Slot, running: &mut Running) {
         let expires_at = self.expiry(&running.lease, running.balance);
         self.show(slot, running, expires_at);
+        self.paid_until(slot, running);
+        slot.changed.notify_one();
+        if running.lease.is_frozen() {
+            // It is told that it runs when it does.
+            return;
+        }
         if let Some(progress) = self.progress.get(&slot.hash) {
             let url = self.url(&slot.hash);
             progress.phase(Phase::Running { expires_at, url });
         }
-        slot.changed.notify_one();
     }
 
-    fn publish(&self, slot: &Slot, running: &Running, expires_at: UnixMillis) {
+    /// What follows from the time that is left: the notices to come, and what the pod is told.
+    fn paid_until(&self, slot: &Slot, running: &mut Running) {
+        let remaining_ms = running
+            .lease
+            .remaining_ms(self.clock.steady(), running.balance);
+        let remaining = Duration::from_millis(remaining_ms);
+        running.said = notice::said(&self.expiry_notices, remaining);
+        self.tell_pod(slot, running);
+    }
+
+    fn publish(&self, slot: &Slot, running: &mut Running, expires_at: UnixMillis) {
         if let Some(address) = running.pod.address {
             self.routes.insert(&slot.hash, address);
         }
         self.show(slot, running, expires_at);
+        self.paid_until(slot, running);
     }
 
     fn show(&self, slot: &Slot, running: &Running, expires_at: UnixMillis) {
@@ -690,6 +767,16 @@ impl Leases {
         let remaining_ms = lease.remaining_ms(self.clock.steady(), balance);
         UnixMillis::new(self.clock.wall().saturating_add(remaining_ms))
     }
+}
+
+/// What happens to a lease by itself.
+enum Due {
+    /// Its money, or the grace after it, is used up.
+    Expiry,
+    /// That it expires is announced.
+    Notice(Duration),
+    /// It is frozen and paid for again.
+    Thaw,
 }
 
 /// Why a lease ends.

@@ -16,6 +16,10 @@ use crate::clock::Clock;
 /// The most uploads whose progress is kept. Quotes that are never paid for leave one too.
 const MAX_KEPT: usize = 4096;
 
+/// The most events that are kept of one lease: the first ones, which tell of its start, and the latest.
+const MAX_EVENTS: usize = 64;
+const FIRST_EVENTS: usize = 16;
+
 /// The progress of all leases, by hash.
 #[derive(Debug)]
 pub(crate) struct ProgressBoard {
@@ -111,7 +115,13 @@ impl Progress {
             // the latest word matters to those who come late.
             Some(last) if same_phase(&last.kind, &event.kind) => last.kind = event.kind,
             Some(last) if last.kind == event.kind => return,
-            _ => events.push(event),
+            _ => {
+                // A lease that is frozen and paid for again and again has no longer a story.
+                if events.len() >= MAX_EVENTS {
+                    events.remove(FIRST_EVENTS);
+                }
+                events.push(event);
+            }
         }
         drop(events);
         self.grown.notify_waiters();
@@ -124,9 +134,14 @@ impl Progress {
 
     fn is_running(&self) -> bool {
         let events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
-        events
-            .last()
-            .is_some_and(|last| matches!(last.kind, LeaseEventKind::Phase(Phase::Running { .. })))
+        events.last().is_some_and(|last| {
+            matches!(
+                last.kind,
+                LeaseEventKind::Phase(Phase::Running { .. })
+                    | LeaseEventKind::Expiring { .. }
+                    | LeaseEventKind::Frozen { .. }
+            )
+        })
     }
 
     pub(crate) fn follow(self: Arc<Self>) -> Follower {

@@ -12,7 +12,14 @@ use codius_proxy::{PodRoutes, Route};
 /// The pods with a port that run now. Read for every request, changed seldom.
 #[derive(Debug, Default)]
 pub(crate) struct Routes {
-    by_label: RwLock<HashMap<String, SocketAddr>>,
+    by_label: RwLock<HashMap<String, Target>>,
+}
+
+/// Where visitors of one pod are sent.
+#[derive(Debug, Clone, Copy)]
+struct Target {
+    address: SocketAddr,
+    frozen: bool,
 }
 
 impl Routes {
@@ -20,14 +27,39 @@ impl Routes {
         self.by_label
             .write()
             .unwrap_or_else(PoisonError::into_inner)
-            .insert(hash.to_string(), address);
+            .insert(
+                hash.to_string(),
+                Target {
+                    address,
+                    frozen: false,
+                },
+            );
+    }
+
+    /// Visitors are told that the pod is held still.
+    pub(crate) fn freeze(&self, hash: &ManifestHash) {
+        self.set_frozen(hash, true);
+    }
+
+    pub(crate) fn thaw(&self, hash: &ManifestHash) {
+        self.set_frozen(hash, false);
+    }
+
+    fn set_frozen(&self, hash: &ManifestHash, frozen: bool) {
+        let mut routes = self
+            .by_label
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(target) = routes.get_mut(&hash.to_string()) {
+            target.frozen = frozen;
+        }
     }
 
     /// Where a pod is, if visitors reach it.
     pub(crate) fn address(&self, hash: &ManifestHash) -> Option<SocketAddr> {
         let routes = self.by_label.read();
         let routes = routes.unwrap_or_else(PoisonError::into_inner);
-        routes.get(&hash.to_string()).copied()
+        routes.get(&hash.to_string()).map(|target| target.address)
     }
 
     /// Takes a pod off; its address, so that open connections can be ended.
@@ -36,6 +68,7 @@ impl Routes {
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .remove(&hash.to_string())
+            .map(|target| target.address)
     }
 }
 
@@ -47,7 +80,8 @@ impl PodRoutes for Routes {
             .unwrap_or_else(PoisonError::into_inner)
             .get(label)
         {
-            Some(address) => Route::Pod(*address),
+            Some(Target { frozen: true, .. }) => Route::Frozen,
+            Some(target) => Route::Pod(target.address),
             None => Route::NotFound,
         }
     }

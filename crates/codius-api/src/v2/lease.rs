@@ -47,6 +47,9 @@ pub struct LeaseReply {
     pub created_at: UnixMillis,
     /// When the money will be used up if nothing is added; `None` when the lease has ended.
     pub expires_at: Option<UnixMillis>,
+    /// While it is frozen: when it ends if nobody pays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frozen_until: Option<UnixMillis>,
     /// What has not been used yet.
     pub balance: Units,
     /// Smallest units per second, exactly, as decimal text; fixed for the lease's life.
@@ -65,8 +68,11 @@ pub enum LeaseState {
     /// Paid; its pod is not ready yet. Nothing is charged.
     Starting,
     Running,
-    /// Its pod does not run at the moment, and nothing is charged.
+    /// The host cannot run its pod at the moment, and nothing is charged.
     Paused,
+    /// Its money is used up: the pod is held still, and goes on if somebody pays before `frozen_until`.
+    /// Nothing is charged.
+    Frozen,
     Ended,
 }
 

@@ -2,8 +2,11 @@
 //!
 //! ```text
 //! Starting ──▶ abandoned: its money is owed, its orders are answered
-//! Running  ──▶ its pod is there ── yes ──▶ goes on
-//!                    │ no
+//! Running  ──▶ its pod is there ── yes ──▶ goes on (a frozen one is held still)
+//! Frozen             │ no
+//!                    ▼
+//!        is there money? ── no ──▶ abandoned
+//!                    │ yes
 //!                    ▼
 //!              started again ── failed ──▶ abandoned
 //! ```
@@ -17,7 +20,7 @@ use codius_manifest::{ManifestHash, PodSpec, Upload};
 use codius_pod::{Machine, Pod, Reservation, ResolvedImage};
 use codius_store::{Batch, LeaseOrigin, StoreError, StoredLease, StoredUpload};
 
-use super::{Leases, PinnedImage, PlaceError, Running, Slot};
+use super::{Leases, PinnedImage, PlaceError, Running, Slot, frost};
 use crate::progress::Progress;
 
 impl Leases {
@@ -39,7 +42,7 @@ impl Leases {
                     self.abandon(record.lease, EndReason::StartFailed).await?;
                     undone.push(hash);
                 }
-                LeaseState::Running(_) | LeaseState::Paused => {
+                LeaseState::Running(_) | LeaseState::Paused | LeaseState::Frozen(_) => {
                     if self.take_up(record).await? {
                         wanted.push(hash);
                     }
@@ -62,7 +65,7 @@ impl Leases {
         reason: EndReason,
     ) -> Result<(), StoreError> {
         // Nobody knows how long it ran since it was last charged.
-        lease.recover(self.boot, false);
+        lease.recover(self.boot, self.clock.steady(), false);
         let balance = self.balance(&Account::Lease(lease.hash())).await?;
         match lease.end(self.clock.steady(), balance, reason) {
             Ok(settled) => self.store.commit(self.settlement(lease, settled)).await,
@@ -96,7 +99,18 @@ impl Leases {
             return Ok(false);
         };
         let attached = self.supervisor.attach(&spec).await;
-        lease.recover(self.boot, attached.is_ok());
+        // A pod that was held still while its lease ran was frozen, or not woken yet, when the host was
+        // killed: it has not run since then.
+        let ran = matches!(&attached, Ok(pod) if !pod.frozen);
+        lease.recover(self.boot, self.clock.steady(), ran);
+        if lease.is_frozen() && attached.is_err() {
+            let balance = self.balance(&Account::Lease(hash)).await?;
+            if lease.remaining_ms(self.clock.steady(), balance) < frost::RESUME_MS {
+                tracing::info!(pod = %hash, "was frozen, and lost while the host was away");
+                self.abandon(lease, EndReason::Expired).await?;
+                return Ok(false);
+            }
+        }
         let slot = self.slot(hash);
         let progress = self.progress.begin(hash);
         let reservation = self.admission.reserve_running(Machine::SMALL);
@@ -168,27 +182,46 @@ impl Leases {
         reservation: Reservation,
         progress: &Progress,
     ) -> Result<(), StoreError> {
-        if matches!(lease.state(), LeaseState::Paused) {
-            lease
-                .resume(self.boot, self.clock.steady())
-                .expect("a paused lease can be resumed");
-        }
         let balance = self.balance(&Account::Lease(slot.hash)).await?;
+        let now = self.clock.steady();
+        let paid = lease.remaining_ms(now, balance) >= frost::RESUME_MS;
+        match lease.state() {
+            LeaseState::Paused => lease.resume(self.boot, now),
+            LeaseState::Frozen(_) if paid => lease.resume(self.boot, now),
+            LeaseState::Starting
+            | LeaseState::Running(_)
+            | LeaseState::Frozen(_)
+            | LeaseState::Ended { .. } => Ok(()),
+        }
+        .expect("a paused or frozen lease can be resumed");
         self.store.commit(Batch::new().lease(lease)).await?;
         let expires_at = self.expiry(&lease, balance);
-        let running = Running {
+        let is_still = pod.frozen;
+        let mut running = Running {
             lease,
             balance,
             pod: Arc::new(pod),
             upload,
             origin,
+            said: None,
             _reservation: reservation,
         };
-        self.publish(slot, &running, expires_at);
+        self.publish(slot, &mut running, expires_at);
         progress.phase(Phase::Running {
             expires_at,
             url: self.url(&slot.hash),
         });
+        // If either fails the pod is lost, which whoever watches it hears.
+        let adjusted = if lease.is_frozen() {
+            self.hold_still(slot, &running).await
+        } else if is_still {
+            self.supervisor.thaw(&slot.hash).await
+        } else {
+            Ok(())
+        };
+        if let Err(error) = adjusted {
+            tracing::warn!(pod = %slot.hash, %error, "could not be frozen, or go on");
+        }
         self.watch(Arc::clone(slot), Arc::clone(&running.pod));
         *state = Some(running);
         Ok(())

@@ -91,7 +91,10 @@ impl Leases {
         } else {
             match before.lease.state() {
                 LeaseState::Ended { .. } => {}
-                LeaseState::Starting | LeaseState::Running(_) | LeaseState::Paused => {
+                LeaseState::Starting
+                | LeaseState::Running(_)
+                | LeaseState::Paused
+                | LeaseState::Frozen(_) => {
                     self.settle_leftover(hash).await?;
                 }
             }

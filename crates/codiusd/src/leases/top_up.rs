@@ -72,7 +72,12 @@ impl Leases {
             return Err(TopUpError::NotRunning);
         }
         let amount = commit.amount();
-        let balance = running.with_more(self.clock.steady(), amount, self.max_duration)?;
+        let balance = running.with_more(
+            self.clock.steady(),
+            amount,
+            self.max_duration,
+            self.grace_ms(),
+        )?;
         let account = Account::Lease(*hash);
         match commit.credit(account.to_string().into()).await {
             Ok(()) => running.balance = balance,
@@ -97,8 +102,14 @@ impl Leases {
 
 impl Running {
     /// The balance with `amount` more, if the lease may have it.
-    fn with_more(&self, now: Millis, amount: u64, ahead: Seconds) -> Result<u64, TopUpError> {
-        if self.lease.remaining_ms(now, self.balance) == 0 {
+    fn with_more(
+        &self,
+        now: Millis,
+        amount: u64,
+        ahead: Seconds,
+        grace_ms: u64,
+    ) -> Result<u64, TopUpError> {
+        if !self.takes_money(now, grace_ms) {
             return Err(TopUpError::NotRunning);
         }
         if amount > self.lease.room(now, self.balance, ahead) {

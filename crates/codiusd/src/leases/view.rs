@@ -29,7 +29,11 @@ impl Leases {
             balance -= lease.charge(self.clock.steady(), balance).amount;
             return Ok(Some(self.reply(
                 &lease,
-                LeaseState::Running,
+                if lease.is_frozen() {
+                    LeaseState::Frozen
+                } else {
+                    LeaseState::Running
+                },
                 balance,
                 Some(shown.upload.manifest()),
                 shown.owner,
@@ -46,8 +50,8 @@ impl Leases {
         let state = match lease.state() {
             LedgerState::Starting => LeaseState::Starting,
             // It is not shown, so its pod is being started again.
-            LedgerState::Running(_) | LedgerState::Paused => {
-                lease.recover(self.boot, false);
+            LedgerState::Running(_) | LedgerState::Paused | LedgerState::Frozen(_) => {
+                lease.recover(self.boot, self.clock.steady(), false);
                 LeaseState::Paused
             }
             LedgerState::Ended { .. } => LeaseState::Ended,
@@ -75,8 +79,15 @@ impl Leases {
             LedgerState::Ended { reason } => Some(Ended {
                 reason: told(reason),
             }),
-            LedgerState::Starting | LedgerState::Running(_) | LedgerState::Paused => None,
+            LedgerState::Starting
+            | LedgerState::Running(_)
+            | LedgerState::Paused
+            | LedgerState::Frozen(_) => None,
         };
+        let frozen_until = lease.is_frozen().then(|| {
+            let grace_ms = lease.grace_left_ms(self.clock.steady(), self.grace_ms());
+            UnixMillis::new(self.clock.wall().saturating_add(grace_ms))
+        });
         LeaseReply {
             manifest_hash: hash,
             state,
@@ -84,6 +95,7 @@ impl Leases {
             manifest: manifest.map(|manifest| manifest.as_value().clone()),
             created_at: UnixMillis::new(lease.parts().created_at_unix_ms),
             expires_at: ended.is_none().then(|| self.expiry(lease, balance)),
+            frozen_until,
             balance: Units(balance),
             price_per_second: lease.rate().to_string(),
             asset: self.asset.clone(),
@@ -111,9 +123,14 @@ impl Leases {
             ReplyForm::V2 => {
                 let (mut lease, mut balance) = (*lease, balance);
                 balance -= lease.charge(self.clock.steady(), balance).amount;
+                let state = if lease.is_frozen() {
+                    LeaseState::Frozen
+                } else {
+                    LeaseState::Running
+                };
                 stored(&self.reply(
                     &lease,
-                    LeaseState::Running,
+                    state,
                     balance,
                     Some(upload.manifest()),
                     origin.owner.map(KeyId::from_bytes),
