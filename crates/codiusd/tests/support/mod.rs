@@ -45,6 +45,8 @@ pub(crate) struct Settings {
     pub(crate) max_unpacked_mib: u64,
     pub(crate) max_duration_secs: u64,
     pub(crate) on_shutdown: &'static str,
+    /// How long a pod whose money is used up is held still; most tests want it gone.
+    pub(crate) grace_secs: u64,
     /// The Interledger parent; without one the host is in local mode.
     pub(crate) parent: Option<String>,
     pub(crate) public_uri: Option<String>,
@@ -79,6 +81,7 @@ impl Default for Settings {
             max_unpacked_mib: 1024,
             max_duration_secs: 31 * 24 * 3600,
             on_shutdown: "stop",
+            grace_secs: 0,
             parent: None,
             public_uri: None,
             tests_itself: false,
@@ -184,6 +187,7 @@ impl World {
             max_unpacked_mib,
             max_duration_secs,
             on_shutdown,
+            grace_secs,
             parent,
             public_uri,
             tests_itself,
@@ -218,7 +222,7 @@ impl World {
              [price]\ncost_per_month = {cost_per_month:?}\nmax_duration_secs = {max_duration_secs}\n\
              [interledger]\n{interledger}\npayment_timeout_secs = 5\n\
              [pods]\naccelerator = \"tcg\"\nmemory_mib = {memory_mib}\nport_timeout_secs = {port_timeout_secs}\n\
-             on_shutdown = \"{on_shutdown}\"\n\
+             on_shutdown = \"{on_shutdown}\"\ngrace_secs = {grace_secs}\nexpiry_notice_secs = [3600, 4]\n\
              [images]\ninsecure_registries = {registries:?}\nmax_unpacked_mib = {max_unpacked_mib}\n\
              [network]\npool = \"{a}.{b}.{c}.0/24\"\n{more}",
             data = self.data_dir(),
