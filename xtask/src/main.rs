@@ -53,7 +53,7 @@ enum Command {
         #[arg(long)]
         yes: bool,
     },
-    /// Compare with others, by hand: ilp, image, proxy, start (docs/benchmarks.md)
+    /// Compare with others, by hand: ilp, image, ledger, proxy, start (docs/benchmarks.md)
     Bench {
         name: bench::Name,
         /// Measurements of each figure; the median is printed

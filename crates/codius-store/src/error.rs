@@ -29,6 +29,17 @@ pub enum StoreError {
         found: i64,
         known: i64,
     },
+    /// An older version of this program has written the file, and it can only be read as it is. A start
+    /// of the host brings it up to date.
+    #[error("{} was written by an older version of this program (schema {found}, known {known}); start codiusd once to bring it up to date", path.display())]
+    TooOld {
+        path: PathBuf,
+        found: i64,
+        known: i64,
+    },
+    /// A file is there that would be overwritten. Whoever asks chooses another name, or removes it.
+    #[error("{} is there already", path.display())]
+    Exists { path: PathBuf },
     /// The disk is full. The operator makes room; then everything goes on.
     #[error("the disk is full")]
     DiskFull {
@@ -120,6 +131,8 @@ impl StoreError {
             | Self::InUse { .. }
             | Self::NotOurs { .. }
             | Self::TooNew { .. }
+            | Self::TooOld { .. }
+            | Self::Exists { .. }
             | Self::DiskFull { .. }
             | Self::ReadOnly { .. }
             | Self::Busy { .. }

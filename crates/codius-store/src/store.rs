@@ -167,19 +167,27 @@ impl Store {
             .await
     }
 
-    /// Adds up the whole ledger again (a second for a million entries). Others go on meanwhile.
+    /// Adds up the whole ledger again (seconds for some million entries). Others go on meanwhile.
     pub async fn verify(&self) -> Result<Verified, StoreError> {
+        self.read_apart(|connection| verify(&connection).map(|checkpoint| checkpoint.totals))
+            .await
+    }
+
+    /// Asks what takes long, on a connection and thread of its own, so that short questions do not
+    /// wait for it.
+    pub(crate) async fn read_apart<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(Connection) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
         if self.inner.jobs.is_closed() {
             return Err(StoreError::Closed);
         }
         let path = self.inner.path.clone();
         let (answer, wait) = oneshot::channel();
-        // On a connection and thread of its own, so that short questions do not wait for it.
         let spawned = thread::Builder::new()
-            .name("store-verify".to_owned())
+            .name("store-report".to_owned())
             .spawn(move || {
-                let _ =
-                    answer.send(read_connection(&path).and_then(|connection| verify(&connection)));
+                let _ = answer.send(read_connection(&path).and_then(question));
             });
         spawned.map_err(|source| StoreError::Open {
             path: self.inner.path.clone(),

@@ -374,7 +374,7 @@ impl Writer {
         let name = account.to_string();
         let known = self
             .connection
-            .prepare_cached("SELECT id, balance FROM accounts WHERE name = ?1")?
+            .prepare_cached(FIND_ACCOUNT)?
             .query_row([&name], |row| {
                 Ok(Cached {
                     id: row.get(0)?,
@@ -436,21 +436,23 @@ impl Writer {
         let before = i64::try_from(before_unix_ms).unwrap_or(i64::MAX);
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         self.connection.execute_batch("BEGIN IMMEDIATE")?;
-        let leases = self.connection.execute(
-            "DELETE FROM leases WHERE id IN
-               (SELECT id FROM leases WHERE state = 'ended' AND created_at_unix_ms < ?1
-                ORDER BY created_at_unix_ms LIMIT ?2)",
-            [before, limit],
-        )?;
-        let orders = self.connection.execute(
-            "DELETE FROM orders WHERE id IN
-               (SELECT id FROM orders WHERE state <> 'open' AND created_at_unix_ms < ?1
-                AND NOT EXISTS (SELECT 1 FROM accounts
-                                WHERE name = 'order:' || orders.id AND balance <> 0)
-                ORDER BY created_at_unix_ms LIMIT ?2)",
-            [before, limit],
-        )?;
+        let leases = self.connection.execute(OLD_LEASES, [before, limit])?;
+        let orders = self.connection.execute(OLD_ORDERS, [before, limit])?;
         self.connection.execute_batch("COMMIT")?;
         Ok(Pruned { leases, orders })
     }
 }
+
+pub(crate) const FIND_ACCOUNT: &str = "SELECT id, balance FROM accounts WHERE name = ?1";
+
+pub(crate) const OLD_LEASES: &str = "DELETE FROM leases WHERE id IN
+       (SELECT id FROM leases INDEXED BY ended_leases_by_age
+        WHERE state = 'ended' AND created_at_unix_ms < ?1
+        ORDER BY created_at_unix_ms LIMIT ?2)";
+
+pub(crate) const OLD_ORDERS: &str = "DELETE FROM orders WHERE id IN
+       (SELECT id FROM orders INDEXED BY orders_by_age
+        WHERE state <> 'open' AND created_at_unix_ms < ?1
+        AND NOT EXISTS (SELECT 1 FROM accounts
+                        WHERE name = 'order:' || orders.id AND balance <> 0)
+        ORDER BY created_at_unix_ms LIMIT ?2)";

@@ -9,9 +9,12 @@ use url::Url;
 
 use crate::{
     admin::{self, AdminCommand},
+    backup::{self, BackupArguments, RestoreArguments},
     config::{Config, InterledgerMode, OnShutdown},
     daemon,
+    drain::{self, DrainArguments},
     environment::Environment,
+    ledger::{self, LedgerArguments},
 };
 
 #[derive(Debug, Parser)]
@@ -38,6 +41,38 @@ enum Command {
     /// Look at the configuration without running anything
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// What was earned and what is owed; every lease and every posting
+    Ledger {
+        #[command(flatten)]
+        arguments: LedgerArguments,
+        /// The data directory of the host [default: /var/lib/codius]
+        #[arg(long, value_name = "DIR", global = true)]
+        data_dir: Option<PathBuf>,
+    },
+    /// Take no new pods from now on, over restarts as well, and tell who runs some
+    Drain {
+        #[command(flatten)]
+        arguments: DrainArguments,
+        /// The data directory of the host [default: /var/lib/codius]
+        #[arg(long, value_name = "DIR")]
+        data_dir: Option<PathBuf>,
+    },
+    /// Copy the database, while the host works or not; the copy holds the host's secret
+    Backup {
+        #[command(flatten)]
+        arguments: BackupArguments,
+        /// The data directory of the host [default: /var/lib/codius]
+        #[arg(long, value_name = "DIR")]
+        data_dir: Option<PathBuf>,
+    },
+    /// Make a backup the database of a data directory that has none
+    Restore {
+        #[command(flatten)]
+        arguments: RestoreArguments,
+        /// The data directory; made if it is missing [default: /var/lib/codius]
+        #[arg(long, value_name = "DIR")]
+        data_dir: Option<PathBuf>,
+    },
     /// Ask the host that runs on this machine, or change its price
     Admin {
         #[command(subcommand)]
@@ -191,7 +226,43 @@ pub fn main() -> ExitCode {
         Ok(environment) => environment,
         Err(error) => return usage(error.into()),
     };
+    let of_settings = arguments.settings.data_dir.clone();
+    // The data directory of a host that is asked.
+    let place = |data_dir: Option<PathBuf>| {
+        data_dir
+            .or(of_settings)
+            .or_else(|| environment.data_dir())
+            .unwrap_or_else(|| Config::default().data_dir)
+    };
+    let exit = |done: Result<()>| match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(error),
+    };
     match arguments.command {
+        Some(Command::Ledger {
+            arguments,
+            data_dir,
+        }) => {
+            return exit(ledger::run(&arguments, &place(data_dir)));
+        }
+        Some(Command::Drain {
+            arguments,
+            data_dir,
+        }) => {
+            return exit(drain::run(&arguments, &place(data_dir)));
+        }
+        Some(Command::Backup {
+            arguments,
+            data_dir,
+        }) => {
+            return exit(backup::backup(&arguments, &place(data_dir)));
+        }
+        Some(Command::Restore {
+            arguments,
+            data_dir,
+        }) => {
+            return exit(backup::restore(&arguments, &place(data_dir)));
+        }
         Some(Command::Config(ConfigCommand::Check { config })) => {
             return match Config::load(&config) {
                 Ok(_) => {
@@ -206,10 +277,7 @@ pub fn main() -> ExitCode {
             data_dir,
             json,
         }) => {
-            let data_dir = data_dir
-                .or(arguments.settings.data_dir)
-                .or_else(|| environment.data_dir())
-                .unwrap_or_else(|| Config::default().data_dir);
+            let data_dir = place(data_dir);
             return match admin::run_tool(&command, &data_dir, json) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => failed(error),

@@ -35,6 +35,7 @@ pub(crate) struct Config {
     pub(crate) price: Price,
     pub(crate) peers: Peers,
     pub(crate) admin: Admin,
+    pub(crate) books: Books,
     pub(crate) interledger: Interledger,
     pub(crate) pods: Pods,
     pub(crate) images: Images,
@@ -95,6 +96,15 @@ pub(crate) struct Peers {
 pub(crate) struct Admin {
     /// A port of 127.0.0.1 besides, for whoever has the token in `DATA_DIR/admin.token`; 0: any.
     pub(crate) tcp_port: Option<u16>,
+}
+
+/// What is remembered.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Books {
+    /// How long leases that have ended, and orders that were answered, are kept, in days from their
+    /// creation; 0: for ever. The ledger is always kept whole.
+    pub(crate) keep_days: u64,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -238,6 +248,7 @@ impl Default for Config {
             price: Price::default(),
             peers: Peers::default(),
             admin: Admin::default(),
+            books: Books::default(),
             interledger: Interledger::default(),
             pods: Pods::default(),
             images: Images::default(),
@@ -266,6 +277,12 @@ impl Default for Peers {
             check_interval_secs: 600,
             retry_secs: 30,
         }
+    }
+}
+
+impl Default for Books {
+    fn default() -> Self {
+        Self { keep_days: 400 }
     }
 }
 

@@ -31,8 +31,10 @@ use url::Url;
 use crate::{
     admin::Admin,
     api::{self, Api},
+    bookkeeper::Bookkeeper,
     clock::{self, Clock},
     config::{Accelerator, Config, InterledgerMode, OnShutdown},
+    drain::{self, Drain},
     leases::{Leases, Wiring},
     orders::Orders,
     peers::Peers,
@@ -76,11 +78,11 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     // Only one process has it open: no other one hears requests from now on.
     let began_unix_ms = clock.wall();
     let snapshot = store.load().await?;
-    let verified = store
-        .verify()
+    let checked = store
+        .check()
         .await
         .context("the ledger does not add up; restore a backup")?;
-    tracing::info!(?verified, "ledger adds up");
+    tracing::info!(?checked, "ledger adds up");
     let secret = host_secret(&store, &snapshot).await?;
 
     let known = snapshot.meta.get(Standing::meta_key());
@@ -95,6 +97,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     };
     let asset = standing.asset()?;
     let rate = PriceTag::open(&config.price.cost_per_month, &asset, &snapshot.meta)?;
+    let drain = Drain::open(&snapshot.meta)?;
 
     // The listeners first: a port that is taken is found before anything is touched.
     let listener = listen(config.listen)?;
@@ -162,6 +165,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         proxy: proxy.clone(),
         pod_money,
         rate,
+        drain,
         asset: AssetInfo {
             code: asset.code().to_owned(),
             scale: asset.scale(),
@@ -278,7 +282,17 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         "ready api={api} interledger={interledger_shown} isolation={isolation} \
          isolation-reason=\"{isolation_reason}\""
     );
-    let name = signals.told_to_end().await;
+    leases.tasks.spawn(drain::watch(Arc::clone(&leases)));
+    let bookkeeper = Bookkeeper::new(store.clone(), leases.clock.clone(), config.books.keep_days);
+    let mut books = tokio::spawn(bookkeeper.run(closing.clone(), checked));
+    let (name, wrong) = tokio::select! {
+        name = signals.told_to_end() => (name, None),
+        kept = &mut books => {
+            let error = kept.map_err(Into::into).flatten().err();
+            tracing::error!(?error, "the books are not looked after any more");
+            ("the books are wrong", error)
+        }
+    };
     tracing::info!("{name}: ending");
 
     let stop_pods = config.pods.on_shutdown == OnShutdown::Stop;
@@ -308,7 +322,10 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         );
     }
     tracing::info!("ended");
-    Ok(())
+    match wrong {
+        Some(error) => Err(error),
+        None => Ok(()),
+    }
 }
 
 /// The signals that ask for the end. What comes while nobody waits is not lost.

@@ -17,6 +17,7 @@
 //! What others see of a lease (its address, expiry and logs) is published beside the lock, so that
 //! no request waits for a pod that is starting.
 
+mod drain;
 mod frost;
 mod notice;
 mod overview;
@@ -57,6 +58,7 @@ pub(crate) use view::ReplyForm;
 
 use crate::{
     clock::Clock,
+    drain::Drain,
     pod_money::PodMoney,
     price::PriceTag,
     progress::{Progress, ProgressBoard, Tell},
@@ -77,6 +79,7 @@ pub(crate) struct Wiring {
     pub(crate) proxy: Proxy,
     pub(crate) pod_money: Arc<PodMoney>,
     pub(crate) rate: PriceTag,
+    pub(crate) drain: Drain,
     pub(crate) asset: AssetInfo,
     /// How far ahead a lease may be topped up.
     pub(crate) max_duration: Seconds,
@@ -174,6 +177,8 @@ pub(crate) enum PlaceError {
     Full(#[from] codius_pod::Full),
     #[error("this host is being shut down")]
     Closing,
+    #[error("this host is being drained")]
+    Draining,
     /// There is nothing to extend (any more).
     #[error("the pod is not running")]
     NotRunning,
@@ -243,6 +248,9 @@ impl Leases {
         let mut state = slot.state.lock().await;
         if self.closing.is_cancelled() {
             return Err(PlaceError::Closing);
+        }
+        if self.drain.is_on() {
+            return Err(PlaceError::Draining);
         }
         if let Some(running) = state.as_mut() {
             if running.takes_money(self.clock.steady(), self.grace_ms()) {
@@ -369,6 +377,9 @@ impl Leases {
     ) -> Result<StoredResponse, PlaceError> {
         let slot = self.slot(order.hash);
         let mut state = slot.state.lock().await;
+        if self.drain.is_on() {
+            return Err(PlaceError::Draining);
+        }
         match state.as_mut() {
             Some(running) => self.extend_running(&slot, running, order, form).await,
             None => Err(PlaceError::NotRunning),

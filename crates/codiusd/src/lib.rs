@@ -7,13 +7,17 @@
 
 mod admin;
 mod api;
+mod backup;
+mod bookkeeper;
 mod clock;
 pub mod command;
 mod config;
 mod daemon;
+mod drain;
 mod environment;
 mod http_error;
 mod leases;
+mod ledger;
 mod orders;
 mod peers;
 mod pod_money;

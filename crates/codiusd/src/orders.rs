@@ -36,6 +36,7 @@ use tokio::{sync::watch, time::Instant};
 use tracing::Instrument;
 
 use crate::{
+    drain,
     http_error::HttpError,
     leases::{Leases, PlaceError, Purchase, ReplyForm},
     progress::Progress,
@@ -253,6 +254,9 @@ impl Orders {
                 if self.leases.shown(hash).is_none() {
                     return Err(no_pod(hash));
                 }
+                if self.leases.drain.is_on() {
+                    return Err(drain::refusal());
+                }
                 Vec::new()
             }
             What::Upload(upload) => self.check_upload(upload).await?,
@@ -312,6 +316,9 @@ impl Orders {
         let spec = self.leases.spec(upload)?;
         if self.leases.closing.is_cancelled() {
             return Err(closing());
+        }
+        if self.leases.drain.is_on() {
+            return Err(drain::refusal());
         }
         self.check_room(&hash)?;
         let progress = self.leases.progress.begin(hash);
@@ -379,6 +386,9 @@ impl Orders {
             payer: payment.and_then(Payment::payer),
             created_at_unix_ms: self.leases.clock.wall(),
         };
+        if self.leases.drain.is_on() {
+            return response_of(&drain::refusal());
+        }
         // Room first: money is not taken for what there is no room for.
         let reservation = match &request.what {
             What::Upload(_) if !self.leases.is_live(&hash) => {
@@ -600,6 +610,7 @@ fn refusal(error: PlaceError, hash: &ManifestHash) -> HttpError {
         PlaceError::Start(error) => error.into(),
         PlaceError::Full(_) => full(),
         PlaceError::Closing => closing(),
+        PlaceError::Draining => drain::refusal(),
         PlaceError::NotRunning => no_pod(hash),
         PlaceError::Store(error) => unreadable(&error),
     }
