@@ -108,7 +108,7 @@ async fn proxy(pod: SocketAddr) -> Result<()> {
     Proxy::new(Arc::new(OnePod(pod)))
         .serve(listener, Scheme::Http, api, CancellationToken::new())
         .await
-        .finish(std::time::Duration::ZERO)
+        .finish(Duration::ZERO)
         .await;
     Ok(())
 }
