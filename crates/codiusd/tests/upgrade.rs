@@ -101,14 +101,21 @@ async fn the_program_is_replaced_and_killed_while_pods_answer() -> Result<()> {
         .iter()
         .filter(|request| request.failure.is_some())
         .partition(|request| in_flight(request) && !request.was_refused());
-    let again: usize = asked.iter().map(|request| request.again).sum();
+    let again = |after: bool| -> usize {
+        let of_then = asked
+            .iter()
+            .filter(|request| (request.ended >= killed_at) == after);
+        of_then.map(|request| request.again).sum()
+    };
     let longest = asked.iter().map(|request| request.ended - request.began);
     println!(
         "{pods} pods, {swaps} swaps, {} requests, {} failed, {restarted} restarted \
-         ({again} sent again on a connection that was being closed; {} in flight when the host was killed \
-         failed; longest answer {} ms)",
+         (on a kept connection that was being closed {} were sent again, and {} after the host was killed; \
+         {} that were in flight then failed; longest answer {} ms)",
         asked.len(),
         failed.len(),
+        again(false),
+        again(true),
         excused.len(),
         longest.max().unwrap_or_default().as_millis(),
     );
@@ -122,7 +129,9 @@ async fn the_program_is_replaced_and_killed_while_pods_answer() -> Result<()> {
     hosts.sort_unstable();
     hosts.dedup();
     ensure!(hosts.len() == swaps + 2, "{hosts:?}");
-    ensure!(asked.len() > 10 * (pods + 1) * (swaps + 1), "hardly asked");
+    // Each visitor a few times between two starts, however slow the machine is.
+    let fewest = 4 * (pods + 1) * (swaps + 1);
+    ensure!(asked.len() >= fewest, "only {} requests", asked.len());
 
     // And what was paid less what is owed is the price of the time that each pod has run.
     let stopping = Instant::now();
