@@ -9,6 +9,7 @@ mod guest;
 mod layers;
 mod packages;
 mod session;
+mod upgrade;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -87,6 +88,18 @@ enum Command {
         #[arg(long)]
         yes: bool,
     },
+    /// Replace a host's program under load, and kill it: no pod may restart and no request may fail
+    Upgrade {
+        /// Pods that answer meanwhile; each is an emulated or virtual machine
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=30))]
+        pods: u32,
+        /// How often the program is replaced
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+        swaps: u32,
+        /// Install missing packages without asking
+        #[arg(long)]
+        yes: bool,
+    },
     /// Check that dependencies between our crates only point down
     Layers,
 }
@@ -114,6 +127,7 @@ fn run() -> Result<()> {
             Ok(())
         }
         Command::Session { yes } => session::run(yes),
+        Command::Upgrade { pods, swaps, yes } => upgrade::run(pods, swaps, yes),
         Command::Layers => layers::check(),
     }
 }

@@ -1,6 +1,6 @@
 //! The command line of `codiusd`.
 
-use std::{io::IsTerminal, net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{ffi::OsString, io::IsTerminal, net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
@@ -15,6 +15,8 @@ use crate::{
     drain::{self, DrainArguments},
     environment::Environment,
     ledger::{self, LedgerArguments},
+    keep,
+    listeners::Held,
 };
 
 #[derive(Debug, Parser)]
@@ -83,6 +85,20 @@ enum Command {
         /// Print the host's answer as it is
         #[arg(long, global = true)]
         json: bool,
+    },
+    /// Run a host whose program can be replaced without a refused connection: SIGHUP does it, and a
+    /// host that dies is started again (docs/operator.md)
+    Keep {
+        /// The program to run, looked up anew at each start [default: this one]
+        #[arg(long, value_name = "FILE")]
+        program: Option<PathBuf>,
+        /// What the host is started with, such as `--config FILE`
+        #[arg(
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "ARGUMENTS"
+        )]
+        arguments: Vec<OsString>,
     },
 }
 
@@ -213,6 +229,8 @@ impl Settings {
 
 /// Runs the daemon as the command line says.
 pub fn main() -> ExitCode {
+    // Before there is another thread, or another file.
+    let held = Held::from_environment();
     let arguments = Arguments::parse();
     let usage = |error: anyhow::Error| {
         eprintln!("codiusd: {error:#}");
@@ -283,25 +301,69 @@ pub fn main() -> ExitCode {
                 Err(error) => failed(error),
             };
         }
+        Some(Command::Keep { program, arguments }) => {
+            let config = match kept_settings(&arguments)
+                .and_then(|settings| settings.into_config(&environment))
+            {
+                Ok(config) => config,
+                Err(error) => return usage(error),
+            };
+            let code = held.and_then(|held| keep(program, arguments, &config, held));
+            return code.unwrap_or_else(failed);
+        }
         None => {}
     }
     let config = match arguments.settings.into_config(&environment) {
         Ok(config) => config,
         Err(error) => return usage(error),
     };
-    match serve(config, environment.remarks()) {
+    match held.and_then(|held| serve(config, environment.remarks(), held)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(error),
     }
 }
 
-fn serve(config: Config, remarks: &[String]) -> Result<()> {
+/// What a kept host is started with, which has to be a host.
+fn kept_settings(arguments: &[OsString]) -> Result<Settings> {
+    let program = OsString::from("codiusd");
+    let parsed = Arguments::try_parse_from(std::iter::once(&program).chain(arguments))?;
+    if parsed.command.is_some() {
+        bail!("only a host can be kept; give its settings, such as `--config FILE`");
+    }
+    Ok(parsed.settings)
+}
+
+/// Holds the listeners of a host and runs it.
+fn keep(
+    program: Option<PathBuf>,
+    arguments: Vec<OsString>,
+    config: &Config,
+    held: Held,
+) -> Result<ExitCode> {
+    begin_log();
+    // Found now: once the file is replaced, the kernel's answer would be the old one.
+    let program = match program {
+        Some(program) => program,
+        None => std::env::current_exe().context("cannot find this program; give --program")?,
+    };
+    // It has next to nothing to do.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(keep::run(program, arguments, config, held))
+}
+
+fn begin_log() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
+}
+
+fn serve(config: Config, remarks: &[String], held: Held) -> Result<()> {
+    begin_log();
     for remark in remarks {
         tracing::warn!("{remark}");
     }
@@ -316,5 +378,5 @@ fn serve(config: Config, remarks: &[String]) -> Result<()> {
         .enable_all()
         .build()
         .context("cannot start threads")?;
-    runtime.block_on(daemon::run(config))
+    runtime.block_on(daemon::run(config, held))
 }

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use url::Url;
 
 /// Bounds that no setting may leave.
+const MAX_DRAIN_SECS: u64 = 600;
 const MAX_DURATION_LIMIT_SECS: u64 = 366 * 24 * 3600;
 const MAX_PEER_INTERVAL_SECS: u64 = 24 * 3600;
 const MAX_GRACE_SECS: u64 = 24 * 3600;
@@ -42,6 +43,15 @@ pub(crate) struct Config {
     pub(crate) network: Network,
     pub(crate) guest: Guest,
     pub(crate) self_test: SelfTest,
+    pub(crate) shutdown: Shutdown,
+}
+
+/// The end of the daemon.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Shutdown {
+    /// How long requests and packets under way get. What takes longer is cut: event streams, WebSockets.
+    pub(crate) drain_secs: u64,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -255,7 +265,14 @@ impl Default for Config {
             network: Network::default(),
             guest: Guest::default(),
             self_test: SelfTest::default(),
+            shutdown: Shutdown::default(),
         }
+    }
+}
+
+impl Default for Shutdown {
+    fn default() -> Self {
+        Self { drain_secs: 5 }
     }
 }
 
@@ -406,6 +423,11 @@ impl Config {
             self.self_test.retries > 0,
             "self_test.retries is 0; set self_test.enabled = false for no test"
         );
+        ensure!(
+            self.shutdown.drain_secs <= MAX_DRAIN_SECS,
+            "shutdown.drain_secs is {}; it must be at most {MAX_DRAIN_SECS}",
+            self.shutdown.drain_secs
+        );
         let fraction = self.pods.memory_fraction;
         ensure!(
             fraction > 0.0 && fraction <= 1.0,
@@ -519,6 +541,7 @@ mod tests {
             ("[network]\npool = \"10.0.0.0/30\"", "network.pool"),
             ("[price]\nmax_duration_secs = 0", "max_duration_secs"),
             ("public_uri = \"ftp://host\"", "public_uri"),
+            ("[shutdown]\ndrain_secs = 601", "shutdown.drain_secs"),
             ("[peers]\nretry_secs = 0", "retry_secs"),
             (
                 "[peers]\nbootstrap = [\"https://host.example/path\"]",

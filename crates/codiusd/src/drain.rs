@@ -275,7 +275,7 @@ pub(crate) fn run(arguments: &DrainArguments, data_dir: &Path) -> Result<()> {
     runtime.block_on(drive(arguments, &data_dir.join(SOCKET)))
 }
 
-async fn drive(arguments: &DrainArguments, socket: &PathBuf) -> Result<()> {
+async fn drive(arguments: &DrainArguments, socket: &Path) -> Result<()> {
     let (method, body) = if arguments.status {
         (Method::GET, String::new())
     } else {
