@@ -62,6 +62,13 @@ pub(crate) fn open(connection: &mut Connection, path: &Path) -> Result<(), Store
     migrate(connection, path, &MIGRATIONS)
 }
 
+/// The newest schema in a database that has no file, and so no log.
+#[cfg(feature = "simulation")]
+pub(crate) fn open_in_memory(connection: &mut Connection) -> Result<(), StoreError> {
+    prepare(connection)?;
+    migrate(connection, crate::simulated::no_path(), &MIGRATIONS)
+}
+
 fn migrate(
     connection: &mut Connection,
     path: &Path,
