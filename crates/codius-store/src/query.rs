@@ -112,7 +112,7 @@ pub(crate) fn lease(
         "SELECT {LEASE_COLUMNS}, {ORIGIN_COLUMNS}
          FROM leases LEFT JOIN uploads ON uploads.lease = leases.id
          WHERE leases.hash = ?1
-         ORDER BY leases.state = 'ended', leases.created_at_unix_ms DESC LIMIT 1"
+         ORDER BY leases.state = 'ended', leases.id DESC LIMIT 1"
     ))?;
     let mut rows = select.query([hash.to_string()])?;
     rows.next()?.map(stored_lease_of).transpose()
