@@ -59,17 +59,31 @@ impl Leases {
     }
 
     /// Ends a lease that cannot go on: what it has not used is owed.
-    pub(super) async fn abandon(
+    pub(super) async fn abandon(&self, lease: Lease, reason: EndReason) -> Result<(), StoreError> {
+        match self.abandonment(lease, reason).await? {
+            Some(batch) => self.store.commit(batch).await,
+            None => Ok(()),
+        }
+    }
+
+    /// What is written of the end of a lease that cannot go on; nothing if it is over.
+    async fn abandonment(
         &self,
         mut lease: Lease,
         reason: EndReason,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Option<Batch>, StoreError> {
         // Nobody knows how long it ran since it was last charged.
         lease.recover(self.boot, self.clock.steady(), false);
         let balance = self.balance(&Account::Lease(lease.hash())).await?;
-        match lease.end(self.clock.steady(), balance, reason) {
-            Ok(settled) => self.store.commit(self.settlement(lease, settled)).await,
-            Err(_) => Ok(()),
+        let ended = lease.end(self.clock.steady(), balance, reason);
+        Ok(ended.ok().map(|settled| self.settlement(lease, settled)))
+    }
+
+    /// Ends a lease whose pod could not be started again, as soon as that can be written.
+    async fn give_up(&self, lease: Lease) -> Result<(), StoreError> {
+        match self.abandonment(lease, EndReason::Lost).await? {
+            Some(batch) => self.commit_at_last(batch).await,
+            None => Ok(()),
         }
     }
 
@@ -100,8 +114,9 @@ impl Leases {
         };
         let attached = self.supervisor.attach(&spec).await;
         // A pod that was held still while its lease ran was frozen, or not woken yet, when the host was
-        // killed: it has not run since then.
-        let ran = matches!(&attached, Ok(pod) if !pod.frozen);
+        // killed: it has not run since then. Of one whose programs have ended meanwhile nobody knows how
+        // long they ran.
+        let ran = matches!(&attached, Ok(pod) if !pod.frozen && !pod.has_ended());
         lease.recover(self.boot, self.clock.steady(), ran);
         if lease.is_frozen() && attached.is_err() {
             let balance = self.balance(&Account::Lease(hash)).await?;
@@ -136,13 +151,22 @@ impl Leases {
                 let leases = Arc::clone(self);
                 self.tasks.spawn(async move {
                     let outcome = match leases.start(&spec, &images, &progress).await {
-                        Ok(pod) => leases.go_on(&slot, &mut state, lease, pod, upload, origin, reservation, &progress).await,
+                        Ok(pod) => {
+                            let went_on = leases.go_on(&slot, &mut state, lease, pod, upload, origin, reservation, &progress).await;
+                            if went_on.is_err() {
+                                // Without a record it must not run.
+                                leases.supervisor.stop(&hash, Duration::ZERO).await;
+                                leases.give_up(lease).await
+                            } else {
+                                went_on
+                            }
+                        }
                         // The next start of the daemon tries again; until then nothing is charged.
                         Err(PlaceError::Closing) => Ok(()),
                         Err(error) => {
                             tracing::warn!(pod = %hash, %error, "could not be started again; its money is owed");
                             progress.push(LeaseEventKind::Ended { reason: ApiEndReason::Lost });
-                            leases.abandon(lease, EndReason::Lost).await
+                            leases.give_up(lease).await
                         }
                     };
                     if let Err(error) = outcome {
