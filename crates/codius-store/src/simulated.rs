@@ -98,10 +98,7 @@ impl Disk {
         let before = lock(&current).take();
         let connection = before.expect("there is one database").into_connection();
         let tray = Arc::<Tray>::default();
-        let slot: Slot = Arc::new(Mutex::new(Some(Writer::new(
-            connection,
-            Arc::clone(&tray),
-        ))));
+        let slot: Slot = Arc::new(Mutex::new(Some(Writer::new(connection, Arc::clone(&tray)))));
         *current = Arc::clone(&slot);
 
         let (jobs, job_queue) = mpsc::channel(QUEUE_LEN);
