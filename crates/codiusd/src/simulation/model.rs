@@ -15,6 +15,8 @@ const RATE_ONE: u128 = 100_000_000_000_000_000_000;
 const ROUNDING_MS: u64 = 3;
 /// How often a running lease is charged.
 const CHARGED_EVERY_MS: u64 = 10_000;
+/// How long money may lie on an order that is answered: never by design, and this long at the most.
+const ANSWERED_MS: u64 = 30_000;
 
 #[derive(Debug, Default)]
 pub(super) struct Model {
@@ -552,22 +554,26 @@ impl Model {
                     "order {id} is done, with {came} of {price} paid and {went} used"
                 )),
                 "open" if at_rest => wrong.push(format!("order {id} is open")),
-                "open" => late.push(format!("open order {id}")),
+                "open" => {
+                    let bound = around.start_bound_ms + 60_000;
+                    late.push((format!("open order {id}"), bound));
+                }
                 _ if rest != 0 && at_rest => {
                     wrong.push(format!("{rest} lies on order {id}, which is {state}"));
                 }
-                _ if rest != 0 => late.push(format!("money on order {id}")),
+                // It is answered: its money has gone back, or is owed.
+                _ if rest != 0 => late.push((format!("money on order {id}"), ANSWERED_MS)),
                 _ => {}
             }
         }
         if around.up_since_ms.is_none() {
             return Ok(wrong);
         }
-        for name in late {
+        for (name, bound) in late {
             let name = format!("order: {name}");
             let since = *self.since.entry(name.clone()).or_insert(around.now_ms);
             let since = since.max(around.refused_at_ms.unwrap_or_default());
-            if around.now_ms - since > around.start_bound_ms + 60_000 {
+            if around.now_ms - since > bound {
                 wrong.push(format!("{name}: for {} ms", around.now_ms - since));
                 self.since.insert(name, around.now_ms);
             }

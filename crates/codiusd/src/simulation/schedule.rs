@@ -371,6 +371,7 @@ impl Schedule {
                 break;
             }
         }
+        world.check_all(false);
         // Payers' connections end, and what waits for them.
         self.pass(70_000).await;
         world.check_all(false);
