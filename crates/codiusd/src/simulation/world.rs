@@ -31,6 +31,9 @@ use crate::clock::ClockSource;
 /// When schedules begin by the wall clock, milliseconds since 1970.
 const WALL_BEGINS_MS: i64 = 1_700_000_000_000;
 
+/// How often the host may look at a clock at one moment.
+const MAX_ASKED: u64 = 200_000;
+
 /// Everything but the host.
 pub(super) struct World {
     pub(super) plan: Plan,
@@ -45,6 +48,9 @@ pub(super) struct World {
     trace: Mutex<Trace>,
     /// Numbers the packets, pods and payments of this schedule.
     numbers: AtomicU64,
+    /// How often the host has asked for the time at one moment.
+    asked_at_ms: AtomicU64,
+    asked: AtomicU64,
 }
 
 /// The process of the moment.
@@ -116,6 +122,8 @@ impl World {
                 ..Trace::default()
             }),
             numbers: AtomicU64::new(0),
+            asked_at_ms: AtomicU64::new(0),
+            asked: AtomicU64::new(0),
         })
     }
 
@@ -236,6 +244,19 @@ impl World {
         BootId([lock(&self.clocks).boot; 16])
     }
 
+    /// The host looks at a clock. Time stands still while it has something to do, so one that does
+    /// something over and over again without a pause would do it for ever.
+    fn asked(&self) {
+        let now = self.now_ms();
+        if self.asked_at_ms.swap(now, Ordering::Relaxed) != now {
+            self.asked.store(0, Ordering::Relaxed);
+        }
+        if self.asked.fetch_add(1, Ordering::Relaxed) > MAX_ASKED {
+            self.asked.store(0, Ordering::Relaxed);
+            panic!("something in the host goes on without a pause, at {now} ms");
+        }
+    }
+
     fn wall_ms_of(&self, ahead_ms: i64) -> u64 {
         let now = i64::try_from(self.now_ms()).unwrap_or(i64::MAX);
         u64::try_from(WALL_BEGINS_MS + now + ahead_ms).unwrap_or_default()
@@ -247,11 +268,13 @@ pub(super) struct HostClock(pub(super) Arc<World>);
 
 impl ClockSource for HostClock {
     fn wall_ms(&self) -> u64 {
+        self.0.asked();
         let ahead = lock(&self.0.clocks).host_ahead_ms;
         self.0.wall_ms_of(ahead)
     }
 
     fn steady_ms(&self) -> u64 {
+        self.0.asked();
         let began = lock(&self.0.clocks).boot_began_ms;
         self.0.now_ms().saturating_sub(began)
     }
