@@ -9,6 +9,7 @@ mod guest;
 mod layers;
 mod packages;
 mod session;
+mod sim;
 mod upgrade;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -100,6 +101,18 @@ enum Command {
         #[arg(long)]
         yes: bool,
     },
+    /// Run a whole host in one thread, with pretended time, pods and faults (docs/simulation.md)
+    Sim {
+        /// How many
+        #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..))]
+        schedules: u32,
+        /// The seed of the first; the others follow it
+        #[arg(long, default_value_t = 0)]
+        first: u64,
+        /// Only the schedule of this seed, and show what happens
+        #[arg(long)]
+        seed: Option<u64>,
+    },
     /// Check that dependencies between our crates only point down
     Layers,
 }
@@ -128,6 +141,11 @@ fn run() -> Result<()> {
         }
         Command::Session { yes } => session::run(yes),
         Command::Upgrade { pods, swaps, yes } => upgrade::run(pods, swaps, yes),
+        Command::Sim {
+            schedules,
+            first,
+            seed,
+        } => sim::run(schedules, first, seed),
         Command::Layers => layers::check(),
     }
 }

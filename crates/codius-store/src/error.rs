@@ -123,6 +123,14 @@ impl StoreError {
         matches!(self, Self::Refused { .. } | Self::Overdraft { .. })
     }
 
+    /// The same write may succeed later, without the program being started again.
+    pub fn may_pass(&self) -> bool {
+        matches!(
+            self,
+            Self::DiskFull { .. } | Self::ReadOnly { .. } | Self::Busy { .. }
+        )
+    }
+
     /// After it, what is on the disk is unknown.
     pub(crate) fn poisons(&self) -> bool {
         match self {

@@ -28,6 +28,8 @@ mod lock;
 mod query;
 mod row;
 mod schema;
+#[cfg(feature = "simulation")]
+pub mod simulated;
 mod store;
 mod verify;
 mod writer;

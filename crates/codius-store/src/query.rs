@@ -188,7 +188,7 @@ fn lease_of_program() -> String {
         "SELECT {LEASE_COLUMNS}, {ORIGIN_COLUMNS}
          FROM leases LEFT JOIN uploads ON uploads.lease = leases.id
          WHERE leases.hash = ?1
-         ORDER BY leases.state = 'ended', leases.created_at_unix_ms DESC LIMIT 1"
+         ORDER BY leases.state = 'ended', leases.id DESC LIMIT 1"
     )
 }
 

@@ -124,6 +124,13 @@ pub(crate) fn expect_current(connection: &Connection, path: &Path) -> Result<(),
     Ok(())
 }
 
+/// The newest schema in a database that has no file, and so no log.
+#[cfg(feature = "simulation")]
+pub(crate) fn open_in_memory(connection: &mut Connection) -> Result<(), StoreError> {
+    prepare(connection)?;
+    migrate(connection, crate::simulated::no_path(), MIGRATIONS)
+}
+
 /// All that are missing, or none of them.
 fn migrate(
     connection: &mut Connection,

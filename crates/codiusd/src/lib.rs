@@ -29,6 +29,8 @@ mod refund;
 mod routes;
 mod self_test;
 mod signatures;
+#[cfg(any(test, feature = "simulation"))]
+pub mod simulation;
 mod spsp;
 mod standing;
 mod till;

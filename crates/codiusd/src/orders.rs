@@ -405,10 +405,19 @@ impl Orders {
             .commit(Batch::new().order(order.clone()))
             .await
         {
-            return response_of(&unreadable(&error));
+            // A second copy of the request may have been answered while this one was looked at.
+            return match self.leases.store.order(order.id).await {
+                Ok(Some(Order {
+                    state: OrderState::Done { response } | OrderState::Failed { response },
+                    ..
+                })) => response,
+                _ => response_of(&unreadable(&error)),
+            };
         }
         if let Some(payment) = payment {
+            // An order that is paid goes on; that the host ends it hears when it is placed.
             let collected = tokio::select! {
+                biased;
                 collected = payment.collect(price, self.payment_timeout) => collected,
                 () = self.leases.closing.cancelled() => {
                     return self.give_back(order, Some(payment), closing()).await;
@@ -501,7 +510,7 @@ impl Orders {
             Account::Owed(order.hash),
             owed,
         );
-        if let Err(error) = self.leases.store.commit(batch).await {
+        if let Err(error) = self.leases.commit_at_last(batch).await {
             tracing::error!(
                 error = &error as &dyn std::error::Error,
                 "refund not recorded"
@@ -522,8 +531,11 @@ impl Orders {
             let account = Account::Order(order.id);
             let held = self.balance(&account).await?;
             let was_starting = order.kind == OrderKind::Upload && undone.contains(&order.hash);
-            // The order's money had gone to its lease, and from there to what is owed.
-            let owed = if held == 0 && was_starting {
+            // The order's money had gone to its lease, and from there to what is owed. (Another order of the
+            // same program may have been open, too, with nothing paid yet.)
+            let last = self.leases.store.entries(&account, 1).await?;
+            let was_used = last.first().map(|entry| entry.reason) == Some(Reason::Payment);
+            let owed = if held == 0 && was_starting && was_used {
                 order.price
             } else {
                 held

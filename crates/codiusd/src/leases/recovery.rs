@@ -77,18 +77,24 @@ impl Leases {
     }
 
     /// Ends a lease that cannot go on: what it has not used is owed.
-    pub(super) async fn abandon(
+    pub(super) async fn abandon(&self, lease: Lease, reason: EndReason) -> Result<(), StoreError> {
+        match self.abandonment(lease, reason).await? {
+            Some(batch) => self.store.commit(batch).await,
+            None => Ok(()),
+        }
+    }
+
+    /// What is written of the end of a lease that cannot go on; nothing if it is over.
+    async fn abandonment(
         &self,
         mut lease: Lease,
         reason: EndReason,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Option<Batch>, StoreError> {
         // Nobody knows how long it ran since it was last charged.
         lease.recover(self.boot, self.clock.steady(), false);
         let balance = self.balance(&Account::Lease(lease.hash())).await?;
-        match lease.end(self.clock.steady(), balance, reason) {
-            Ok(settled) => self.store.commit(self.settlement(lease, settled)).await,
-            Err(_) => Ok(()),
-        }
+        let ended = lease.end(self.clock.steady(), balance, reason);
+        Ok(ended.ok().map(|settled| self.settlement(lease, settled)))
     }
 
     /// Ends a lease that is not running any more and whose end could not be written, when the disk was
@@ -133,7 +139,7 @@ impl Leases {
             upload,
             images,
             origin,
-            reservation: self.admission.reserve_running(Machine::SMALL),
+            reservation: Some(self.admission.reserve_running(Machine::SMALL)),
             progress: self.progress.begin(hash),
         };
         let leases = Arc::clone(self);
@@ -151,13 +157,14 @@ impl Leases {
             () = self.closing.cancelled() => return Ok(()),
         };
         // A pod that was held still while its lease ran was frozen, or not woken yet, when the host was
-        // killed: it has not run since then.
-        let ran = matches!(&attached, Ok(pod) if !pod.frozen);
+        // killed: it has not run since then. Of one whose programs have ended meanwhile nobody knows how
+        // long they ran.
+        let ran = matches!(&attached, Ok(pod) if !pod.frozen && !pod.has_ended());
         left.lease.recover(self.boot, self.clock.steady(), ran);
         let error = match attached {
             Ok(pod) => {
                 tracing::info!(pod = %hash, "taken up");
-                return self.go_on(left, pod).await;
+                return self.go_on(&mut left, pod).await;
             }
             Err(error) => error,
         };
@@ -166,7 +173,7 @@ impl Leases {
             if left.lease.remaining_ms(self.clock.steady(), balance) < frost::RESUME_MS {
                 tracing::info!(pod = %hash, "was frozen, and lost while the host was away");
                 return self
-                    .give_up(left, EndReason::Expired, ApiEndReason::Expired)
+                    .give_up(&left, EndReason::Expired, ApiEndReason::Expired)
                     .await;
             }
         }
@@ -176,15 +183,24 @@ impl Leases {
         Ok(())
     }
 
-    async fn restart(self: Arc<Self>, left: Left) {
+    async fn restart(self: Arc<Self>, mut left: Left) {
         let hash = left.slot.hash;
         let outcome = match self.start(&left.spec, &left.images, &left.progress).await {
-            Ok(pod) => self.go_on(left, pod).await,
+            Ok(pod) => match self.go_on(&mut left, pod).await {
+                Ok(()) => Ok(()),
+                Err(error) => {
+                    tracing::error!(pod = %hash, error = &error as &dyn std::error::Error, "that it goes on could not be recorded");
+                    // Without a record it must not run.
+                    self.supervisor.stop(&hash, Duration::ZERO).await;
+                    self.give_up(&left, EndReason::Lost, ApiEndReason::Lost)
+                        .await
+                }
+            },
             // The next start of the daemon tries again; until then nothing is charged.
             Err(PlaceError::Closing) => Ok(()),
             Err(error) => {
                 tracing::warn!(pod = %hash, %error, "could not be started again; its money is owed");
-                self.give_up(left, EndReason::Lost, ApiEndReason::Lost)
+                self.give_up(&left, EndReason::Lost, ApiEndReason::Lost)
                     .await
             }
         };
@@ -193,16 +209,20 @@ impl Leases {
         }
     }
 
-    /// Ends a lease whose pod does not come back; nobody waits for it any more.
+    /// Ends a lease whose pod does not come back, as soon as that can be written; nobody waits for it any
+    /// more.
     async fn give_up(
         &self,
-        left: Left,
+        left: &Left,
         reason: EndReason,
         shown: ApiEndReason,
     ) -> Result<(), StoreError> {
         self.routes.remove(&left.slot.hash);
         left.progress.push(LeaseEventKind::Ended { reason: shown });
-        self.abandon(left.lease, reason).await
+        match self.abandonment(left.lease, reason).await? {
+            Some(batch) => self.commit_at_last(batch).await,
+            None => Ok(()),
+        }
     }
 
     /// What the store has of an upload, as it was when it was uploaded.
@@ -218,17 +238,9 @@ impl Leases {
     }
 
     /// Lets a lease go on with a pod that runs.
-    async fn go_on(self: &Arc<Self>, left: Left, pod: Pod) -> Result<(), StoreError> {
-        let Left {
-            slot,
-            mut state,
-            mut lease,
-            upload,
-            origin,
-            reservation,
-            progress,
-            ..
-        } = left;
+    async fn go_on(self: &Arc<Self>, left: &mut Left, pod: Pod) -> Result<(), StoreError> {
+        let slot = Arc::clone(&left.slot);
+        let mut lease = left.lease;
         let balance = self.balance(&Account::Lease(slot.hash)).await?;
         let now = self.clock.steady();
         let paid = lease.remaining_ms(now, balance) >= frost::RESUME_MS;
@@ -248,13 +260,16 @@ impl Leases {
             lease,
             balance,
             pod: Arc::new(pod),
-            upload,
-            origin,
+            upload: Arc::clone(&left.upload),
+            origin: left.origin,
             said: None,
-            _reservation: reservation,
+            _reservation: left
+                .reservation
+                .take()
+                .unwrap_or_else(|| self.admission.reserve_running(Machine::SMALL)),
         };
         self.publish(&slot, &mut running, expires_at);
-        progress.phase(Phase::Running {
+        left.progress.phase(Phase::Running {
             expires_at,
             url: self.url(&slot.hash),
         });
@@ -270,7 +285,7 @@ impl Leases {
             tracing::warn!(pod = %slot.hash, %error, "could not be frozen, or go on");
         }
         self.watch(Arc::clone(&slot), Arc::clone(&running.pod));
-        *state = Some(running);
+        *left.state = Some(running);
         Ok(())
     }
 }
@@ -284,6 +299,7 @@ struct Left {
     upload: Arc<Upload>,
     images: Vec<ResolvedImage>,
     origin: LeaseOrigin,
-    reservation: Reservation,
+    /// Given to the lease when it goes on.
+    reservation: Option<Reservation>,
     progress: Arc<Progress>,
 }
