@@ -32,7 +32,7 @@ use crate::{
     network, pod,
     programs::Programs,
     record::{Phase, PodRecord, Records},
-    remains::Places,
+    remains::{Places, Swept},
 };
 
 /// What is asked of one pod at the same time.
@@ -55,6 +55,7 @@ pub(crate) struct Shared {
     pub(crate) pool: Ipv4Pool,
     pub(crate) nameservers: Vec<Ipv4Addr>,
     isolation_reason: String,
+    swept: Swept,
     state: Mutex<State>,
     closing: CancellationToken,
     /// One driver per instance. Held by every task, so that the next driver waits for the last one.
@@ -131,7 +132,7 @@ impl MicrovmDriver {
         };
 
         let (swept, pool, nameservers) = (places.clone(), config.pool, config.nameservers.clone());
-        let kept = tokio::task::spawn_blocking(move || {
+        let (kept, found) = tokio::task::spawn_blocking(move || {
             network::enable_forwarding().map_err(OpenError::host("switch on IP forwarding"))?;
             network::set_host_rules(&swept.programs, &swept.instance, pool, &nameservers)
                 .map_err(OpenError::host("set its firewall rules"))?;
@@ -171,6 +172,7 @@ impl MicrovmDriver {
                 pool: config.pool,
                 nameservers: config.nameservers,
                 isolation_reason: acceleration.reason,
+                swept: found,
                 state: Mutex::new(state),
                 closing: CancellationToken::new(),
                 _lock: lock,
@@ -181,6 +183,11 @@ impl MicrovmDriver {
     /// Why the pods of this host are isolated as they are: a sentence for the operator.
     pub fn isolation_reason(&self) -> &str {
         &self.shared.isolation_reason
+    }
+
+    /// What it has removed when it was opened.
+    pub fn swept(&self) -> Swept {
+        self.shared.swept
     }
 
     /// Removes the host's firewall table if no pod is left. For a host that ends for good; returns whether

@@ -191,10 +191,22 @@ pub(crate) async fn run(config: Config, held: Held) -> Result<()> {
         till,
         Duration::from_secs(config.interledger.payment_timeout_secs),
     );
+    let (found_leases, found_orders) = (snapshot.leases.len(), snapshot.open_orders.len());
     let undone = leases.recover(snapshot.leases, driver.as_ref()).await?;
     orders
         .recover(snapshot.open_orders, &undone, &snapshot.balances)
         .await?;
+    let swept = driver.swept();
+    tracing::info!(
+        leases = found_leases,
+        starts_undone = undone.len(),
+        orders_answered = found_orders,
+        pods_removed = swept.pods,
+        machines_ended = swept.machines,
+        networks_removed = swept.networks,
+        files_removed = swept.files,
+        "what an earlier run has left is in order"
+    );
 
     let clients = LocalGate::new(
         &connector,
