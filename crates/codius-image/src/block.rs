@@ -43,6 +43,11 @@ const LIMITER: &str = "prlimit";
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 /// Memory for the program's own buffers.
 const MEMORY: &str = "128M";
+/// All that the program may allocate: an image of as many files as the limits allow, with the longest
+/// paths, takes less (docs/images.md has the measurement).
+const DATA_BYTES: u64 = 1 << 30;
+/// Different owners and groups that a squashfs can have, less the two that the program runs as.
+const MOST_IDS: usize = 65_536 - 2;
 /// Bytes of the program's messages that are kept.
 const MESSAGE_BYTES: u64 = 4096;
 /// Ids that belong to no fixed user: those systemd gives out for a while (DynamicUser).
@@ -83,6 +88,12 @@ impl Owners {
             });
         }
         let used = tree.ids();
+        if used.len() > MOST_IDS {
+            return Err(Fault::too_large(format!(
+                "its files have {} owners and groups, the most allowed are {MOST_IDS}",
+                used.len()
+            )));
+        }
         let mut spare = SPARE_IDS.filter(|id| !used.contains(id));
         match (spare.next(), spare.next()) {
             (Some(uid), Some(gid)) => Ok(Self {
@@ -92,6 +103,13 @@ impl Owners {
             _ => Err(Fault::too_large("its files have too many owners")),
         }
     }
+}
+
+/// What the block image of a tree takes at most.
+pub(crate) fn most_bytes(tree: &Tree, contents_bytes: u64) -> u64 {
+    contents_bytes
+        .saturating_add(BASE_BYTES)
+        .saturating_add((tree.nodes() as u64).saturating_mul(OVERHEAD))
 }
 
 /// Where `sqfstar` is.
@@ -113,9 +131,7 @@ pub(crate) async fn build(
     output: File,
     deadline: Duration,
 ) -> Result<u64, Fault> {
-    let most = contents_bytes
-        .saturating_add(BASE_BYTES)
-        .saturating_add((tree.nodes() as u64).saturating_mul(OVERHEAD));
+    let most = most_bytes(&tree, contents_bytes);
     let owners = Owners::of(&tree)?;
     let mut child = spawn(&program, &tree, owners, &output, most)?;
     let input = child
@@ -174,7 +190,8 @@ fn spawn(
     // here would need a capability that root in a container often lacks.
     let mut command = Command::new(LIMITER);
     command
-        .args([&format!("--fsize={most}"), "--core=0", "--"])
+        .args([&format!("--fsize={most}"), &format!("--data={DATA_BYTES}")])
+        .args(["--core=0", "--"])
         .arg(program)
         // Without -force it takes the empty file for one to append to.
         .args([
