@@ -40,6 +40,7 @@ use crate::{
     price::PriceTag,
     refund::Refunds,
     routes::Routes,
+    rules::StoredLeases,
     self_test,
     signatures::Signatures,
     spsp::Spsp,
@@ -134,12 +135,13 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         (true, Some(_)) | (false, _) => None,
     };
     let images = Arc::new(open_images(&config, &data_dir, own_registry.as_ref())?);
+    images.ask_before_removing(Arc::new(StoredLeases(store.clone())));
     let driver = Arc::new(open_driver(&config, &data_dir, guest_dir).await?);
     let isolation_reason = driver.isolation_reason().to_owned();
     let isolation = driver.isolation();
     let supervisor = Supervisor::new(
         Arc::clone(&driver) as Arc<dyn Driver>,
-        images,
+        Arc::clone(&images) as _,
         Arc::new(PodPort(Arc::clone(&pod_money))),
         Duration::from_secs(config.pods.port_timeout_secs),
         {
@@ -178,6 +180,21 @@ pub(crate) async fn run(config: Config) -> Result<()> {
             .map(|secs| Duration::from_secs(*secs))
             .collect(),
     });
+    let own_image = match &own_registry {
+        Some(registry) => Some(registry.reference()),
+        None => config.self_test.image.clone(),
+    };
+    leases
+        .rules
+        .open(&config, own_image.as_deref(), &images, &snapshot.meta)?;
+    // The operator may have lowered the budget since the last start.
+    if let Err(reason) = images.trim().await {
+        tracing::warn!(
+            reason,
+            taken = images.bytes_taken(),
+            "images take more than they may"
+        );
+    }
     let spsp = Spsp::open(&connector, &secret, asset.clone(), Arc::clone(&leases))?;
     let orders = Orders::new(
         Arc::clone(&leases),
@@ -264,6 +281,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         connector: connector.clone(),
         store: store.clone(),
         asset,
+        images,
     };
     let administering = admin
         .open(&data_dir, config.admin.tcp_port, &closing)
@@ -431,6 +449,8 @@ fn open_images(
     let limits = ImageLimits {
         compressed_bytes: config.images.max_compressed_mib.saturating_mul(MIB),
         uncompressed_bytes: config.images.max_unpacked_mib.saturating_mul(MIB),
+        cache_bytes: config.images.max_cache_mib.saturating_mul(MIB),
+        free_bytes: config.images.min_free_mib.saturating_mul(MIB),
         ..ImageLimits::default()
     };
     let mut insecure = config.images.insecure_registries.clone();

@@ -21,6 +21,7 @@ mod price;
 mod progress;
 mod refund;
 mod routes;
+mod rules;
 mod self_test;
 mod signatures;
 mod spsp;
