@@ -6,7 +6,8 @@
 //!
 //! Trap: version 4.5.1 of the program ignores `-root-uid` and `-root-gid` and gives the root
 //! directory to whoever runs it. So it is run under ids that no file of the image has, and these are
-//! replaced in the squashfs's table of ids afterwards.
+//! replaced in the squashfs's table of ids afterwards. It ignores `-root-time` too and takes the time of
+//! day, which is replaced in the root's inode.
 //!
 //! Nothing is compressed. Under emulation the guest's CPU is the scarce thing, and with hardware
 //! virtualisation the host's page cache is shared by all pods of an image either way; compression
@@ -61,30 +62,41 @@ const OVERHEAD: u64 = 1024;
 const SUPERBLOCK_BYTES: usize = 96;
 const MAGIC: [u8; 4] = *b"hsqs";
 const ID_COUNT_AT: usize = 26;
+const ROOT_INODE_AT: usize = 32;
 const BYTES_USED_AT: usize = 40;
 const ID_TABLE_AT: usize = 48;
+const INODE_TABLE_AT: usize = 64;
+/// Bytes of a metadata block, without the two in front of it.
+const METADATA_BYTES: u64 = 8192;
+/// Of an inode of any kind: its time of modification, four bytes.
+const MTIME_AT: u64 = 8;
+/// The two kinds of inodes of directories.
+const DIRECTORIES: [u64; 2] = [1, 8];
 /// Ids in one block of their table.
 const IDS_PER_BLOCK: usize = 2048;
 /// Marks a metadata block that is not compressed, in its first two bytes.
 const NOT_COMPRESSED: u16 = 0x8000;
 
-/// Whom the program runs as, and whom the root directory is to belong to instead: owner and group.
+/// Whom the program runs as, and whom the root directory is to belong to instead (owner and group), with
+/// its time.
 #[derive(Debug, Clone, Copy)]
 struct Owners {
     runs_as: [u32; 2],
     root: [u32; 2],
+    root_time: u32,
 }
 
 impl Owners {
     fn of(tree: &Tree) -> Result<Self, Fault> {
         let meta = &tree.root().meta;
-        let root = [meta.uid, meta.gid];
+        let (root, root_time) = ([meta.uid, meta.gid], meta.mtime);
         // Without root there is no choice; a file of the image that has our own ids then gets the
         // root's as well. Only tests can run like this: a pod's network needs root.
         if !geteuid().is_root() {
             return Ok(Self {
                 runs_as: [geteuid().as_raw(), getegid().as_raw()],
                 root,
+                root_time,
             });
         }
         let used = tree.ids();
@@ -99,6 +111,7 @@ impl Owners {
             (Some(uid), Some(gid)) => Ok(Self {
                 runs_as: [uid, gid],
                 root,
+                root_time,
             }),
             _ => Err(Fault::too_large("its files have too many owners")),
         }
@@ -212,7 +225,6 @@ fn spawn(
             MEMORY,
         ])
         .args(["-root-mode", &format!("{:o}", root.mode)])
-        .args(["-root-time", &root.mtime.to_string()])
         .arg("/proc/self/fd/1")
         .env_clear()
         .env("PATH", PATH)
@@ -245,6 +257,7 @@ fn finish(output: &File, owners: Owners) -> Result<u64, Fault> {
         return Err(broken("a broken file system"));
     }
     give_root(output, &superblock, owners)?;
+    date_root(output, &superblock, owners.root_time)?;
     if geteuid().is_root() {
         fchown(output, Some(Uid::ROOT), Some(Gid::ROOT)).map_err(io::Error::from)?;
     }
@@ -275,6 +288,30 @@ fn give_root(output: &File, superblock: &[u8], owners: Owners) -> io::Result<()>
             }
         }
         output.write_all_at(&ids, at + 2)?;
+    }
+    Ok(())
+}
+
+/// Replaces the time of the root directory. Its inode may lie in two metadata blocks, so each byte is
+/// looked for by itself.
+fn date_root(output: &File, superblock: &[u8], time: u32) -> io::Result<()> {
+    let table = number(&superblock[INODE_TABLE_AT..][..8]);
+    let root = number(&superblock[ROOT_INODE_AT..][..8]);
+    let (block, offset) = (table + (root >> 16), root & 0xffff);
+    let place = |at: u64| {
+        let at = offset + at;
+        // Uncompressed blocks are full, but for the last.
+        block + 2 + at + 2 * (at / METADATA_BYTES)
+    };
+    let mut kind = [0; 2];
+    for (at, byte) in (0..).zip(&mut kind) {
+        output.read_exact_at(std::slice::from_mut(byte), place(at))?;
+    }
+    if !DIRECTORIES.contains(&number(&kind)) {
+        return Err(io::Error::other("sqfstar made a root that is no directory"));
+    }
+    for (at, byte) in (MTIME_AT..).zip(time.to_le_bytes()) {
+        output.write_all_at(&[byte], place(at))?;
     }
     Ok(())
 }
