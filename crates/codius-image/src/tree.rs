@@ -29,6 +29,9 @@ use crate::{
 
 /// Directories in each other. The kernel cannot open a longer path at once.
 const MAX_DEPTH: usize = 1024;
+/// Names in one directory. `sqfstar` looks through all of them for each new one: with five times as many
+/// it would be busy for minutes.
+const MAX_NAMES: usize = 100_000;
 /// Symbolic links followed for one path, as in Linux.
 const MAX_SYMLINKS: usize = 40;
 /// Names looked up for all entries of an image; bounds the time that deep or looping paths cost.
@@ -340,6 +343,11 @@ impl Tree {
         let layer = self.layer;
         match &mut self.nodes[directory].kind {
             NodeKind::Directory(names) => {
+                if names.len() >= MAX_NAMES {
+                    return Err(Fault::too_large(format!(
+                        "it has a directory of more than {MAX_NAMES} names"
+                    )));
+                }
                 names.insert(
                     name.into(),
                     Link {

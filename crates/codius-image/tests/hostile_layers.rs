@@ -420,6 +420,19 @@ async fn one_entry_that_needs_a_thousand_directories_counts_as_a_thousand() -> R
     Ok(())
 }
 
+#[tokio::test]
+async fn a_directory_has_no_more_names_than_can_be_looked_through() -> Result<()> {
+    let layer = (0..100_001).fold(Layer::new(), |layer, number| {
+        layer.entry(Entry::file(format!("{number}"), 0o644, ""))
+    });
+    let (kind, said) = refused(layer, ImageLimits::default()).await?;
+    ensure!(
+        kind == "too large" && said.contains("more than 100000 names"),
+        "{said}"
+    );
+    Ok(())
+}
+
 /// Forty links, each with two thousand parts to write out, for each of many entries: without a bound
 /// that is an hour of work in a few kilobytes.
 #[tokio::test]
