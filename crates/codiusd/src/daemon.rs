@@ -43,6 +43,7 @@ use crate::{
     price::PriceTag,
     refund::Refunds,
     routes::Routes,
+    rules::StoredLeases,
     self_test,
     signatures::Signatures,
     spsp::Spsp,
@@ -136,12 +137,13 @@ pub(crate) async fn run(config: Config, held: Held) -> Result<()> {
         (true, Some(_)) | (false, _) => None,
     };
     let images = Arc::new(open_images(&config, &data_dir, own_registry.as_ref())?);
+    images.ask_before_removing(Arc::new(StoredLeases(store.clone())));
     let driver = Arc::new(open_driver(&config, &data_dir, guest_dir).await?);
     let isolation_reason = driver.isolation_reason().to_owned();
     let isolation = driver.isolation();
     let supervisor = Supervisor::new(
         Arc::clone(&driver) as Arc<dyn Driver>,
-        images,
+        Arc::clone(&images) as _,
         Arc::new(PodPort(Arc::clone(&pod_money))),
         Duration::from_secs(config.pods.port_timeout_secs),
         {
@@ -185,6 +187,21 @@ pub(crate) async fn run(config: Config, held: Held) -> Result<()> {
             .map(|secs| Duration::from_secs(*secs))
             .collect(),
     });
+    let own_image = match &own_registry {
+        Some(registry) => Some(registry.reference()),
+        None => config.self_test.image.clone(),
+    };
+    leases
+        .rules
+        .open(&config, own_image.as_deref(), &images, &snapshot.meta)?;
+    // The operator may have lowered the budget since the last start.
+    if let Err(reason) = images.trim().await {
+        tracing::warn!(
+            reason,
+            taken = images.bytes_taken(),
+            "images take more than they may"
+        );
+    }
     let spsp = Spsp::open(&connector, &secret, asset.clone(), Arc::clone(&leases))?;
     let orders = Orders::new(
         Arc::clone(&leases),
@@ -283,6 +300,7 @@ pub(crate) async fn run(config: Config, held: Held) -> Result<()> {
         connector: connector.clone(),
         store: store.clone(),
         asset,
+        images,
     };
     let administering = admin
         .open(&data_dir, config.admin.tcp_port, &closing)
@@ -463,6 +481,8 @@ fn open_images(
     let limits = ImageLimits {
         compressed_bytes: config.images.max_compressed_mib.saturating_mul(MIB),
         uncompressed_bytes: config.images.max_unpacked_mib.saturating_mul(MIB),
+        cache_bytes: config.images.max_cache_mib.saturating_mul(MIB),
+        free_bytes: config.images.min_free_mib.saturating_mul(MIB),
         ..ImageLimits::default()
     };
     let mut insecure = config.images.insecure_registries.clone();

@@ -64,6 +64,7 @@ use crate::{
     price::PriceTag,
     progress::{Progress, ProgressBoard, Tell},
     routes::Routes,
+    rules::Rules,
 };
 
 /// How often what a running lease has used is made durable. A crash loses the record of at most this
@@ -99,6 +100,8 @@ pub(crate) struct Wiring {
 pub(crate) struct Leases {
     wiring: Wiring,
     pub(crate) progress: ProgressBoard,
+    /// Who may run what; everything, until they are opened.
+    pub(crate) rules: Rules,
     pub(crate) closing: CancellationToken,
     pub(crate) tasks: TaskTracker,
     /// What `closing` means for pods.
@@ -194,6 +197,7 @@ impl Leases {
         Arc::new(Self {
             progress: ProgressBoard::new(wiring.clock.clone()),
             wiring,
+            rules: Rules::default(),
             closing: CancellationToken::new(),
             tasks: TaskTracker::new(),
             stop_pods: AtomicBool::new(false),

@@ -248,6 +248,7 @@ impl Orders {
             }
             return Ok(Step::Costs(pending.price));
         }
+        self.leases.rules.check(&request.what.hash())?;
         let price = self.price(&request.what.hash(), request.duration)?;
         let images = match &request.what {
             What::Extend(hash) => {
@@ -302,8 +303,9 @@ impl Orders {
         Ok(())
     }
 
-    /// Whether there is a place for a pod, or it runs already.
+    /// Whether a manifest may run here, and there is a place for a pod or it runs already.
     pub(crate) fn check_room(&self, hash: &ManifestHash) -> Result<(), HttpError> {
+        self.leases.rules.check(hash)?;
         if self.leases.is_live(hash) || self.leases.admission.has_room_for(Machine::SMALL) {
             Ok(())
         } else {
