@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use codius_ledger::StoredResponse;
-use codius_store::simulated::rusqlite::Connection;
+use codius_store::simulated::rusqlite::{self, Connection};
 
 use super::{
     client::Purchase,
