@@ -22,6 +22,7 @@ mod frost;
 mod notice;
 mod overview;
 mod recovery;
+mod share;
 mod stop;
 mod top_up;
 mod unwritten;
@@ -53,6 +54,7 @@ use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
 
+pub(crate) use share::{GIVE_BACK_PATIENCE, Payer, Payers, Share};
 pub(crate) use stop::StopError;
 pub(crate) use top_up::TopUpError;
 pub(crate) use view::ReplyForm;
@@ -102,6 +104,8 @@ pub(crate) struct Leases {
     pub(crate) progress: ProgressBoard,
     /// Who may run what; everything, until they are opened.
     pub(crate) rules: Rules,
+    /// Who pays over a connection that is open.
+    pub(crate) payers: Payers,
     pub(crate) closing: CancellationToken,
     pub(crate) tasks: TaskTracker,
     /// What `closing` means for pods.
@@ -196,6 +200,7 @@ impl Leases {
     pub(crate) fn new(wiring: Wiring) -> Arc<Self> {
         Arc::new(Self {
             progress: ProgressBoard::new(wiring.clock.clone()),
+            payers: Payers::default(),
             wiring,
             rules: Rules::default(),
             closing: CancellationToken::new(),
@@ -203,6 +208,11 @@ impl Leases {
             stop_pods: AtomicBool::new(false),
             slots: Mutex::default(),
         })
+    }
+
+    /// Whether the host ends, and its pods with it.
+    pub(crate) fn stops_pods(&self) -> bool {
+        self.closing.is_cancelled() && self.stop_pods.load(Ordering::Acquire)
     }
 
     /// What is known of a running lease.
@@ -611,8 +621,10 @@ impl Leases {
         true
     }
 
-    /// Ends the lease in `state`, if there is one: settled first, then stopped. Fails if that could not
-    /// be written; the lease is over all the same, and it is written as soon as it can be.
+    /// Ends the lease in `state`, if there is one: settled first, then stopped, while what is left goes back
+    /// to those who have paid it over connections that are still open; what is owed after that is the
+    /// refund that is returned. Fails if the end could not be written; the lease is over all the same, and
+    /// it is written as soon as it can be.
     async fn end_locked(
         self: &Arc<Self>,
         slot: &Arc<Slot>,
@@ -638,7 +650,19 @@ impl Leases {
             );
         }
         running.pod.logs.close();
-        self.supervisor.stop(&slot.hash, self.stop_grace).await;
+        let (born, used) = (lease.parts().created_at_unix_ms, lease.parts().charged);
+        let giving_back = async {
+            match &recorded {
+                Ok(()) => {
+                    self.payers
+                        .give_back(slot.hash, born, used, settled.refund)
+                        .await
+                }
+                Err(_) => 0,
+            }
+        };
+        let stopping = self.supervisor.stop(&slot.hash, self.stop_grace);
+        let (returned, ()) = tokio::join!(giving_back, stopping);
         if let Some(address) = running.pod.address {
             // Those who looked the route up just before it was taken away.
             self.proxy.forget(address);
@@ -647,13 +671,17 @@ impl Leases {
         if recorded.is_err() {
             self.settle_later(Arc::clone(slot), settlement);
         }
-        tracing::info!(pod = %slot.hash, earned = settled.earned, owed = settled.refund, "{why}");
+        let owed = settled.refund.saturating_sub(returned);
+        tracing::info!(pod = %slot.hash, earned = settled.earned, returned, owed, "{why}");
         if let Some(progress) = self.progress.get(&slot.hash) {
             progress.push(LeaseEventKind::Ended {
                 reason: shown_reason,
             });
         }
-        recorded.map(|()| settled)
+        recorded.map(|()| Settlement {
+            refund: owed,
+            ..settled
+        })
     }
 
     /// Ends this module's part of the process. Pods are left running, with what they have used made
