@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use codius_ledger::Backoff;
 use codius_microvm::Ipv4Pool;
 use ilp_link::BtpUrl;
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,7 @@ const MAX_DURATION_LIMIT_SECS: u64 = 366 * 24 * 3600;
 const MAX_PEER_INTERVAL_SECS: u64 = 24 * 3600;
 const MAX_GRACE_SECS: u64 = 24 * 3600;
 const MAX_EXPIRY_NOTICES: usize = 16;
+const MAX_REFUND_RETRY_SECS: u64 = 7 * 24 * 3600;
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -37,6 +39,7 @@ pub(crate) struct Config {
     pub(crate) admin: Admin,
     pub(crate) books: Books,
     pub(crate) interledger: Interledger,
+    pub(crate) refunds: Refunds,
     pub(crate) pods: Pods,
     pub(crate) images: Images,
     pub(crate) network: Network,
@@ -133,6 +136,20 @@ pub(crate) struct Interledger {
     pub(crate) max_packet_amount: u64,
     /// How long the price of an order may take to arrive, once the client has asked again.
     pub(crate) payment_timeout_secs: u64,
+}
+
+/// Money that goes back to payment pointers.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Refunds {
+    /// Whether pointers may be at private addresses and without TLS: for tests and private networks only,
+    /// because whoever uploads chooses what this host connects to. In local mode those of this machine may
+    /// be anyway.
+    pub(crate) allow_private: bool,
+    /// The first wait after a refund that did not arrive, in seconds. It doubles with each, up to
+    /// `longest_retry_secs`; there is no last try.
+    pub(crate) retry_secs: u64,
+    pub(crate) longest_retry_secs: u64,
 }
 
 /// A text that is never printed.
@@ -250,6 +267,7 @@ impl Default for Config {
             admin: Admin::default(),
             books: Books::default(),
             interledger: Interledger::default(),
+            refunds: Refunds::default(),
             pods: Pods::default(),
             images: Images::default(),
             network: Network::default(),
@@ -300,6 +318,16 @@ impl Default for Interledger {
             max_packets_per_sec: 5000,
             max_packet_amount: 1_000_000_000_000,
             payment_timeout_secs: 60,
+        }
+    }
+}
+
+impl Default for Refunds {
+    fn default() -> Self {
+        Self {
+            allow_private: false,
+            retry_secs: 60,
+            longest_retry_secs: 24 * 3600,
         }
     }
 }
@@ -412,6 +440,7 @@ impl Config {
             "pods.memory_fraction is {fraction}; it must be over 0 and at most 1"
         );
         self.interledger.check()?;
+        self.refunds.check()?;
         self.peers.check()?;
         self.pool()?;
         if let Some(uri) = &self.public_uri {
@@ -453,6 +482,28 @@ impl Peers {
             );
         }
         self.bootstrap_urls().map(drop)
+    }
+}
+
+impl Refunds {
+    fn check(&self) -> Result<()> {
+        for (name, secs) in [
+            ("retry_secs", self.retry_secs),
+            ("longest_retry_secs", self.longest_retry_secs),
+        ] {
+            ensure!(
+                (1..=MAX_REFUND_RETRY_SECS).contains(&secs),
+                "refunds.{name} is {secs}; it must be 1 to {MAX_REFUND_RETRY_SECS}"
+            );
+        }
+        Ok(())
+    }
+
+    pub(crate) fn backoff(&self) -> Backoff {
+        Backoff {
+            first_ms: self.retry_secs * 1000,
+            longest_ms: self.longest_retry_secs * 1000,
+        }
     }
 }
 
@@ -520,6 +571,7 @@ mod tests {
             ("[price]\nmax_duration_secs = 0", "max_duration_secs"),
             ("public_uri = \"ftp://host\"", "public_uri"),
             ("[peers]\nretry_secs = 0", "retry_secs"),
+            ("[refunds]\nlongest_retry_secs = 0", "refunds.longest"),
             (
                 "[peers]\nbootstrap = [\"https://host.example/path\"]",
                 "peers.bootstrap",

@@ -7,7 +7,7 @@
 //!                      │                           │         ▼ │ money used up, paid again
 //!                      │                           │        Frozen ──┐ the grace is over
 //!                      ▼                           ▼                 ▼
-//!               money back to the order     settled: earned + owed (expired, exited, lost, stopped)
+//!               money back to the order     settled: earned + due or owed (expired, exited, lost, stopped)
 //! ```
 //!
 //! Each manifest hash has one [`Slot`]. Its state is behind one lock that is held for the whole of a
@@ -22,6 +22,7 @@ mod frost;
 mod notice;
 mod overview;
 mod recovery;
+mod refund;
 mod stop;
 mod top_up;
 mod view;
@@ -37,8 +38,8 @@ use std::{
 
 use codius_api::{AssetInfo, EndReason as ApiEndReason, LeaseEventKind, Phase, UnixMillis};
 use codius_ledger::{
-    Account, BootId, EndReason, Lease, Order, Reason, Seconds, Settlement, StoredResponse,
-    Transaction,
+    Account, BootId, EndReason, Lease, Order, Reason, RefundId, Seconds, Settlement,
+    StoredResponse, Transaction,
 };
 use codius_manifest::{ManifestHash, PodSpec, Upload};
 use codius_pod::{
@@ -46,7 +47,7 @@ use codius_pod::{
 };
 use codius_proxy::Proxy;
 use codius_signature::KeyId;
-use codius_store::{Batch, LeaseOrigin, Store, StoreError, StoredUpload};
+use codius_store::{Batch, LeaseOrigin, RefundStep, Store, StoreError, StoredUpload};
 use thiserror::Error;
 use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -62,6 +63,7 @@ use crate::{
     pod_money::PodMoney,
     price::PriceTag,
     progress::{Progress, ProgressBoard, Tell},
+    refund::Claims,
     routes::Routes,
 };
 
@@ -100,6 +102,8 @@ pub(crate) struct Leases {
     pub(crate) progress: ProgressBoard,
     pub(crate) closing: CancellationToken,
     pub(crate) tasks: TaskTracker,
+    /// Who is at the refund of a lease that has ended.
+    pub(crate) claims: Claims,
     /// What `closing` means for pods.
     stop_pods: AtomicBool,
     slots: Mutex<HashMap<ManifestHash, Weak<Slot>>>,
@@ -165,6 +169,8 @@ pub(crate) struct Purchase {
     pub(crate) progress: Arc<Progress>,
     /// Whose the lease is if it is a new one.
     pub(crate) owner: Option<KeyId>,
+    /// The refund of its order, and so of a new lease.
+    pub(crate) refund: Option<RefundId>,
     pub(crate) form: ReplyForm,
 }
 
@@ -195,6 +201,7 @@ impl Leases {
             wiring,
             closing: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            claims: Claims::default(),
             stop_pods: AtomicBool::new(false),
             slots: Mutex::default(),
         })
@@ -272,8 +279,10 @@ impl Leases {
         })?;
 
         self.settle_leftover(slot.hash).await?;
-        // What earlier payers of this program are owed runs it, too.
+        // What earlier payers of this program are owed runs it, too, if nobody knows who they are; and
+        // what is due to this owner, if he has not said where it goes.
         let owed = self.balance(&Account::Owed(slot.hash)).await?;
+        let kept = self.kept(slot.hash, purchase.owner).await?;
         let mut lease = Lease::new(
             slot.hash,
             self.clock.wall(),
@@ -283,10 +292,16 @@ impl Leases {
         lease
             .extend(purchase.order.duration)
             .expect("a new lease can be extended");
-        let balance = purchase.order.price.saturating_add(owed);
+        let kept_amount = kept.iter().map(|kept| kept.amount).sum::<u64>();
+        let balance = purchase
+            .order
+            .price
+            .saturating_add(owed)
+            .saturating_add(kept_amount);
         let origin = LeaseOrigin {
             owner: purchase.owner.map(|key| *key.as_bytes()),
             carried: owed,
+            refund: purchase.refund,
         };
         let upload = stored_upload(&purchase.upload, &purchase.images);
         let mut batch = Batch::new().new_lease_from(lease, upload, origin);
@@ -304,6 +319,15 @@ impl Leases {
             Account::Lease(slot.hash),
             owed,
         );
+        for kept in &kept {
+            self.transfer(
+                &mut batch,
+                Reason::Payment,
+                kept.account(),
+                Account::Lease(slot.hash),
+                kept.amount,
+            );
+        }
         self.store.commit(batch).await?;
 
         let started = self
@@ -331,11 +355,21 @@ impl Leases {
                     Account::Owed(slot.hash),
                     owed,
                 );
+                for kept in &kept {
+                    self.transfer(
+                        &mut batch,
+                        Reason::Return,
+                        Account::Lease(slot.hash),
+                        kept.account(),
+                        kept.amount,
+                    );
+                }
                 self.store.commit(batch).await?;
                 return Err(error);
             }
         };
 
+        drop(kept);
         lease
             .begin(self.boot, self.clock.steady())
             .expect("a lease that was starting can begin");
@@ -611,7 +645,10 @@ impl Leases {
         let settled = lease
             .end(self.clock.steady(), running.balance, reason)
             .expect("a running lease can end");
-        let recorded = self.store.commit(self.settlement(lease, settled)).await;
+        let recorded = self
+            .store
+            .commit(self.settlement(lease, settled, running.origin))
+            .await;
         if let Err(error) = &recorded {
             // What is not recorded is not paid, so it must not run. The next start settles the lease.
             tracing::error!(
@@ -619,6 +656,7 @@ impl Leases {
                 "end of lease not recorded"
             );
         }
+        self.claims.wake();
         running.pod.logs.close();
         self.supervisor.stop(&slot.hash, self.stop_grace).await;
         if let Some(address) = running.pod.address {
@@ -735,8 +773,9 @@ impl Leases {
         Ok(u64::try_from(balance).unwrap_or_default())
     }
 
-    /// The end of a lease, with the movements that empty its account.
-    fn settlement(&self, lease: Lease, settled: Settlement) -> Batch {
+    /// The end of a lease, with the movements that empty its account: what its payer has not used is due
+    /// to him, if it is known who he is, and what others had left there is owed to the program again.
+    fn settlement(&self, lease: Lease, settled: Settlement, origin: LeaseOrigin) -> Batch {
         let hash = lease.hash();
         let mut batch = Batch::new().lease(lease);
         self.transfer(
@@ -746,14 +785,30 @@ impl Leases {
             Account::Earned,
             settled.earned,
         );
+        let due = stop::due(&lease, settled, &origin);
+        let owed = settled.refund - due;
         self.transfer(
             &mut batch,
             Reason::Return,
             Account::Lease(hash),
             Account::Owed(hash),
-            settled.refund,
+            owed,
         );
-        batch
+        let Some(refund) = origin.refund else {
+            return batch;
+        };
+        self.transfer(
+            &mut batch,
+            Reason::Return,
+            Account::Lease(hash),
+            Account::Refund(refund),
+            due,
+        );
+        if due == 0 {
+            return batch;
+        }
+        let at_unix_ms = self.clock.wall();
+        batch.refund_step(refund, RefundStep::Due { at_unix_ms })
     }
 
     /// Adds a movement to a batch; one of nothing is none.

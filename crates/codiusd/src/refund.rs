@@ -1,10 +1,15 @@
 //! Money that goes back to who paid it, over a STREAM connection that this host opens: to an account
-//! that the payer has named (RFC 29). Refunds of an order that failed take the way of its payment
-//! instead (`till.rs`).
+//! that its owner has named (RFC 29), or to a payment pointer (`refund/queue.rs`). Refunds of an order
+//! that failed take the way of its payment first (`till.rs`).
 //!
 //! Each packet is in the books before it counts as sent, and a limit that all packets of one refund
 //! share holds whatever the other end says. So what has left is what was fulfilled, and what has not
 //! left is still in the account that it was to leave.
+
+mod claims;
+mod payee;
+mod pointer;
+mod queue;
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,8 +22,14 @@ use ilp_link::stream::{PacketSender, StreamConnection, SystemEntropy};
 use ilp_packet::{Address, Prepare, Reply};
 use ilp_stream::{Config, Connection, RatePolicy, SharedSecret, StreamErrorCode};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+pub(crate) use claims::{Claim, Claims};
+pub(crate) use pointer::{InvalidPointer, PaymentPointer, Reach};
+pub(crate) use queue::RefundQueue;
 
 use crate::till::asset_details;
+use payee::Payees;
 
 /// How much less than the path's rate may arrive of a packet, in millionths: a percent, as with the
 /// original's clients.
@@ -68,15 +79,42 @@ impl TryFrom<&RefundTo> for Destination {
 pub(crate) struct Refunds {
     connector: Connector,
     asset: Asset,
+    payees: Payees,
+    closing: CancellationToken,
 }
 
 impl Refunds {
-    pub(crate) fn new(connector: Connector, asset: Asset) -> Self {
-        Self { connector, asset }
+    pub(crate) fn new(
+        connector: Connector,
+        asset: Asset,
+        reach: Reach,
+        closing: CancellationToken,
+    ) -> Self {
+        Self {
+            connector,
+            asset,
+            payees: Payees::new(reach),
+            closing,
+        }
+    }
+
+    /// Reads a payment pointer that this host would pay.
+    pub(crate) fn pointer(&self, text: &str) -> Result<PaymentPointer, InvalidPointer> {
+        PaymentPointer::parse(text, self.payees.reach())
+    }
+
+    /// Where the owner of a pointer is paid now, or why not.
+    async fn ask(&self, pointer: &PaymentPointer) -> Result<Destination, String> {
+        let asked = tokio::select! {
+            asked = self.payees.ask(pointer) => asked,
+            () = self.closing.cancelled() => return Err("the host was ended".to_owned()),
+        };
+        asked.map_err(|fault| format!("the payment pointer cannot be paid: {fault}"))
     }
 
     /// Sends at most `amount` from an account and returns how much has left, which is in the books. No
-    /// packet is sent after `patience`, and none is under way [`PACKET_TIMEOUT`] later.
+    /// packet is sent after `patience`, or when the host ends, and none is under way [`PACKET_TIMEOUT`]
+    /// later. The caller has claimed the account.
     pub(crate) async fn send(
         &self,
         from: &Account,
@@ -118,8 +156,13 @@ impl Refunds {
             let sent = machine.stream_sent(stream).unwrap_or(amount);
             (sent >= amount || observed.closed.is_some()).then_some(())
         });
-        if timeout(patience, sent).await.is_err() {
-            tracing::warn!(account = %from, amount, "a refund did not arrive in time");
+        tokio::select! {
+            sent = timeout(patience, sent) => {
+                if sent.is_err() {
+                    tracing::warn!(account = %from, amount, "a refund did not arrive in time");
+                }
+            }
+            () = self.closing.cancelled() => {}
         }
         // No further packet; what is on its way is answered before the books are read.
         connection.with(|machine, _| {

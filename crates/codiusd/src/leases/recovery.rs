@@ -39,7 +39,8 @@ impl Leases {
                 LeaseState::Ended { .. } => {}
                 LeaseState::Starting => {
                     tracing::warn!(pod = %hash, "was being started when the host ended; its money is owed");
-                    self.abandon(record.lease, EndReason::StartFailed).await?;
+                    self.abandon(record.lease, record.origin, EndReason::StartFailed)
+                        .await?;
                     undone.push(hash);
                 }
                 LeaseState::Running(_) | LeaseState::Paused | LeaseState::Frozen(_) => {
@@ -58,17 +59,24 @@ impl Leases {
         Ok(undone)
     }
 
-    /// Ends a lease that cannot go on: what it has not used is owed.
+    /// Ends a lease that cannot go on: what it has not used is owed, or due to its payer.
     pub(super) async fn abandon(
         &self,
         mut lease: Lease,
+        origin: LeaseOrigin,
         reason: EndReason,
     ) -> Result<(), StoreError> {
         // Nobody knows how long it ran since it was last charged.
         lease.recover(self.boot, self.clock.steady(), false);
         let balance = self.balance(&Account::Lease(lease.hash())).await?;
         match lease.end(self.clock.steady(), balance, reason) {
-            Ok(settled) => self.store.commit(self.settlement(lease, settled)).await,
+            Ok(settled) => {
+                self.store
+                    .commit(self.settlement(lease, settled, origin))
+                    .await?;
+                self.claims.wake();
+                Ok(())
+            }
             Err(_) => Ok(()),
         }
     }
@@ -79,7 +87,7 @@ impl Leases {
         match self.store.lease(hash).await? {
             Some(left) if !left.lease.is_ended() => {
                 tracing::warn!(pod = %hash, "a lease was not ended in the books; ended now");
-                self.abandon(left.lease, EndReason::Lost).await
+                self.abandon(left.lease, left.origin, EndReason::Lost).await
             }
             Some(_) | None => Ok(()),
         }
@@ -95,7 +103,7 @@ impl Leases {
         let hash = lease.hash();
         let Some((spec, upload, images)) = upload.and_then(|upload| self.read(&upload)) else {
             tracing::error!(pod = %hash, "its record cannot be read; its money is owed");
-            self.abandon(lease, EndReason::Lost).await?;
+            self.abandon(lease, origin, EndReason::Lost).await?;
             return Ok(false);
         };
         let attached = self.supervisor.attach(&spec).await;
@@ -107,7 +115,7 @@ impl Leases {
             let balance = self.balance(&Account::Lease(hash)).await?;
             if lease.remaining_ms(self.clock.steady(), balance) < frost::RESUME_MS {
                 tracing::info!(pod = %hash, "was frozen, and lost while the host was away");
-                self.abandon(lease, EndReason::Expired).await?;
+                self.abandon(lease, origin, EndReason::Expired).await?;
                 return Ok(false);
             }
         }
@@ -142,7 +150,7 @@ impl Leases {
                         Err(error) => {
                             tracing::warn!(pod = %hash, %error, "could not be started again; its money is owed");
                             progress.push(LeaseEventKind::Ended { reason: ApiEndReason::Lost });
-                            leases.abandon(lease, EndReason::Lost).await
+                            leases.abandon(lease, origin, EndReason::Lost).await
                         }
                     };
                     if let Err(error) = outcome {
