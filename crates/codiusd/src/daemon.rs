@@ -234,7 +234,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         asset.clone(),
         refund_reach(&config),
         leases.closing.clone(),
-    ));
+    )?);
     let peers = Peers::open(&config.peers, &public_uri, &store, &snapshot.meta, tested)?;
     let router = api::router(Api {
         self_test: test,

@@ -11,15 +11,22 @@ mod payee;
 mod pointer;
 mod queue;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use codius_api::v2::RefundTo;
 use codius_ledger::{Account, Asset};
-use ilp_connector::{Connector, LedgerAccount, SpendLimit};
+use data_encoding::HEXLOWER;
+use ilp_connector::{
+    AccountError, AccountId, Commit, Connector, LedgerAccount, Receiver, SpendLimit,
+};
 use ilp_link::stream::{PacketSender, StreamConnection, SystemEntropy};
-use ilp_packet::{Address, Prepare, Reply};
+use ilp_packet::{Address, ErrorCode, Prepare, Reject, Reply};
 use ilp_stream::{Config, Connection, RatePolicy, SharedSecret, StreamErrorCode};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -34,6 +41,8 @@ use payee::Payees;
 /// How much less than the path's rate may arrive of a packet, in millionths: a percent, as with the
 /// original's clients.
 const SLIPPAGE_PPM: u32 = 10_000;
+/// The segment of the connector's address below which payees answer.
+const SEGMENT: &str = "refund";
 /// How long a packet may take: a refund ends so much later than it is given up.
 const PACKET_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the other end may take to hear that the connection is over.
@@ -81,6 +90,7 @@ pub(crate) struct Refunds {
     asset: Asset,
     payees: Payees,
     closing: CancellationToken,
+    connections: Arc<Connections>,
 }
 
 impl Refunds {
@@ -89,13 +99,19 @@ impl Refunds {
         asset: Asset,
         reach: Reach,
         closing: CancellationToken,
-    ) -> Self {
-        Self {
+    ) -> Result<Self, AccountError> {
+        let connections = Arc::new(Connections {
+            connector: connector.clone(),
+            open: Mutex::default(),
+        });
+        connector.register_receiver(SEGMENT, Arc::clone(&connections) as Arc<dyn Receiver>)?;
+        Ok(Self {
             connector,
             asset,
             payees: Payees::new(reach),
             closing,
-        }
+            connections,
+        })
     }
 
     /// Reads a payment pointer that this host would pay.
@@ -127,7 +143,11 @@ impl Refunds {
         }
         let limit = SpendLimit::new(amount);
         let clock = self.connector.clock();
+        let token = HEXLOWER.encode(&rand::random::<[u8; 16]>());
+        let address = self.connections.address();
         let config = Config {
+            // A JavaScript server takes nothing from who does not say where he is.
+            local_address: address.and_then(|it| it.with_suffix(&token).ok()),
             asset: Some(asset_details(&self.asset)),
             rate: RatePolicy::Probed {
                 slippage_ppm: SLIPPAGE_PPM,
@@ -144,6 +164,7 @@ impl Refunds {
             limit: limit.clone(),
         };
         let connection = StreamConnection::spawn(machine, Arc::new(sender), clock);
+        let _open = self.connections.open(token, &connection);
         let opened = connection.with(|machine, _| {
             let stream = machine.open_stream()?;
             machine.set_send_max(stream, amount)?;
@@ -180,6 +201,65 @@ impl Refunds {
             tracing::debug!("the payee did not hear that its refund is over");
         }
         limit.spent()
+    }
+}
+
+/// The connections of refunds, by the last segment of their addresses: payees send packets, too, to say
+/// what they take. No money comes by them.
+struct Connections {
+    connector: Connector,
+    open: Mutex<HashMap<String, StreamConnection>>,
+}
+
+/// A connection is found while this is there.
+struct Open<'a> {
+    connections: &'a Connections,
+    token: String,
+}
+
+impl Connections {
+    /// Asked each time, because a parent may give the host another address.
+    fn address(&self) -> Option<Address> {
+        self.connector.address().with_suffix(SEGMENT).ok()
+    }
+
+    fn open(&self, token: String, connection: &StreamConnection) -> Open<'_> {
+        self.lock().insert(token.clone(), connection.clone());
+        Open {
+            connections: self,
+            token,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, StreamConnection>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.connections.lock().remove(&self.token);
+    }
+}
+
+#[async_trait]
+impl Receiver for Connections {
+    async fn receive(&self, _: Option<&AccountId>, prepare: Prepare, _: Commit) -> Reply {
+        let address = self.address();
+        let token = address.and_then(|it| Some(prepare.destination.segment_after(&it)?.to_owned()));
+        let connection = token.and_then(|token| self.lock().get(&token).cloned());
+        let Some(connection) = connection else {
+            let code = ErrorCode::UnexpectedPayment;
+            return Err(Reject::new(code, Some(&self.connector.address()), ""));
+        };
+        let refuse = || async {
+            // Called for packets that bring money.
+            match prepare.amount {
+                0 => Ok(()),
+                _ => Err(ErrorCode::FinalApplicationError),
+            }
+        };
+        connection.incoming(&prepare, refuse).await
     }
 }
 
