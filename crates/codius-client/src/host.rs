@@ -36,6 +36,7 @@ pub struct HostClient {
     pub(crate) origin: Url,
     pub(crate) answer_timeout: Duration,
     pub(crate) paid_timeout: Duration,
+    pub(crate) refund_to: Option<String>,
 }
 
 /// What a host has answered.
@@ -76,6 +77,7 @@ impl HostClient {
             origin,
             answer_timeout: ANSWER_TIMEOUT,
             paid_timeout: PAID_TIMEOUT,
+            refund_to: None,
         })
     }
 
@@ -105,6 +107,13 @@ impl HostClient {
     #[must_use]
     pub fn placing_within(mut self, timeout: Duration) -> Self {
         self.paid_timeout = timeout;
+        self
+    }
+
+    /// Where the host sends what uploads have not used when they end: a payment pointer.
+    #[must_use]
+    pub fn refunding_to(mut self, pointer: Option<&str>) -> Self {
+        self.refund_to = pointer.map(str::to_owned);
         self
     }
 
@@ -168,7 +177,11 @@ impl HostClient {
         limit: u64,
     ) -> Result<PaidAnswer<PodReply>, ClientError> {
         self.paid(wallet, limit, None, || {
-            self.upload_request(Method::POST, upload, duration_secs)
+            let request = self.upload_request(Method::POST, upload, duration_secs);
+            match &self.refund_to {
+                Some(pointer) => request.header("Refund-To", pointer),
+                None => request,
+            }
         })
         .await
     }

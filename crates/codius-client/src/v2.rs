@@ -111,7 +111,11 @@ impl HostClient {
         limit: u64,
     ) -> Result<PaidAnswer<LeaseReply>, ClientError> {
         let path = "/api/v2/leases";
-        let body = with_duration(document, duration_secs);
+        let mut wanted = document.clone();
+        if let (Value::Object(wanted), Some(pointer)) = (&mut wanted, &self.refund_to) {
+            wanted.insert("refund_to".to_owned(), pointer.as_str().into());
+        }
+        let body = with_duration(&wanted, duration_secs);
         self.paid(wallet, limit, Some(signer), || {
             self.signed(signer, self.post(path, &body), &Method::POST, path, &body)
         })

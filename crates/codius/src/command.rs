@@ -132,6 +132,9 @@ pub(crate) struct UploadArguments {
     /// Follow what the program writes, once it runs
     #[arg(long, requires = "debug")]
     pub(crate) tail: bool,
+    /// Where hosts send what was not used when the program ends: a payment pointer, like $wallet.example/alice
+    #[arg(long, value_name = "POINTER")]
+    pub(crate) refund_to: Option<String>,
     /// Hide private variables behind new random numbers, as the original does: another hash each time
     #[arg(long)]
     pub(crate) random_nonce: bool,

@@ -166,6 +166,8 @@ async fn uploaded(arguments: &RunArguments, key: Key) -> Result<Session, Failure
         signer: &signer,
         timeout: payment.timeout(),
         extends: false,
+        // What is not used comes back over the connection that pays.
+        refund_to: None,
     };
     let mut choice = choose(&candidates, &wish).await?;
     let Some(offer) = choice.chosen.pop() else {

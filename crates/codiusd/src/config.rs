@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use codius_image::Pattern;
+use codius_ledger::Backoff;
 use codius_manifest::ManifestHash;
 use codius_microvm::Ipv4Pool;
 use ilp_link::BtpUrl;
@@ -23,6 +24,7 @@ const MAX_GRACE_SECS: u64 = 24 * 3600;
 const MAX_EXPIRY_NOTICES: usize = 16;
 /// What making an image takes on disk besides its files.
 const IMAGE_MARGIN_MIB: u64 = 512;
+const MAX_REFUND_RETRY_SECS: u64 = 7 * 24 * 3600;
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -42,6 +44,7 @@ pub(crate) struct Config {
     pub(crate) admin: Admin,
     pub(crate) books: Books,
     pub(crate) interledger: Interledger,
+    pub(crate) refunds: Refunds,
     pub(crate) pods: Pods,
     pub(crate) images: Images,
     pub(crate) network: Network,
@@ -147,6 +150,20 @@ pub(crate) struct Interledger {
     pub(crate) max_packet_amount: u64,
     /// How long the price of an order may take to arrive, once the client has asked again.
     pub(crate) payment_timeout_secs: u64,
+}
+
+/// Money that goes back to payment pointers.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Refunds {
+    /// Whether pointers may be at private addresses and without TLS: for tests and private networks only,
+    /// because whoever uploads chooses what this host connects to. In local mode those of this machine may
+    /// be anyway.
+    pub(crate) allow_private: bool,
+    /// The first wait after a refund that did not arrive, in seconds. It doubles with each, up to
+    /// `longest_retry_secs`; there is no last try.
+    pub(crate) retry_secs: u64,
+    pub(crate) longest_retry_secs: u64,
 }
 
 /// A text that is never printed.
@@ -278,6 +295,7 @@ impl Default for Config {
             admin: Admin::default(),
             books: Books::default(),
             interledger: Interledger::default(),
+            refunds: Refunds::default(),
             pods: Pods::default(),
             images: Images::default(),
             network: Network::default(),
@@ -335,6 +353,16 @@ impl Default for Interledger {
             max_packets_per_sec: 5000,
             max_packet_amount: 1_000_000_000_000,
             payment_timeout_secs: 60,
+        }
+    }
+}
+
+impl Default for Refunds {
+    fn default() -> Self {
+        Self {
+            allow_private: false,
+            retry_secs: 60,
+            longest_retry_secs: 24 * 3600,
         }
     }
 }
@@ -460,6 +488,7 @@ impl Config {
         );
         self.images.check()?;
         self.interledger.check()?;
+        self.refunds.check()?;
         self.peers.check()?;
         self.pool()?;
         if let Some(uri) = &self.public_uri {
@@ -519,6 +548,28 @@ impl Images {
             self.max_unpacked_mib
         );
         Ok(())
+    }
+}
+
+impl Refunds {
+    fn check(&self) -> Result<()> {
+        for (name, secs) in [
+            ("retry_secs", self.retry_secs),
+            ("longest_retry_secs", self.longest_retry_secs),
+        ] {
+            ensure!(
+                (1..=MAX_REFUND_RETRY_SECS).contains(&secs),
+                "refunds.{name} is {secs}; it must be 1 to {MAX_REFUND_RETRY_SECS}"
+            );
+        }
+        Ok(())
+    }
+
+    pub(crate) fn backoff(&self) -> Backoff {
+        Backoff {
+            first_ms: self.retry_secs * 1000,
+            longest_ms: self.longest_retry_secs * 1000,
+        }
     }
 }
 
@@ -606,6 +657,7 @@ mod tests {
             ("[shutdown]\ndrain_secs = 601", "shutdown.drain_secs"),
             ("[peers]\nretry_secs = 0", "retry_secs"),
             ("[images]\nmax_cache_mib = 8192", "at least 8704"),
+            ("[refunds]\nlongest_retry_secs = 0", "refunds.longest"),
             (
                 "[peers]\nbootstrap = [\"https://host.example/path\"]",
                 "peers.bootstrap",

@@ -41,7 +41,7 @@ use crate::{
     peers::Peers,
     pod_money::{PacketLimits, PodMoney, PodPort},
     price::PriceTag,
-    refund::Refunds,
+    refund::{Reach, RefundQueue, Refunds},
     routes::Routes,
     rules::StoredLeases,
     self_test,
@@ -261,6 +261,12 @@ pub(crate) async fn run(config: Config, held: Held) -> Result<()> {
         let word = config.peers.allow_private || !config.peers.bootstrap.is_empty();
         watch::Sender::new(word).subscribe()
     };
+    let refunds = Arc::new(Refunds::new(
+        connector.clone(),
+        asset.clone(),
+        refund_reach(&config),
+        leases.closing.clone(),
+    )?);
     let peers = Peers::open(&config.peers, &public_uri, &store, &snapshot.meta, tested)?;
     let router = api::router(Api {
         self_test: test,
@@ -268,8 +274,13 @@ pub(crate) async fn run(config: Config, held: Held) -> Result<()> {
         orders,
         spsp,
         peers: Arc::clone(&peers),
-        refunds: Refunds::new(connector.clone(), asset.clone()),
-        signatures: Signatures::new(&public_uri, api_address.port(), began_unix_ms, clock),
+        refunds: Arc::clone(&refunds),
+        signatures: Signatures::new(
+            &public_uri,
+            api_address.port(),
+            began_unix_ms,
+            clock.clone(),
+        ),
         log_followers: api::log_followers(),
         asset: asset.clone(),
         max_duration: Seconds(config.price.max_duration_secs),
@@ -305,6 +316,15 @@ pub(crate) async fn run(config: Config, held: Held) -> Result<()> {
     let administering = admin
         .open(&data_dir, config.admin.tcp_port, &closing)
         .await?;
+    let queue = RefundQueue {
+        refunds,
+        store: store.clone(),
+        clock,
+        claims: leases.claims.clone(),
+        backoff: config.refunds.backoff(),
+        closing: leases.closing.clone(),
+    };
+    leases.tasks.spawn(queue.run());
     let finding = tokio::spawn(Arc::clone(&peers).run(closing.clone()));
 
     let api = public_uri.as_str().trim_end_matches('/');
@@ -443,6 +463,15 @@ pub(crate) fn make_private_dir(path: &Path) -> Result<()> {
         path.display()
     );
     Ok(())
+}
+
+/// Which payment pointers are paid.
+fn refund_reach(config: &Config) -> Reach {
+    match config.interledger.mode {
+        _ if config.refunds.allow_private => Reach::Any,
+        InterledgerMode::Local => Reach::Loopback,
+        InterledgerMode::Uplink => Reach::Public,
+    }
 }
 
 /// Where the guest's kernel and initramfs are.

@@ -160,7 +160,9 @@ pub(super) async fn stop(
     };
     admin.leases.stop_own(&hash).await.map_err(failed)?;
     tracing::info!(pod = %hash, "stopped by the operator");
-    let owed = admin.leases.owed(hash).await.map_err(failed)?;
+    let lease = admin.store.lease(hash).await.map_err(failed)?;
+    let refund = lease.and_then(|lease| lease.origin.refund);
+    let owed = admin.leases.owed(hash, refund).await.map_err(failed)?;
     Ok(json(
         StatusCode::OK,
         &StoppedPod {

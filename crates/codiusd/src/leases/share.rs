@@ -104,12 +104,13 @@ impl Payers {
     }
 
     /// Sends back to all who still can be reached what is theirs of a lease that is over, all at the same
-    /// time: at most `rest`, which is in `owed:HASH`. Says how much has left.
+    /// time: at most `rest`, which is in `from`. Says how much has left.
     pub(crate) async fn give_back(
         &self,
         hash: ManifestHash,
         lease: u64,
         used: u64,
+        from: &Account,
         rest: u64,
     ) -> u64 {
         let payers: Vec<Arc<dyn Payer>> = {
@@ -117,7 +118,6 @@ impl Payers {
             let known = all.get(&hash).into_iter().flatten();
             known.filter_map(Weak::upgrade).collect()
         };
-        let from = Account::Owed(hash);
         let mut left = rest;
         let mut under_way = Vec::new();
         for payer in &payers {
@@ -125,7 +125,7 @@ impl Payers {
             let amount = payer.share().unused(lease, used).min(left);
             left -= amount;
             if amount > 0 {
-                under_way.push(payer.give_back(&from, amount));
+                under_way.push(payer.give_back(from, amount));
             }
         }
         join_all(under_way).await.into_iter().sum()

@@ -595,8 +595,12 @@ fn may_move(from: &str, to: &str, reason: &str) -> bool {
         ("order", "lease", "payment") => true,
         ("owed", "lease", "payment") | ("lease", "owed", "return") => same_hash(),
         ("lease", "earned", "charge") => true,
-        ("lease", "order", "return") | ("order", "owed", "return") => true,
-        ("order" | "owed", "local", "refund") => true,
+        ("lease", "order", "return") | ("order", "owed" | "refund", "return") => true,
+        // What has not been used is its payer's, in an account of his own, until he has it or it runs his
+        // next lease.
+        ("lease", "refund", "return") | ("refund", "lease", "payment" | "return") => true,
+        ("refund", "refund", "return") => true,
+        ("order" | "owed" | "refund", "local", "refund") => true,
         _ => false,
     }
 }
