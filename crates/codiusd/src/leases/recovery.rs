@@ -188,6 +188,9 @@ impl Leases {
             }
         }
         tracing::warn!(pod = %hash, %error, "was lost while the host was away; it is started again");
+        // Written before it is started. Else a process that is killed now leaves a lease that seems to run
+        // since its last count, and a pod that runs: the next one would charge the time in between.
+        self.store.commit(Batch::new().lease(left.lease)).await?;
         let leases = Arc::clone(&self);
         self.tasks.spawn(async move { leases.restart(left).await });
         Ok(())

@@ -3,11 +3,11 @@
 //! The server is a stranger's: no redirects, no proxy, public addresses only (see `pointer.rs`), and a
 //! bound for the body and for the time that all of it takes.
 
-use std::time::Duration;
+use std::{sync::LazyLock, time::Duration};
 
 use codius_api::v2::RefundTo;
 use codius_outbound::{PrivateAddress, public_only};
-use reqwest::{Client, StatusCode, header, redirect};
+use reqwest::{Client, ClientBuilder, StatusCode, header, redirect};
 use serde::Deserialize;
 use thiserror::Error;
 
@@ -26,9 +26,10 @@ const ACCEPT: &str = "application/spsp4+json, application/spsp+json";
 /// Asks payment pointers.
 pub(super) struct Payees {
     reach: Reach,
-    /// The text says why there is none (no certificates on this machine).
-    public: Result<Client, String>,
-    private: Result<Client, String>,
+    /// Made when the first pointer is asked. The text says why there is none (no certificates on this
+    /// machine).
+    public: LazyLock<Result<Client, String>>,
+    private: LazyLock<Result<Client, String>>,
     timeout: Duration,
 }
 
@@ -62,16 +63,22 @@ struct SpspReply {
     shared_secret: String,
 }
 
+fn builder() -> ClientBuilder {
+    Client::builder().user_agent(concat!("codiusd/", env!("CARGO_PKG_VERSION")))
+}
+
+fn made(builder: ClientBuilder) -> Result<Client, String> {
+    builder.build().map_err(|error| error.to_string())
+}
+
 impl Payees {
     pub(super) fn new(reach: Reach) -> Self {
-        let builder =
-            || Client::builder().user_agent(concat!("codiusd/", env!("CARGO_PKG_VERSION")));
-        let text = |error: reqwest::Error| error.to_string();
-        let private = builder().redirect(redirect::Policy::none()).no_proxy();
         Self {
             reach,
-            public: public_only(builder()).build().map_err(text),
-            private: private.build().map_err(text),
+            public: LazyLock::new(|| made(public_only(builder()))),
+            private: LazyLock::new(|| {
+                made(builder().redirect(redirect::Policy::none()).no_proxy())
+            }),
             timeout: QUERY_TIMEOUT,
         }
     }

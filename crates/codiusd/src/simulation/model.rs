@@ -199,20 +199,17 @@ impl Model {
         self.pods.remove(hash);
     }
 
-    /// What a stop has told its owner.
+    /// What a stop has told its owner. While the rest of its lease was sent to him, the next lease of the
+    /// hash may have begun, and even ended.
     pub(super) fn stopped(&self, hash: &ManifestHash, used: u64) -> Option<String> {
         let hash = hash.to_string();
-        let last = self
-            .leases
-            .values()
-            .rev()
-            .find(|lease| lease.hash == hash)?;
-        (last.charged != used).then(|| {
-            format!(
-                "a stop has told that {used} was used, and {} was charged",
-                last.charged
-            )
-        })
+        let of_hash = self.leases.values().filter(|lease| lease.hash == hash);
+        let ended: Vec<u64> = of_hash
+            .filter(|lease| lease.state == "ended")
+            .map(|lease| lease.charged)
+            .collect();
+        (!ended.contains(&used))
+            .then(|| format!("a stop has told that {used} was used, and {ended:?} were charged"))
     }
 
     /// Takes up what was written, and says what is wrong with it.
@@ -353,6 +350,17 @@ impl Model {
             if run_ms < lease.run_ms || charged < lease.charged {
                 wrong.push(format!("lease {hash} has run or cost less than before"));
             }
+            match (lease.state.as_str(), state.as_str()) {
+                // What it runs until it is held still is the host's loss; how long that may take is looked
+                // at beside this.
+                ("running", "paused") => lease.close(now_ms),
+                // One that was started again is paid from when that is written, whoever has started it.
+                ("paused", "running") if lease.open_since.is_some() => {
+                    lease.open_since = Some(now_ms);
+                    lease.thaws += 1;
+                }
+                _ => {}
+            }
             (lease.state, lease.reason) = (state, reason);
             lease.frozen = frozen;
             let before_ms = std::mem::replace(&mut lease.run_ms, run_ms);
@@ -383,7 +391,7 @@ impl Model {
             }
             if ended {
                 self.ended += 1;
-                let slack = self.write_ms + ROUNDING_MS;
+                let slack = (1 + lease.thaws) * self.write_ms + ROUNDING_MS;
                 let clean = !lease.disturbed && lease.reason.as_deref() != Some("start_failed");
                 if clean && run_ms + slack < lease.observed_ms(now_ms) {
                     let observed = lease.observed_ms(now_ms);
