@@ -188,9 +188,6 @@ impl Leases {
             }
         }
         tracing::warn!(pod = %hash, %error, "was lost while the host was away; it is started again");
-        // Written before it is started. Else a process that is killed now leaves a lease that seems to run
-        // since its last count, and a pod that runs: the next one would charge the time in between.
-        self.store.commit(Batch::new().lease(left.lease)).await?;
         let leases = Arc::clone(&self);
         self.tasks.spawn(async move { leases.restart(left).await });
         Ok(())
@@ -198,6 +195,14 @@ impl Leases {
 
     async fn restart(self: Arc<Self>, mut left: Left) {
         let hash = left.slot.hash;
+        // Written before it is started, as soon as that can be. Else a process that is killed now leaves a
+        // lease that seems to run since its last count, and a pod that runs: the next one would charge the
+        // time in between.
+        let paused = self.commit_at_last(Batch::new().lease(left.lease)).await;
+        if let Err(error) = paused {
+            tracing::error!(pod = %hash, error = &error as &dyn std::error::Error, "not started again");
+            return;
+        }
         let outcome = match self.start(&left.spec, &left.images, &left.progress).await {
             Ok(pod) => match self.go_on(&mut left, pod).await {
                 Ok(()) => Ok(()),

@@ -371,7 +371,8 @@ impl Model {
             // An end is seen at once, and counted when what was being written is.
             let over_ms = match lease.open_since {
                 Some(_) => 0,
-                None => self.write_ms,
+                // Others may have been at the lease just then.
+                None => 4 * self.write_ms,
             } + lease.thaws * self.write_ms;
             if run_ms > observed + over_ms + ROUNDING_MS {
                 wrong.push(format!(
