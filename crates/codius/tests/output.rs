@@ -17,6 +17,7 @@ async fn the_help_of_every_command() {
         &["upload"],
         &["extend"],
         &["extend-hash"],
+        &["run"],
         &["tail"],
         &["cron"],
         &["cron", "create"],
