@@ -263,7 +263,7 @@ async fn rules(world: &World, program: &str, other: &str, busybox: &str) -> Resu
         .await;
     let refused = format!("{:?}", refused.err().context("it was taken")?);
     ensure!(
-        refused.contains("403") && refused.contains("not_allowed"),
+        refused.contains("403") && refused.contains("NotAllowed"),
         "{refused}"
     );
     ensure!(
