@@ -145,6 +145,7 @@ impl Leases {
             state: Arc::clone(&slot.state).lock_owned().await,
             slot,
             lease,
+            recorded: lease,
             spec,
             upload,
             images,
@@ -203,6 +204,7 @@ impl Leases {
             tracing::error!(pod = %hash, error = &error as &dyn std::error::Error, "not started again");
             return;
         }
+        left.recorded = left.lease;
         let outcome = match self.start(&left.spec, &left.images, &left.progress).await {
             Ok(pod) => match self.go_on(&mut left, pod).await {
                 Ok(()) => Ok(()),
@@ -272,7 +274,10 @@ impl Leases {
             | LeaseState::Ended { .. } => Ok(()),
         }
         .expect("a paused or frozen lease can be resumed");
-        self.store.commit(Batch::new().lease(lease)).await?;
+        // One that goes on as it was needs no room on the disk, and is watched and charged in any case.
+        if lease != left.recorded {
+            self.store.commit(Batch::new().lease(lease)).await?;
+        }
         let expires_at = self.expiry(&lease, balance);
         let is_still = pod.frozen;
         let mut running = Running {
@@ -314,6 +319,8 @@ struct Left {
     slot: Arc<Slot>,
     state: OwnedMutexGuard<Option<Running>>,
     lease: Lease,
+    /// As it is in the books.
+    recorded: Lease,
     spec: PodSpec,
     upload: Arc<Upload>,
     images: Vec<ResolvedImage>,
