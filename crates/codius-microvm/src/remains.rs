@@ -84,7 +84,7 @@ impl Places {
     }
 
     /// Kills QEMU processes of this instance by their name (an argument of ours) and user.
-    fn kill_strays(&self, is_stray: impl Fn(u16) -> bool) -> io::Result<()> {
+    pub(crate) fn kill_strays(&self, is_stray: impl Fn(u16) -> bool) -> io::Result<()> {
         let prefix = self.instance.pod_prefix();
         for entry in fs::read_dir("/proc")? {
             let name = entry?.file_name();

@@ -32,7 +32,7 @@ use crate::{
     admin::Admin,
     api::{self, Api},
     clock::{self, Clock},
-    config::{Accelerator, Config, InterledgerMode, OnShutdown},
+    config::{Accelerator, Config, InterledgerMode, OnShutdown, Warm},
     leases::{Leases, Wiring},
     orders::Orders,
     peers::Peers,
@@ -462,6 +462,10 @@ async fn open_driver(
         },
         pool: config.pool()?,
         nameservers: config.network.nameservers.clone(),
+        warm: match config.pods.warm {
+            Warm::Auto | Warm::On => Some(codius_pod::Machine::SMALL),
+            Warm::Off => None,
+        },
         uid_base: MicrovmConfig::DEFAULT_UID_BASE,
     });
     Ok(driver.await?)
