@@ -50,6 +50,8 @@ pub(crate) fn clone_deadline(isolation: Isolation) -> Duration {
 pub(crate) const TEMPLATE_DEADLINE: Duration = Duration::from_secs(120);
 /// Templates at the same time: each holds about 90 MiB of memory.
 pub(crate) const MAX_TEMPLATES: usize = 4;
+/// Larger machines are booted: a kernel keeps 16 MiB of tables for each GiB, which a template would hold, too.
+pub(crate) const MAX_TEMPLATE_MACHINE_MIB: u32 = 4096;
 /// A template of which so many clones in a row have failed is given up until the next start of the daemon.
 pub(crate) const MAX_CLONE_FAILURES: u32 = 3;
 /// A note about a template is at most this long on disk.

@@ -45,13 +45,14 @@ use crate::{
     configuration::image_serial,
     driver::Shared,
     limits::{
-        KERNEL_MEMORY_MIB, MAX_CLONE_FAILURES, MAX_TEMPLATE_NOTE_BYTES, MAX_TEMPLATES,
-        TEMPLATE_DEADLINE,
+        KERNEL_MEMORY_MIB, MAX_CLONE_FAILURES, MAX_TEMPLATE_MACHINE_MIB, MAX_TEMPLATE_NOTE_BYTES,
+        MAX_TEMPLATES, TEMPLATE_DEADLINE,
     },
     machine::{
         AGENT_SOCKET, Disk, Launch, LaunchNetwork, MONITOR_SOCKET, Origin, ShortDir,
         create_console, listen_for_agent, listen_for_monitor,
     },
+    process::ProcessIdentity,
     qmp::{Qmp, save_commands, save_to},
 };
 
@@ -208,7 +209,8 @@ impl Templates {
     fn begin(&self, shape: Shape) -> bool {
         let state = self.lock();
         let known = state.ready.contains_key(&shape) || state.given_up.contains(&shape);
-        if known || state.ready.len() >= MAX_TEMPLATES {
+        let too_many = state.ready.len() >= MAX_TEMPLATES;
+        if known || too_many || shape.memory_mib > MAX_TEMPLATE_MACHINE_MIB {
             return false;
         }
         self.making
@@ -299,11 +301,24 @@ async fn obtain(
     Ok((template, "a template has been made"))
 }
 
+/// A machine that is to become a template. It ends with what waits for it, also when this process ends.
+struct Unsaved(ProcessIdentity);
+
+impl Drop for Unsaved {
+    fn drop(&mut self) {
+        if let Ok(Some(handle)) = self.0.find()
+            && let Err(error) = handle.kill_and_wait()
+        {
+            tracing::warn!(%error, "a machine that was to be a template does not end");
+        }
+    }
+}
+
 /// Boots a machine and saves its state to `state` in the unfinished directory; returns its memory.
 async fn make(shared: &Arc<Shared>, templates: &Templates, shape: Shape) -> io::Result<File> {
     let dir = templates.unfinished(shape);
     let (starting, at) = (Arc::clone(shared), dir.clone());
-    let (process, memory, state) = blocking(move || {
+    let (machine, memory, state) = blocking(move || {
         remove_dir(&at)?;
         fs::create_dir_all(&at)?;
         let bytes = memory_bytes(shape);
@@ -331,7 +346,7 @@ async fn make(shared: &Arc<Shared>, templates: &Templates, shape: Shape) -> io::
             disks: shape.disks(),
             network: Some(LaunchNetwork::Unconnected),
         };
-        Ok((launch.start()?, memory, state))
+        Ok((Unsaved(launch.start()?), memory, state))
     })
     .await?;
     let sockets = ShortDir::open(&dir)?;
@@ -354,7 +369,7 @@ async fn make(shared: &Arc<Shared>, templates: &Templates, shape: Shape) -> io::
         qemu.migrated().await
     };
     saved.await.map_err(io::Error::other)?;
-    blocking(move || match process.find()? {
+    blocking(move || match machine.0.find()? {
         Some(handle) => handle.kill_and_wait(),
         None => Ok(()),
     })
