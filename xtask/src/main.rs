@@ -9,6 +9,8 @@ mod guest;
 mod layers;
 mod packages;
 mod session;
+mod sim;
+mod upgrade;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -53,7 +55,7 @@ enum Command {
         #[arg(long)]
         yes: bool,
     },
-    /// Compare with others, by hand: ilp, image, proxy, start (docs/benchmarks.md)
+    /// Compare with others, by hand: ilp, image, ledger, proxy, start (docs/benchmarks.md)
     Bench {
         name: bench::Name,
         /// Measurements of each figure; the median is printed
@@ -87,6 +89,30 @@ enum Command {
         #[arg(long)]
         yes: bool,
     },
+    /// Replace a host's program under load, and kill it: no pod may restart and no request may fail
+    Upgrade {
+        /// Pods that answer meanwhile; each is an emulated or virtual machine
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=30))]
+        pods: u32,
+        /// How often the program is replaced
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+        swaps: u32,
+        /// Install missing packages without asking
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Run a whole host in one thread, with pretended time, pods and faults (docs/simulation.md)
+    Sim {
+        /// How many
+        #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..))]
+        schedules: u32,
+        /// The seed of the first; the others follow it
+        #[arg(long, default_value_t = 0)]
+        first: u64,
+        /// Only the schedule of this seed, and show what happens
+        #[arg(long)]
+        seed: Option<u64>,
+    },
     /// Check that dependencies between our crates only point down
     Layers,
 }
@@ -114,6 +140,12 @@ fn run() -> Result<()> {
             Ok(())
         }
         Command::Session { yes } => session::run(yes),
+        Command::Upgrade { pods, swaps, yes } => upgrade::run(pods, swaps, yes),
+        Command::Sim {
+            schedules,
+            first,
+            seed,
+        } => sim::run(schedules, first, seed),
         Command::Layers => layers::check(),
     }
 }

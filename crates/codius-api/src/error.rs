@@ -133,6 +133,8 @@ pub enum Trouble {
     PodLost,
     /// The host was stopped or killed before the pod ran.
     HostStopped,
+    /// The operator empties the host: it sells no more time. Take another host.
+    HostDraining,
     /// The host's own fault. Its operator is told.
     HostError,
 }

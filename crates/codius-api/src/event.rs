@@ -8,6 +8,8 @@
 //!     └───────────┴──────────┴─────────┴──────────┴─────────────┴──▶ failed
 //! ```
 //!
+//! `draining` and `drain_undone` may come between, at any time.
+//!
 //! Phases that have nothing to do (an image that is here already, a pod without a port) are skipped.
 
 use serde::{Deserialize, Serialize};
@@ -44,6 +46,14 @@ pub enum LeaseEventKind {
     /// The money is used up and the pod is held still; if nobody pays it ends then. If somebody does, the
     /// next event is that it runs.
     Frozen { ends_at: UnixMillis },
+    /// The operator empties the host: nothing more can be bought here. What is paid runs on, at most
+    /// until `ends_at` if there is one.
+    Draining {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ends_at: Option<UnixMillis>,
+    },
+    /// The operator has changed his mind: time is sold again.
+    DrainUndone,
     /// The pod ran, and does not any more.
     Ended { reason: EndReason },
 }
@@ -52,7 +62,11 @@ impl LeaseEventKind {
     /// Nothing comes after it.
     pub fn is_last(&self) -> bool {
         match self {
-            Self::Phase(_) | Self::Expiring { .. } | Self::Frozen { .. } => false,
+            Self::Phase(_)
+            | Self::Expiring { .. }
+            | Self::Frozen { .. }
+            | Self::Draining { .. }
+            | Self::DrainUndone => false,
             Self::Failed { .. } | Self::Ended { .. } => true,
         }
     }

@@ -43,6 +43,15 @@ impl Account {
             Self::Pod(_) | Self::Order(_) | Self::Lease(_) | Self::Owed(_) | Self::Earned => false,
         }
     }
+
+    /// Whether it holds what somebody paid and has had nothing for. That is never earned: it is used
+    /// for a lease, or goes back.
+    pub(crate) fn is_of_payers(&self) -> bool {
+        match self {
+            Self::Order(_) | Self::Owed(_) => true,
+            Self::Parent | Self::Local(_) | Self::Pod(_) | Self::Lease(_) | Self::Earned => false,
+        }
+    }
 }
 
 /// The text names no account.

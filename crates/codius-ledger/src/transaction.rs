@@ -24,8 +24,15 @@ pub struct Posting {
     pub amount: i64,
 }
 
+impl Posting {
+    /// Takes money that is kept for whoever paid it and got nothing for it yet.
+    fn is_of_payers(&self) -> bool {
+        self.amount < 0 && self.account.is_of_payers()
+    }
+}
+
 /// Why money moved.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
     /// Interledger packets were fulfilled. The reference is the condition if it was one packet.
@@ -101,6 +108,9 @@ pub enum TransactionError {
     /// More accounts than [`Transaction::MAX_POSTINGS`].
     #[error("more than {} postings", Transaction::MAX_POSTINGS)]
     TooMany,
+    /// Money of payers would become the operator's, for nothing.
+    #[error("{from} is not the operator's: only what a lease has used and what is given is earned")]
+    NotEarned { from: Account },
     /// An amount does not fit into 63 bits.
     #[error("an amount of {amount} is too large")]
     TooLarge { amount: i128 },
@@ -140,6 +150,14 @@ impl Transaction {
         }
         if sum != 0 {
             return Err(TransactionError::Unbalanced { sum });
+        }
+        let is_earned = checked
+            .iter()
+            .any(|posting| posting.account == Account::Earned && posting.amount > 0);
+        if is_earned && let Some(posting) = checked.iter().find(|posting| posting.is_of_payers()) {
+            return Err(TransactionError::NotEarned {
+                from: posting.account.clone(),
+            });
         }
         Ok(Self {
             at_unix_ms,
@@ -255,6 +273,35 @@ mod tests {
         new(&[(parent.clone(), -most), (earned, most)]).unwrap();
         let many: Vec<_> = (0..17).map(|number| (name(number), 1)).collect();
         assert_eq!(new(&many), Err(TransactionError::TooMany));
+    }
+
+    /// Whatever moves money, and for whatever reason.
+    #[test]
+    fn what_is_owed_is_never_earned() {
+        let hash = codius_manifest::ManifestHash::from_bytes([1; 32]);
+        let order = Account::Order(crate::OrderId::from_bytes([2; 32]));
+        for from in [Account::Owed(hash), order] {
+            for (reason, _) in Reason::ALL {
+                let earned = Transaction::transfer(1, reason, from.clone(), Account::Earned, 5);
+                assert_eq!(
+                    earned,
+                    Err(TransactionError::NotEarned { from: from.clone() })
+                );
+                let among = [
+                    (from.clone(), -5),
+                    (Account::Parent, -1),
+                    (Account::Earned, 6),
+                ];
+                let earned = Transaction::new(1, reason, among);
+                assert_eq!(
+                    earned,
+                    Err(TransactionError::NotEarned { from: from.clone() })
+                );
+            }
+            // The other way, and to anyone else, it may go.
+            Transaction::transfer(1, Reason::Refund, Account::Earned, from.clone(), 5).unwrap();
+            Transaction::transfer(1, Reason::Payment, from, Account::Lease(hash), 5).unwrap();
+        }
     }
 
     #[test]

@@ -172,6 +172,11 @@ pub struct Pod {
 }
 
 impl Pod {
+    /// Whether it was over when it was taken up: nobody knows since when.
+    pub fn has_ended(&self) -> bool {
+        self.status.borrow().end().is_some()
+    }
+
     /// Waits for the end of the last container or of the machine. Safe to drop while waiting.
     pub async fn ended(&self) -> PodEnd {
         let mut status = self.status.clone();

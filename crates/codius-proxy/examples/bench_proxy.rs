@@ -24,6 +24,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 const WORKERS: usize = 2;
@@ -92,6 +93,10 @@ impl PodRoutes for OnePod {
             Route::NotFound
         }
     }
+
+    fn changes(&self) -> watch::Receiver<()> {
+        watch::Sender::new(()).subscribe()
+    }
 }
 
 async fn proxy(pod: SocketAddr) -> Result<()> {
@@ -102,6 +107,8 @@ async fn proxy(pod: SocketAddr) -> Result<()> {
     });
     Proxy::new(Arc::new(OnePod(pod)))
         .serve(listener, Scheme::Http, api, CancellationToken::new())
+        .await
+        .finish(Duration::ZERO)
         .await;
     Ok(())
 }

@@ -40,7 +40,7 @@ pub(crate) struct Forwarder<'a> {
     pub(crate) limits: &'a Arc<Limits>,
     pub(crate) tunnels: &'a TaskTracker,
     pub(crate) origin: &'a Origin,
-    pub(crate) shutdown: &'a CancellationToken,
+    pub(crate) cut: &'a CancellationToken,
     pub(crate) patience: &'a Mutex<Patience>,
     pub(crate) activity: &'a Arc<Activity>,
 }
@@ -184,14 +184,14 @@ impl Forwarder<'_> {
             .handshake::<_, RequestBody>(TokioIo::new(stream))
             .await
             .map_err(|_| Failure::BrokenReply(label()))?;
-        let (gone, shutdown) = (pod_gone.clone(), self.shutdown.clone());
+        let (gone, cut) = (pod_gone.clone(), self.cut.clone());
         self.tunnels.spawn(async move {
             tokio::select! {
                 ended = connection.with_upgrades() => if let Err(error) = ended {
                     tracing::debug!(%error, "connection for an upgrade broke");
                 },
                 () = gone.cancelled() => {}
-                () = shutdown.cancelled() => {}
+                () = cut.cancelled() => {}
             }
         });
         let mut reply = tokio::select! {
@@ -215,7 +215,7 @@ impl Forwarder<'_> {
             slot,
             _busy: self.activity.begin(),
             pod_gone: pod_gone.clone(),
-            shutdown: self.shutdown.clone(),
+            cut: self.cut.clone(),
             silence: self.limits.tunnel_silence,
         };
         self.tunnels.spawn(tunnel.run());

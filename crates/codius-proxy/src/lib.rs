@@ -44,7 +44,7 @@ mod visitor;
 pub use body::ReplyBody;
 pub use limits::Limits;
 pub use route::{PodRoutes, Route};
-pub use visitor::{Proxy, Scheme, Visitor};
+pub use visitor::{Proxy, Scheme, Unfinished, Visitor};
 
 /// What any body may fail with; the connection is cut, so that the other side notices.
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;

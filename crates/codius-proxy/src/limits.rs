@@ -38,6 +38,11 @@ pub struct Limits {
     /// Upgraded connections are cut after this long without a byte in either direction.
     /// Noticed after one to two times this long.
     pub tunnel_silence: Duration,
+    /// How long a request waits for a pod that is being taken up or started again. Longer: 503.
+    pub pod_ready: Duration,
+    /// How long requests that are under way at the shutdown get, and the last ones that are accepted
+    /// meanwhile once more.
+    pub drain: Duration,
 }
 
 impl Default for Limits {
@@ -56,6 +61,8 @@ impl Default for Limits {
             pod_idle_connections: 64,
             pod_idle: Duration::from_secs(4),
             tunnel_silence: Duration::from_secs(3600),
+            pod_ready: Duration::from_secs(10),
+            drain: Duration::from_secs(5),
         }
     }
 }

@@ -28,7 +28,7 @@ pub(crate) struct Tunnel {
     /// Keeps the wait for the next request from ending the visitor's connection.
     pub(crate) _busy: Busy,
     pub(crate) pod_gone: CancellationToken,
-    pub(crate) shutdown: CancellationToken,
+    pub(crate) cut: CancellationToken,
     pub(crate) silence: Duration,
 }
 
@@ -59,7 +59,7 @@ impl Tunnel {
             },
             () = silence => tracing::debug!("tunnel was silent for too long"),
             () = self.pod_gone.cancelled() => tracing::debug!("tunnel ended with its pod"),
-            () = self.shutdown.cancelled() => tracing::debug!("tunnel ended by shutdown"),
+            () = self.cut.cancelled() => tracing::debug!("tunnel ended by shutdown"),
         }
         drop(self.slot);
     }

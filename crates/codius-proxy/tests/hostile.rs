@@ -8,7 +8,6 @@ use codius_proxy::Limits;
 use futures_util::{SinkExt, StreamExt};
 use support::{Host, OTHER, POD, read_to_end, read_until, status, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
@@ -326,18 +325,6 @@ async fn upgrades_that_lead_nowhere_get_an_ordinary_reply() {
     assert_eq!(status(&host.talk(&ask("h", "websocket")).await), 502);
     // An offer of HTTP/2 may be ignored, and is.
     assert_eq!(status(&host.talk(&ask("h", "h2c")).await), 200);
-}
-
-#[tokio::test]
-async fn shutdown_ends_tunnels() {
-    let host = Host::start().await;
-    websocket_pod(&host).await;
-    let stream: TcpStream = host.connect().await;
-    let url = format!("ws://{POD}.localhost/");
-    let (mut socket, _) = tokio_tungstenite::client_async(url, stream).await.unwrap();
-    host.shutdown.cancel();
-    assert!(!matches!(within(socket.next()).await, Some(Ok(_))));
-    within(host.serving).await.unwrap();
 }
 
 #[tokio::test]

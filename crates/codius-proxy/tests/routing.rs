@@ -2,7 +2,6 @@
 
 mod support;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -79,7 +78,11 @@ async fn the_pod_learns_who_came_and_nothing_invented() {
 
 #[tokio::test]
 async fn an_unknown_or_starting_pod_is_said_to_be_so() {
-    let host = Host::start().await;
+    let host = Host::with_limits(Limits {
+        pod_ready: Duration::from_millis(100),
+        ..Limits::default()
+    })
+    .await;
     let reply = host.visit(&format!("{OTHER}.host"), "/").await;
     assert_eq!(status(&reply), 404);
     assert!(
@@ -280,31 +283,4 @@ async fn a_pod_gets_no_more_connections_than_allowed() {
     let second = host.visit(&format!("{POD}.h"), "/").await;
     assert_eq!(status(&second), 503);
     assert!(body(&second).contains("too many connections"), "{second}");
-}
-
-#[tokio::test]
-async fn shutdown_answers_what_was_asked_and_ends() {
-    let host = Host::start().await;
-    host.raw_pod(|mut stream| async move {
-        let _ = stream.read(&mut [0; 4096]).await;
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        let reply = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
-        let _ = stream.write_all(reply.as_bytes()).await;
-    })
-    .await;
-    let _idle = host.connect().await;
-    let mut asking = host.connect().await;
-    let request = format!("GET / HTTP/1.1\r\nHost: {POD}.h\r\n\r\n");
-    asking.write_all(request.as_bytes()).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    host.shutdown.cancel();
-    let reply = support::read_to_end(&mut asking).await;
-    assert!(status(&reply) == 200 && reply.ends_with("ok"), "{reply}");
-    let Host {
-        serving, address, ..
-    } = host;
-    within(serving).await.unwrap();
-    let refused: Result<_, std::io::Error> = tokio::net::TcpStream::connect(address).await;
-    assert!(refused.is_err(), "nobody listens any more");
-    let _: SocketAddr = address;
 }

@@ -29,6 +29,17 @@ pub enum StoreError {
         found: i64,
         known: i64,
     },
+    /// An older version of this program has written the file, and it can only be read as it is. A start
+    /// of the host brings it up to date.
+    #[error("{} was written by an older version of this program (schema {found}, known {known}); start codiusd once to bring it up to date", path.display())]
+    TooOld {
+        path: PathBuf,
+        found: i64,
+        known: i64,
+    },
+    /// A file is there that would be overwritten. Whoever asks chooses another name, or removes it.
+    #[error("{} is there already", path.display())]
+    Exists { path: PathBuf },
     /// The disk is full. The operator makes room; then everything goes on.
     #[error("the disk is full")]
     DiskFull {
@@ -112,6 +123,14 @@ impl StoreError {
         matches!(self, Self::Refused { .. } | Self::Overdraft { .. })
     }
 
+    /// The same write may succeed later, without the program being started again.
+    pub fn may_pass(&self) -> bool {
+        matches!(
+            self,
+            Self::DiskFull { .. } | Self::ReadOnly { .. } | Self::Busy { .. }
+        )
+    }
+
     /// After it, what is on the disk is unknown.
     pub(crate) fn poisons(&self) -> bool {
         match self {
@@ -120,6 +139,8 @@ impl StoreError {
             | Self::InUse { .. }
             | Self::NotOurs { .. }
             | Self::TooNew { .. }
+            | Self::TooOld { .. }
+            | Self::Exists { .. }
             | Self::DiskFull { .. }
             | Self::ReadOnly { .. }
             | Self::Busy { .. }

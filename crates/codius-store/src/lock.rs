@@ -11,7 +11,7 @@ use std::{
 use crate::StoreError;
 
 /// Nobody but the owner reads the database: it holds secrets and private variables.
-const FILE_MODE: u32 = 0o600;
+pub(crate) const FILE_MODE: u32 = 0o600;
 
 /// Holds the database for this process; the kernel lets go of it when the process ends.
 #[derive(Debug)]

@@ -57,19 +57,13 @@ pub(crate) fn snapshot(connection: &Connection) -> Result<Snapshot, StoreError> 
         ..Snapshot::default()
     };
 
-    let mut select = connection.prepare(&format!(
-        "SELECT {LEASE_COLUMNS}, {ORIGIN_COLUMNS}
-         FROM leases LEFT JOIN uploads ON uploads.lease = leases.id
-         WHERE leases.state <> 'ended' ORDER BY leases.id"
-    ))?;
+    let mut select = connection.prepare(&live_leases())?;
     let mut rows = select.query([])?;
     while let Some(row) = rows.next()? {
         snapshot.leases.push(stored_lease_of(row)?);
     }
 
-    let mut select = connection.prepare(&format!(
-        "SELECT {ORDER_COLUMNS} FROM orders WHERE state = 'open' ORDER BY id"
-    ))?;
+    let mut select = connection.prepare(&open_orders())?;
     let mut rows = select.query([])?;
     while let Some(row) = rows.next()? {
         snapshot.open_orders.push(order_of(row)?);
@@ -84,9 +78,12 @@ pub(crate) fn snapshot(connection: &Connection) -> Result<Snapshot, StoreError> 
     Ok(snapshot)
 }
 
+/// Accounts that are not at zero.
+pub(crate) const BALANCES: &str =
+    "SELECT name, balance FROM accounts INDEXED BY accounts_with_money WHERE balance <> 0";
+
 pub(crate) fn balances(connection: &Connection) -> Result<BTreeMap<Account, i64>, StoreError> {
-    let mut select =
-        connection.prepare_cached("SELECT name, balance FROM accounts WHERE balance <> 0")?;
+    let mut select = connection.prepare_cached(BALANCES)?;
     let mut rows = select.query([])?;
     let mut balances = BTreeMap::new();
     while let Some(row) = rows.next()? {
@@ -97,7 +94,7 @@ pub(crate) fn balances(connection: &Connection) -> Result<BTreeMap<Account, i64>
 
 pub(crate) fn balance(connection: &Connection, account: &Account) -> Result<i64, StoreError> {
     let balance = connection
-        .prepare_cached("SELECT balance FROM accounts WHERE name = ?1")?
+        .prepare_cached(BALANCE)?
         .query_row([account.to_string()], |row| row.get(0))
         .optional()?;
     Ok(balance.unwrap_or(0))
@@ -108,12 +105,7 @@ pub(crate) fn lease(
     connection: &Connection,
     hash: &ManifestHash,
 ) -> Result<Option<StoredLease>, StoreError> {
-    let mut select = connection.prepare_cached(&format!(
-        "SELECT {LEASE_COLUMNS}, {ORIGIN_COLUMNS}
-         FROM leases LEFT JOIN uploads ON uploads.lease = leases.id
-         WHERE leases.hash = ?1
-         ORDER BY leases.state = 'ended', leases.created_at_unix_ms DESC LIMIT 1"
-    ))?;
+    let mut select = connection.prepare_cached(&lease_of_program())?;
     let mut rows = select.query([hash.to_string()])?;
     rows.next()?.map(stored_lease_of).transpose()
 }
@@ -146,8 +138,7 @@ fn stored_lease_of(row: &Row<'_>) -> Result<StoredLease, StoreError> {
 }
 
 pub(crate) fn order(connection: &Connection, id: &OrderId) -> Result<Option<Order>, StoreError> {
-    let mut select =
-        connection.prepare_cached(&format!("SELECT {ORDER_COLUMNS} FROM orders WHERE id = ?1"))?;
+    let mut select = connection.prepare_cached(&order_of_token())?;
     let mut rows = select.query([id.to_string()])?;
     rows.next()?.map(order_of).transpose()
 }
@@ -158,14 +149,7 @@ pub(crate) fn entries(
     account: &Account,
     limit: usize,
 ) -> Result<Vec<Entry>, StoreError> {
-    let mut select = connection.prepare_cached(
-        "SELECT transactions.id, at_unix_ms, reason, reference, amount, packets
-         FROM accounts
-         JOIN postings ON postings.account = accounts.id
-         JOIN transactions ON transactions.id = postings.transaction_id
-         WHERE accounts.name = ?1
-         ORDER BY postings.transaction_id DESC LIMIT ?2",
-    )?;
+    let mut select = connection.prepare_cached(NEWEST_ENTRIES)?;
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let mut rows = select.query((account.to_string(), limit))?;
     let mut entries = Vec::new();
@@ -180,4 +164,123 @@ pub(crate) fn entries(
         });
     }
     Ok(entries)
+}
+
+/// Leases that have not ended. The index has those only.
+fn live_leases() -> String {
+    format!(
+        "SELECT {LEASE_COLUMNS}, {ORIGIN_COLUMNS}
+         FROM leases INDEXED BY one_lease_per_program
+         LEFT JOIN uploads ON uploads.lease = leases.id
+         WHERE leases.state <> 'ended' ORDER BY leases.id"
+    )
+}
+
+fn open_orders() -> String {
+    format!(
+        "SELECT {ORDER_COLUMNS} FROM orders INDEXED BY open_orders
+         WHERE state = 'open' ORDER BY id"
+    )
+}
+
+fn lease_of_program() -> String {
+    format!(
+        "SELECT {LEASE_COLUMNS}, {ORIGIN_COLUMNS}
+         FROM leases LEFT JOIN uploads ON uploads.lease = leases.id
+         WHERE leases.hash = ?1
+         ORDER BY leases.state = 'ended', leases.id DESC LIMIT 1"
+    )
+}
+
+fn order_of_token() -> String {
+    format!("SELECT {ORDER_COLUMNS} FROM orders WHERE id = ?1")
+}
+
+const BALANCE: &str = "SELECT balance FROM accounts WHERE name = ?1";
+
+const NEWEST_ENTRIES: &str =
+    "SELECT transactions.id, at_unix_ms, reason, reference, amount, packets
+     FROM accounts
+     JOIN postings ON postings.account = accounts.id
+     JOIN transactions ON transactions.id = postings.transaction_id
+     WHERE accounts.name = ?1
+     ORDER BY postings.transaction_id DESC LIMIT ?2";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{books, checkpoint, lease_money, writer};
+
+    /// What grows with the age of a host, and may therefore not be gone through from end to end.
+    const GROWING: [&str; 5] = ["accounts", "transactions", "postings", "leases", "orders"];
+    /// Indexes that hold only what is going on, however old the host is.
+    const BOUNDED: [&str; 3] = [
+        "accounts_with_money",
+        "one_lease_per_program",
+        "open_orders",
+    ];
+
+    /// The steps of a statement that go through the whole of something that grows.
+    fn scans(statement: &str) -> Vec<String> {
+        let path = std::path::Path::new("x");
+        let mut connection = Connection::open_in_memory().unwrap();
+        crate::schema::open_for_test(&mut connection, path);
+        let mut explain = connection
+            .prepare(&format!("EXPLAIN QUERY PLAN {statement}"))
+            .unwrap();
+        // A parameter without a value is NULL: the plan is the same.
+        let mut rows = explain.raw_query();
+        let mut scans = Vec::new();
+        while let Some(row) = rows.next().unwrap() {
+            let step: String = row.get(3).unwrap();
+            let mut words = step.split(' ');
+            let is_scan = words.next() == Some("SCAN");
+            let table = words.next().unwrap_or_default();
+            let in_bounds = BOUNDED
+                .iter()
+                .any(|index| step.ends_with(&format!("INDEX {index}")));
+            if is_scan && GROWING.contains(&table) && !in_bounds {
+                scans.push(step);
+            }
+        }
+        scans
+    }
+
+    #[test]
+    fn no_statement_of_a_working_host_goes_through_what_grows() {
+        let statements = [
+            BALANCES.to_owned(),
+            BALANCE.to_owned(),
+            NEWEST_ENTRIES.to_owned(),
+            live_leases(),
+            open_orders(),
+            lease_of_program(),
+            order_of_token(),
+            checkpoint::WRONG_TRANSACTION.to_owned(),
+            checkpoint::MOVED.to_owned(),
+            checkpoint::TAIL.to_owned(),
+            books::EARNED.to_owned(),
+            books::ENTRIES.to_owned(),
+            books::ENTRIES_OF_ACCOUNT.to_owned(),
+            books::leases_query(),
+            lease_money::LEASES_OF_PROGRAM.to_owned(),
+            lease_money::MOVEMENTS.to_owned(),
+            writer::FIND_ACCOUNT.to_owned(),
+            writer::OLD_LEASES.to_owned(),
+            writer::OLD_ORDERS.to_owned(),
+        ];
+        for statement in &statements {
+            let scans = scans(statement);
+            assert!(scans.is_empty(), "{statement}: {scans:?}");
+        }
+        // And the look at the plans can see one.
+        for bad in [
+            "SELECT name FROM accounts WHERE balance = 5",
+            "SELECT * FROM orders WHERE payer = ?1",
+            "SELECT sum(amount) FROM postings",
+            "SELECT hash FROM leases WHERE owner = ?1",
+        ] {
+            assert_eq!(scans(bad).len(), 1, "{bad}");
+        }
+    }
 }

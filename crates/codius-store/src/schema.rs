@@ -4,7 +4,7 @@ use std::path::Path;
 
 use rusqlite::{Connection, TransactionBehavior};
 
-use crate::StoreError;
+use crate::{StoreError, backup};
 
 /// `CODI`: what `file` and SQLite call the application id.
 const APPLICATION_ID: i64 = 0x434f_4449;
@@ -14,11 +14,12 @@ const BUSY_TIMEOUT_MS: u32 = 5000;
 
 /// In order; the number of those applied is the file's `user_version`. An entry never changes once a
 /// version with it was released.
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: &[&str] = &[
     include_str!("schema/0001.sql"),
     include_str!("schema/0002.sql"),
     include_str!("schema/0003.sql"),
     include_str!("schema/0004.sql"),
+    include_str!("schema/0005.sql"),
 ];
 
 /// Settings of every connection.
@@ -29,17 +30,20 @@ pub(crate) fn prepare(connection: &Connection) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Settings of the writing connection, and the newest schema.
+/// Settings of the writing connection, and the newest schema. An older database is kept beside it
+/// first.
 pub(crate) fn open(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
+    open_as(connection, path, true)
+}
+
+/// The same for a database that is a copy itself.
+pub(crate) fn open_unguarded(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
+    open_as(connection, path, false)
+}
+
+fn open_as(connection: &mut Connection, path: &Path, keeps_older: bool) -> Result<(), StoreError> {
     prepare(connection)?;
-    let application: i64 = connection
-        .pragma_query_value(None, "application_id", |row| row.get(0))
-        .map_err(|error| match StoreError::of(error) {
-            StoreError::Inconsistent { .. } => StoreError::NotOurs {
-                path: path.to_owned(),
-            },
-            other => other,
-        })?;
+    let application = application_id(connection, path)?;
     let tables: i64 =
         connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
     if application != APPLICATION_ID && (application != 0 || tables != 0) {
@@ -47,6 +51,7 @@ pub(crate) fn open(connection: &mut Connection, path: &Path) -> Result<(), Store
             path: path.to_owned(),
         });
     }
+    let found = version(connection, path)?;
     let mode: String =
         connection.pragma_update_and_check(None, "journal_mode", "wal", |row| row.get(0))?;
     if mode != "wal" {
@@ -59,9 +64,74 @@ pub(crate) fn open(connection: &mut Connection, path: &Path) -> Result<(), Store
     // Private variables of a lease that has ended are overwritten, not just unlinked.
     connection.pragma_update(None, "secure_delete", true)?;
     connection.pragma_update(None, "journal_size_limit", 64 << 20)?;
-    migrate(connection, path, &MIGRATIONS)
+    if keeps_older && 0 < found && found < newest() {
+        let kept = backup::keep_before(connection, path, newest())?;
+        tracing::info!(found, newest = newest(), kept = %kept.display(), "the database is older; it is kept as it was");
+    }
+    migrate(connection, path, MIGRATIONS)
 }
 
+/// The number of the newest schema.
+fn newest() -> i64 {
+    i64::try_from(MIGRATIONS.len()).expect("there are few migrations")
+}
+
+fn application_id(connection: &Connection, path: &Path) -> Result<i64, StoreError> {
+    connection
+        .pragma_query_value(None, "application_id", |row| row.get(0))
+        .map_err(|error| match StoreError::of(error) {
+            StoreError::Inconsistent { .. } => StoreError::NotOurs {
+                path: path.to_owned(),
+            },
+            other => other,
+        })
+}
+
+/// The file's schema, if this program knows it.
+fn version(connection: &Connection, path: &Path) -> Result<i64, StoreError> {
+    let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    if !(0..=newest()).contains(&found) {
+        return Err(StoreError::TooNew {
+            path: path.to_owned(),
+            found,
+            known: newest(),
+        });
+    }
+    Ok(found)
+}
+
+/// A database of this program, of this version or an older one.
+pub(crate) fn expect_ours(connection: &Connection, path: &Path) -> Result<(), StoreError> {
+    let not_ours = application_id(connection, path)? != APPLICATION_ID;
+    if not_ours {
+        return Err(StoreError::NotOurs {
+            path: path.to_owned(),
+        });
+    }
+    version(connection, path).map(drop)
+}
+
+/// A database that no migration is waiting for.
+pub(crate) fn expect_current(connection: &Connection, path: &Path) -> Result<(), StoreError> {
+    let found = version(connection, path)?;
+    if found != newest() {
+        return Err(StoreError::TooOld {
+            path: path.to_owned(),
+            found,
+            known: newest(),
+        });
+    }
+    Ok(())
+}
+
+/// The newest schema in a database that has no file, and so no log.
+#[cfg(feature = "simulation")]
+pub(crate) fn open_in_memory(connection: &mut Connection) -> Result<(), StoreError> {
+    prepare(connection)?;
+    migrate(connection, crate::simulated::no_path(), MIGRATIONS)
+}
+
+/// All that are missing, or none of them.
 fn migrate(
     connection: &mut Connection,
     path: &Path,
@@ -79,15 +149,24 @@ fn migrate(
             known,
         });
     };
-    for (version, migration) in (found + 1..).zip(&migrations[done..]) {
-        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        transaction.execute_batch(migration)?;
-        transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
-        transaction.pragma_update(None, "user_version", version)?;
-        transaction.commit()?;
-        tracing::info!(version, "database schema updated");
+    if found == known {
+        return Ok(());
     }
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    for migration in &migrations[done..] {
+        transaction.execute_batch(migration)?;
+    }
+    transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+    transaction.pragma_update(None, "user_version", known)?;
+    transaction.commit()?;
+    tracing::info!(from = found, to = known, "database schema updated");
     Ok(())
+}
+
+/// A new database in memory, with the newest schema.
+#[cfg(test)]
+pub(crate) fn open_for_test(connection: &mut Connection, path: &Path) {
+    migrate(connection, path, MIGRATIONS).expect("the schema is valid");
 }
 
 #[cfg(test)]
@@ -154,7 +233,7 @@ mod tests {
                 [],
             )
             .unwrap();
-        migrate(&mut connection, path, &MIGRATIONS).unwrap();
+        migrate(&mut connection, path, MIGRATIONS).unwrap();
         let row: (String, Option<Vec<u8>>, i64) = connection
             .query_row("SELECT hash, owner, carried FROM leases", [], |row| {
                 Ok((row.get(0)?, row.get(1)?, row.get(2)?))
@@ -169,7 +248,10 @@ mod tests {
     #[test]
     fn a_migration_that_fails_changes_nothing() {
         let mut connection = Connection::open_in_memory().unwrap();
-        let broken = ["CREATE TABLE a (x INTEGER) STRICT; INSERT INTO nowhere VALUES (1)"];
+        let broken = [
+            "CREATE TABLE a (x INTEGER) STRICT",
+            "CREATE TABLE b (x INTEGER) STRICT; INSERT INTO nowhere VALUES (1)",
+        ];
         migrate(&mut connection, Path::new("x"), &broken).unwrap_err();
         let tables: i64 = connection
             .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
@@ -181,15 +263,11 @@ mod tests {
     fn a_newer_file_is_left_alone() {
         let mut connection = Connection::open_in_memory().unwrap();
         connection.pragma_update(None, "user_version", 99).unwrap();
-        let error = migrate(&mut connection, Path::new("x"), &MIGRATIONS).unwrap_err();
+        let error = migrate(&mut connection, Path::new("x"), MIGRATIONS).unwrap_err();
         assert!(
             matches!(
                 error,
-                StoreError::TooNew {
-                    found: 99,
-                    known: 3,
-                    ..
-                }
+                StoreError::TooNew { found: 99, known, .. } if known == newest()
             ),
             "{error}"
         );

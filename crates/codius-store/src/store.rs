@@ -25,7 +25,7 @@ use crate::{
 /// Batches that wait for the writer; more callers wait before they are queued.
 pub const QUEUE_LEN: usize = 1024;
 /// Questions that wait for the reader.
-const READ_QUEUE_LEN: usize = 256;
+pub(crate) const READ_QUEUE_LEN: usize = 256;
 /// The most entries of one answer.
 pub const MAX_ENTRIES: usize = 10_000;
 
@@ -43,7 +43,7 @@ struct Inner {
     questions: mpsc::Sender<Question>,
 }
 
-type Question = Box<dyn FnOnce(&Connection) + Send>;
+pub(crate) type Question = Box<dyn FnOnce(&Connection) + Send>;
 
 impl fmt::Debug for Store {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -99,6 +99,23 @@ impl Store {
                 questions,
             }),
         })
+    }
+
+    /// A store whose work is done by others.
+    #[cfg(feature = "simulation")]
+    pub(crate) fn simulated(
+        jobs: mpsc::Sender<Job>,
+        tray: Arc<Tray>,
+        questions: mpsc::Sender<Question>,
+    ) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                path: crate::simulated::no_path().to_owned(),
+                jobs,
+                tray,
+                questions,
+            }),
+        }
     }
 
     /// Writes a batch. It is durable when this returns; nothing of it is there when this fails.
@@ -167,19 +184,32 @@ impl Store {
             .await
     }
 
-    /// Adds up the whole ledger again (a second for a million entries). Others go on meanwhile.
+    /// Adds up the whole ledger again (seconds for some million entries). Others go on meanwhile.
     pub async fn verify(&self) -> Result<Verified, StoreError> {
+        #[cfg(feature = "simulation")]
+        if self.inner.path == crate::simulated::no_path() {
+            let added_up = |connection: &Connection| verify(connection).map(|found| found.totals);
+            return self.read(added_up).await;
+        }
+        self.read_apart(|connection| verify(&connection).map(|checkpoint| checkpoint.totals))
+            .await
+    }
+
+    /// Asks what takes long, on a connection and thread of its own, so that short questions do not
+    /// wait for it.
+    pub(crate) async fn read_apart<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(Connection) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
         if self.inner.jobs.is_closed() {
             return Err(StoreError::Closed);
         }
         let path = self.inner.path.clone();
         let (answer, wait) = oneshot::channel();
-        // On a connection and thread of its own, so that short questions do not wait for it.
         let spawned = thread::Builder::new()
-            .name("store-verify".to_owned())
+            .name("store-report".to_owned())
             .spawn(move || {
-                let _ =
-                    answer.send(read_connection(&path).and_then(|connection| verify(&connection)));
+                let _ = answer.send(read_connection(&path).and_then(question));
             });
         spawned.map_err(|source| StoreError::Open {
             path: self.inner.path.clone(),

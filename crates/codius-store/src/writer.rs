@@ -65,10 +65,44 @@ pub(crate) struct Writer {
 }
 
 /// How a group was written.
-enum Written {
+pub(crate) enum Written {
     Alike(Result<(), StoreError>),
     /// The batches, then the packets.
     Each(Vec<Result<(), StoreError>>),
+}
+
+impl Written {
+    /// Answers everyone.
+    pub(crate) fn tell(self, group: &mut Vec<(Batch, Answer<()>)>, packets: &mut Vec<Packet>) {
+        let result_of = |at: usize| match &self {
+            Self::Alike(result) => result.clone(),
+            Self::Each(results) => results[at].clone(),
+        };
+        let batches = group.len();
+        for (at, (_, answer)) in group.drain(..).enumerate() {
+            // The asker may have gone away; the batch is durable all the same.
+            let _ = answer.send(result_of(at));
+        }
+        for (at, packet) in packets.drain(..).enumerate() {
+            packet.complete(&result_of(batches + at));
+        }
+    }
+}
+
+#[cfg(feature = "simulation")]
+impl Writer {
+    pub(crate) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    pub(crate) fn into_connection(self) -> Connection {
+        self.connection
+    }
+
+    /// As after a write that has failed so that nobody knows what is on the disk.
+    pub(crate) fn poison(&mut self) {
+        self.poisoned = true;
+    }
 }
 
 #[derive(Debug)]
@@ -158,22 +192,10 @@ impl Writer {
         if group.is_empty() && packets.is_empty() {
             return;
         }
-        let results = self.write(group, packets);
-        let result_of = |at: usize| match &results {
-            Written::Alike(result) => result.clone(),
-            Written::Each(results) => results[at].clone(),
-        };
-        let batches = group.len();
-        for (at, (_, answer)) in group.drain(..).enumerate() {
-            // The asker may have gone away; the batch is durable all the same.
-            let _ = answer.send(result_of(at));
-        }
-        for (at, packet) in packets.drain(..).enumerate() {
-            packet.complete(&result_of(batches + at));
-        }
+        self.write(group, packets).tell(group, packets);
     }
 
-    fn write(&mut self, group: &[(Batch, Answer<()>)], packets: &[Packet]) -> Written {
+    pub(crate) fn write(&mut self, group: &[(Batch, Answer<()>)], packets: &[Packet]) -> Written {
         if self.poisoned {
             return Written::Alike(Err(StoreError::Poisoned));
         }
@@ -374,7 +396,7 @@ impl Writer {
         let name = account.to_string();
         let known = self
             .connection
-            .prepare_cached("SELECT id, balance FROM accounts WHERE name = ?1")?
+            .prepare_cached(FIND_ACCOUNT)?
             .query_row([&name], |row| {
                 Ok(Cached {
                     id: row.get(0)?,
@@ -424,7 +446,11 @@ impl Writer {
 
     /// Leases that have ended and orders that are answered, created before then and with no money
     /// left on them. The ledger is kept.
-    fn prune(&mut self, before_unix_ms: u64, limit: usize) -> Result<Pruned, StoreError> {
+    pub(crate) fn prune(
+        &mut self,
+        before_unix_ms: u64,
+        limit: usize,
+    ) -> Result<Pruned, StoreError> {
         if self.poisoned {
             return Err(StoreError::Poisoned);
         }
@@ -436,21 +462,23 @@ impl Writer {
         let before = i64::try_from(before_unix_ms).unwrap_or(i64::MAX);
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         self.connection.execute_batch("BEGIN IMMEDIATE")?;
-        let leases = self.connection.execute(
-            "DELETE FROM leases WHERE id IN
-               (SELECT id FROM leases WHERE state = 'ended' AND created_at_unix_ms < ?1
-                ORDER BY created_at_unix_ms LIMIT ?2)",
-            [before, limit],
-        )?;
-        let orders = self.connection.execute(
-            "DELETE FROM orders WHERE id IN
-               (SELECT id FROM orders WHERE state <> 'open' AND created_at_unix_ms < ?1
-                AND NOT EXISTS (SELECT 1 FROM accounts
-                                WHERE name = 'order:' || orders.id AND balance <> 0)
-                ORDER BY created_at_unix_ms LIMIT ?2)",
-            [before, limit],
-        )?;
+        let leases = self.connection.execute(OLD_LEASES, [before, limit])?;
+        let orders = self.connection.execute(OLD_ORDERS, [before, limit])?;
         self.connection.execute_batch("COMMIT")?;
         Ok(Pruned { leases, orders })
     }
 }
+
+pub(crate) const FIND_ACCOUNT: &str = "SELECT id, balance FROM accounts WHERE name = ?1";
+
+pub(crate) const OLD_LEASES: &str = "DELETE FROM leases WHERE id IN
+       (SELECT id FROM leases INDEXED BY ended_leases_by_age
+        WHERE state = 'ended' AND created_at_unix_ms < ?1
+        ORDER BY created_at_unix_ms LIMIT ?2)";
+
+pub(crate) const OLD_ORDERS: &str = "DELETE FROM orders WHERE id IN
+       (SELECT id FROM orders INDEXED BY orders_by_age
+        WHERE state <> 'open' AND created_at_unix_ms < ?1
+        AND NOT EXISTS (SELECT 1 FROM accounts
+                        WHERE name = 'order:' || orders.id AND balance <> 0)
+        ORDER BY created_at_unix_ms LIMIT ?2)";

@@ -122,6 +122,8 @@ pub(crate) fn name(kind: &LeaseEventKind) -> &'static str {
             Phase::WaitingForPort { .. } => "waiting_for_port",
             Phase::Running { .. } => "running",
         },
+        LeaseEventKind::Draining { .. } => "draining",
+        LeaseEventKind::DrainUndone => "drain_undone",
         LeaseEventKind::Failed { .. } => "failed",
         LeaseEventKind::Expiring { .. } => "expiring",
         LeaseEventKind::Frozen { .. } => "frozen",

@@ -31,16 +31,18 @@ use self::{
 };
 use crate::{
     api::{json, query},
+    drain,
     http_error::HttpError,
     leases::Leases,
+    ledger,
     peers::Peers,
     price::PriceError,
 };
 
-pub(crate) use tool::{AdminCommand, run as run_tool};
+pub(crate) use tool::{AdminCommand, call, facts, run as run_tool, table};
 
 /// The socket, in the data directory.
-const SOCKET: &str = "admin.sock";
+pub(crate) const SOCKET: &str = "admin.sock";
 /// The token for the TCP port, in the data directory.
 const TOKEN: &str = "admin.token";
 /// Longest body of a request.
@@ -98,6 +100,8 @@ impl Admin {
             .route("/config", post(set_config))
             .route("/accounts", get(accounts))
             .route("/peers", get(peers))
+            .merge(ledger::router())
+            .merge(drain::router())
             .fallback(other)
             .method_not_allowed_fallback(other)
             .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))

@@ -1,6 +1,6 @@
 //! The command line of `codiusd`.
 
-use std::{io::IsTerminal, net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{ffi::OsString, io::IsTerminal, net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
@@ -9,9 +9,14 @@ use url::Url;
 
 use crate::{
     admin::{self, AdminCommand},
+    backup::{self, BackupArguments, RestoreArguments},
     config::{Config, InterledgerMode, OnShutdown},
     daemon,
+    drain::{self, DrainArguments},
     environment::Environment,
+    ledger::{self, LedgerArguments},
+    keep,
+    listeners::Held,
 };
 
 #[derive(Debug, Parser)]
@@ -38,6 +43,38 @@ enum Command {
     /// Look at the configuration without running anything
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// What was earned and what is owed; every lease and every posting
+    Ledger {
+        #[command(flatten)]
+        arguments: LedgerArguments,
+        /// The data directory of the host [default: /var/lib/codius]
+        #[arg(long, value_name = "DIR", global = true)]
+        data_dir: Option<PathBuf>,
+    },
+    /// Take no new pods from now on, over restarts as well, and tell who runs some
+    Drain {
+        #[command(flatten)]
+        arguments: DrainArguments,
+        /// The data directory of the host [default: /var/lib/codius]
+        #[arg(long, value_name = "DIR")]
+        data_dir: Option<PathBuf>,
+    },
+    /// Copy the database, while the host works or not; the copy holds the host's secret
+    Backup {
+        #[command(flatten)]
+        arguments: BackupArguments,
+        /// The data directory of the host [default: /var/lib/codius]
+        #[arg(long, value_name = "DIR")]
+        data_dir: Option<PathBuf>,
+    },
+    /// Make a backup the database of a data directory that has none
+    Restore {
+        #[command(flatten)]
+        arguments: RestoreArguments,
+        /// The data directory; made if it is missing [default: /var/lib/codius]
+        #[arg(long, value_name = "DIR")]
+        data_dir: Option<PathBuf>,
+    },
     /// Ask the host that runs on this machine, or change its price
     Admin {
         #[command(subcommand)]
@@ -48,6 +85,20 @@ enum Command {
         /// Print the host's answer as it is
         #[arg(long, global = true)]
         json: bool,
+    },
+    /// Run a host whose program can be replaced without a refused connection: SIGHUP does it, and a
+    /// host that dies is started again (docs/operator.md)
+    Keep {
+        /// The program to run, looked up anew at each start [default: this one]
+        #[arg(long, value_name = "FILE")]
+        program: Option<PathBuf>,
+        /// What the host is started with, such as `--config FILE`
+        #[arg(
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "ARGUMENTS"
+        )]
+        arguments: Vec<OsString>,
     },
 }
 
@@ -178,6 +229,8 @@ impl Settings {
 
 /// Runs the daemon as the command line says.
 pub fn main() -> ExitCode {
+    // Before there is another thread, or another file.
+    let held = Held::from_environment();
     let arguments = Arguments::parse();
     let usage = |error: anyhow::Error| {
         eprintln!("codiusd: {error:#}");
@@ -191,7 +244,43 @@ pub fn main() -> ExitCode {
         Ok(environment) => environment,
         Err(error) => return usage(error.into()),
     };
+    let of_settings = arguments.settings.data_dir.clone();
+    // The data directory of a host that is asked.
+    let place = |data_dir: Option<PathBuf>| {
+        data_dir
+            .or(of_settings)
+            .or_else(|| environment.data_dir())
+            .unwrap_or_else(|| Config::default().data_dir)
+    };
+    let exit = |done: Result<()>| match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(error),
+    };
     match arguments.command {
+        Some(Command::Ledger {
+            arguments,
+            data_dir,
+        }) => {
+            return exit(ledger::run(&arguments, &place(data_dir)));
+        }
+        Some(Command::Drain {
+            arguments,
+            data_dir,
+        }) => {
+            return exit(drain::run(&arguments, &place(data_dir)));
+        }
+        Some(Command::Backup {
+            arguments,
+            data_dir,
+        }) => {
+            return exit(backup::backup(&arguments, &place(data_dir)));
+        }
+        Some(Command::Restore {
+            arguments,
+            data_dir,
+        }) => {
+            return exit(backup::restore(&arguments, &place(data_dir)));
+        }
         Some(Command::Config(ConfigCommand::Check { config })) => {
             return match Config::load(&config) {
                 Ok(_) => {
@@ -206,14 +295,21 @@ pub fn main() -> ExitCode {
             data_dir,
             json,
         }) => {
-            let data_dir = data_dir
-                .or(arguments.settings.data_dir)
-                .or_else(|| environment.data_dir())
-                .unwrap_or_else(|| Config::default().data_dir);
+            let data_dir = place(data_dir);
             return match admin::run_tool(&command, &data_dir, json) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => failed(error),
             };
+        }
+        Some(Command::Keep { program, arguments }) => {
+            let config = match kept_settings(&arguments)
+                .and_then(|settings| settings.into_config(&environment))
+            {
+                Ok(config) => config,
+                Err(error) => return usage(error),
+            };
+            let code = held.and_then(|held| keep(program, arguments, &config, held));
+            return code.unwrap_or_else(failed);
         }
         None => {}
     }
@@ -221,19 +317,53 @@ pub fn main() -> ExitCode {
         Ok(config) => config,
         Err(error) => return usage(error),
     };
-    match serve(config, environment.remarks()) {
+    match held.and_then(|held| serve(config, environment.remarks(), held)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(error),
     }
 }
 
-fn serve(config: Config, remarks: &[String]) -> Result<()> {
+/// What a kept host is started with, which has to be a host.
+fn kept_settings(arguments: &[OsString]) -> Result<Settings> {
+    let program = OsString::from("codiusd");
+    let parsed = Arguments::try_parse_from(std::iter::once(&program).chain(arguments))?;
+    if parsed.command.is_some() {
+        bail!("only a host can be kept; give its settings, such as `--config FILE`");
+    }
+    Ok(parsed.settings)
+}
+
+/// Holds the listeners of a host and runs it.
+fn keep(
+    program: Option<PathBuf>,
+    arguments: Vec<OsString>,
+    config: &Config,
+    held: Held,
+) -> Result<ExitCode> {
+    begin_log();
+    // Found now: once the file is replaced, the kernel's answer would be the old one.
+    let program = match program {
+        Some(program) => program,
+        None => std::env::current_exe().context("cannot find this program; give --program")?,
+    };
+    // It has next to nothing to do.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(keep::run(program, arguments, config, held))
+}
+
+fn begin_log() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
+}
+
+fn serve(config: Config, remarks: &[String], held: Held) -> Result<()> {
+    begin_log();
     for remark in remarks {
         tracing::warn!("{remark}");
     }
@@ -248,5 +378,5 @@ fn serve(config: Config, remarks: &[String]) -> Result<()> {
         .enable_all()
         .build()
         .context("cannot start threads")?;
-    runtime.block_on(daemon::run(config))
+    runtime.block_on(daemon::run(config, held))
 }

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use url::Url;
 
 /// Bounds that no setting may leave.
+const MAX_DRAIN_SECS: u64 = 600;
 const MAX_DURATION_LIMIT_SECS: u64 = 366 * 24 * 3600;
 const MAX_PEER_INTERVAL_SECS: u64 = 24 * 3600;
 const MAX_GRACE_SECS: u64 = 24 * 3600;
@@ -35,12 +36,22 @@ pub(crate) struct Config {
     pub(crate) price: Price,
     pub(crate) peers: Peers,
     pub(crate) admin: Admin,
+    pub(crate) books: Books,
     pub(crate) interledger: Interledger,
     pub(crate) pods: Pods,
     pub(crate) images: Images,
     pub(crate) network: Network,
     pub(crate) guest: Guest,
     pub(crate) self_test: SelfTest,
+    pub(crate) shutdown: Shutdown,
+}
+
+/// The end of the daemon.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Shutdown {
+    /// How long requests and packets under way get. What takes longer is cut: event streams, WebSockets.
+    pub(crate) drain_secs: u64,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -95,6 +106,15 @@ pub(crate) struct Peers {
 pub(crate) struct Admin {
     /// A port of 127.0.0.1 besides, for whoever has the token in `DATA_DIR/admin.token`; 0: any.
     pub(crate) tcp_port: Option<u16>,
+}
+
+/// What is remembered.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Books {
+    /// How long leases that have ended, and orders that were answered, are kept, in days from their
+    /// creation; 0: for ever. The ledger is always kept whole.
+    pub(crate) keep_days: u64,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -270,13 +290,21 @@ impl Default for Config {
             price: Price::default(),
             peers: Peers::default(),
             admin: Admin::default(),
+            books: Books::default(),
             interledger: Interledger::default(),
             pods: Pods::default(),
             images: Images::default(),
             network: Network::default(),
             guest: Guest::default(),
             self_test: SelfTest::default(),
+            shutdown: Shutdown::default(),
         }
+    }
+}
+
+impl Default for Shutdown {
+    fn default() -> Self {
+        Self { drain_secs: 5 }
     }
 }
 
@@ -298,6 +326,12 @@ impl Default for Peers {
             check_interval_secs: 600,
             retry_secs: 30,
         }
+    }
+}
+
+impl Default for Books {
+    fn default() -> Self {
+        Self { keep_days: 400 }
     }
 }
 
@@ -422,6 +456,11 @@ impl Config {
             self.self_test.retries > 0,
             "self_test.retries is 0; set self_test.enabled = false for no test"
         );
+        ensure!(
+            self.shutdown.drain_secs <= MAX_DRAIN_SECS,
+            "shutdown.drain_secs is {}; it must be at most {MAX_DRAIN_SECS}",
+            self.shutdown.drain_secs
+        );
         let fraction = self.pods.memory_fraction;
         ensure!(
             fraction > 0.0 && fraction <= 1.0,
@@ -535,6 +574,7 @@ mod tests {
             ("[network]\npool = \"10.0.0.0/30\"", "network.pool"),
             ("[price]\nmax_duration_secs = 0", "max_duration_secs"),
             ("public_uri = \"ftp://host\"", "public_uri"),
+            ("[shutdown]\ndrain_secs = 601", "shutdown.drain_secs"),
             ("[peers]\nretry_secs = 0", "retry_secs"),
             (
                 "[peers]\nbootstrap = [\"https://host.example/path\"]",

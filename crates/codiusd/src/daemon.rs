@@ -1,8 +1,8 @@
 //! One host, from its configuration to its end: wiring, start-up and shutdown, each in one place.
 
 use std::{
-    fs, io,
-    net::SocketAddr,
+    fs,
+    io::{self, Write as _},
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
@@ -15,13 +15,13 @@ use codius_image::{ImageLimits, ImageStore, RegistryConfig};
 use codius_ledger::{BootId, Seconds};
 use codius_microvm::{AcceleratorChoice, Instance, MicrovmConfig, MicrovmDriver};
 use codius_pod::{Admission, Capacity, Driver, Supervisor};
-use codius_proxy::{Proxy, Scheme};
+use codius_proxy::{Limits, Proxy, Scheme};
 use codius_store::{Batch, Snapshot, Store};
 use hyper_util::service::TowerToHyperService;
 use ilp_connector::{Connector, ConnectorConfig, SystemClock};
 use ilp_link::{BtpServer, LocalGate};
+use sd_notify::NotifyState;
 use tokio::{
-    net::{TcpListener, TcpSocket},
     signal::unix::{Signal, SignalKind, signal},
     sync::watch,
 };
@@ -31,9 +31,12 @@ use url::Url;
 use crate::{
     admin::Admin,
     api::{self, Api},
+    bookkeeper::Bookkeeper,
     clock::{self, Clock},
     config::{Accelerator, Config, InterledgerMode, OnShutdown, Warm},
+    drain::{self, Drain},
     leases::{Leases, Wiring},
+    listeners::{Held, Listeners},
     orders::Orders,
     peers::Peers,
     pod_money::{PacketLimits, PodMoney, PodPort},
@@ -53,16 +56,15 @@ const LOCAL_ACCOUNT: &str = "local:clients";
 const LOCAL_SEGMENT: &str = "local";
 /// The name of the secret that everything of this host is derived from.
 const HOST_SECRET: &str = "host";
-/// How long requests and packets under way may take to end at shutdown.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long the whole shutdown may take, pods included.
+/// How long each part may take to end at shutdown, once leases are charged and nothing new begins.
+const PART_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the whole shutdown may take, pods included, beyond what is given to requests under way.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(60);
-/// Connections that wait to be accepted.
-const BACKLOG: u32 = 1024;
 const MIB: u64 = 1024 * 1024;
 
-/// Runs a host until it is told to end (SIGINT or SIGTERM).
-pub(crate) async fn run(config: Config) -> Result<()> {
+/// Runs a host until it is told to end (SIGINT or SIGTERM), or to make room for its successor (SIGHUP). `held`
+/// are the listeners that it takes from its holder.
+pub(crate) async fn run(config: Config, held: Held) -> Result<()> {
     config.check()?;
     let started = Instant::now();
     // From here on no signal is missed, whenever it comes.
@@ -76,36 +78,36 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     // Only one process has it open: no other one hears requests from now on.
     let began_unix_ms = clock.wall();
     let snapshot = store.load().await?;
-    let verified = store
-        .verify()
+    let checked = store
+        .check()
         .await
         .context("the ledger does not add up; restore a backup")?;
-    tracing::info!(?verified, "ledger adds up");
+    tracing::info!(?checked, "ledger adds up");
     let secret = host_secret(&store, &snapshot).await?;
 
     let known = snapshot.meta.get(Standing::meta_key());
     // The first start below a parent waits for it, and can be told to end meanwhile.
     let standing = tokio::select! {
         standing = Standing::find(&config.interledger, &secret, &store, known) => standing?,
-        name = signals.told_to_end() => {
-            tracing::info!("{name}: ending before the parent was found");
+        ending = signals.told_to_end() => {
+            tracing::info!("{ending}: ending before the parent was found");
             store.close().await;
             return Ok(());
         }
     };
     let asset = standing.asset()?;
     let rate = PriceTag::open(&config.price.cost_per_month, &asset, &snapshot.meta)?;
+    let drain = Drain::open(&snapshot.meta)?;
 
     // The listeners first: a port that is taken is found before anything is touched.
-    let listener = listen(config.listen)?;
+    let Listeners {
+        http: listener,
+        interledger,
+    } = Listeners::open(&config, held)?;
     let api_address = listener.local_addr()?;
     let public_uri = match &config.public_uri {
         Some(uri) => uri.clone(),
         None => Url::parse(&format!("http://localhost:{}", api_address.port()))?,
-    };
-    let interledger = match config.interledger.mode {
-        InterledgerMode::Local => listen_interledger(&config.interledger.local_addresses())?,
-        InterledgerMode::Uplink => Vec::new(),
     };
     let interledger_shown = match interledger.first() {
         Some(listener) => format!("btp+ws://{}", listener.local_addr()?),
@@ -148,7 +150,11 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         },
     );
     let routes = Arc::new(Routes::default());
-    let proxy = Proxy::new(Arc::clone(&routes) as _);
+    let limits = Limits {
+        drain: Duration::from_secs(config.shutdown.drain_secs),
+        ..Limits::default()
+    };
+    let proxy = Proxy::with_limits(Arc::clone(&routes) as _, limits, Vec::new());
     let capacity = Capacity {
         memory_mib: memory_mib(&config)?,
         pods: config.pods.max_pods,
@@ -162,6 +168,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         proxy: proxy.clone(),
         pod_money,
         rate,
+        drain,
         asset: AssetInfo {
             code: asset.code().to_owned(),
             scale: asset.scale(),
@@ -254,7 +261,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
                     TowerToHyperService::new(router),
                     closing,
                 )
-                .await;
+                .await
         }
     });
 
@@ -274,22 +281,42 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     if let Some(tester) = tester {
         leases.tasks.spawn(tester.run());
     }
-    println!(
+    // Nobody has to read it, and the pipe of whoever did may be closed by now.
+    let _ = writeln!(
+        io::stdout(),
         "ready api={api} interledger={interledger_shown} isolation={isolation} \
          isolation-reason=\"{isolation_reason}\""
     );
-    let name = signals.told_to_end().await;
-    tracing::info!("{name}: ending");
+    tell_holder(NotifyState::Ready);
+    leases.tasks.spawn(drain::watch(Arc::clone(&leases)));
+    let bookkeeper = Bookkeeper::new(store.clone(), leases.clock.clone(), config.books.keep_days);
+    let mut books = tokio::spawn(bookkeeper.run(closing.clone(), checked));
+    let (told, wrong) = tokio::select! {
+        told = signals.told_to_end() => (told, None),
+        kept = &mut books => {
+            let error = kept.map_err(Into::into).flatten().err();
+            tracing::error!(?error, "the books are not looked after any more");
+            (Told::WrongBooks, error)
+        }
+    };
+    tracing::info!("{told}: ending");
+    tell_holder(NotifyState::Stopping);
 
-    let stop_pods = config.pods.on_shutdown == OnShutdown::Stop;
+    let stop_pods = config.pods.on_shutdown == OnShutdown::Stop && told != Told::HandOver;
     let ending = async {
         closing.cancel();
+        // Requests first, while all that they need still works: uploads that are being carried out, too.
+        let unfinished = serving.await;
         leases.shut_down(stop_pods).await;
-        let _ = tokio::time::timeout(DRAIN_TIMEOUT, finding).await;
-        let _ = tokio::time::timeout(DRAIN_TIMEOUT, administering.wait()).await;
-        let _ = tokio::time::timeout(DRAIN_TIMEOUT, serving).await;
-        let _ = tokio::time::timeout(DRAIN_TIMEOUT, connector.drain()).await;
-        let _ = tokio::time::timeout(DRAIN_TIMEOUT, btp.shutdown()).await;
+        let finishing = async {
+            if let Ok(unfinished) = unfinished {
+                unfinished.finish(PART_TIMEOUT).await;
+            }
+        };
+        let parts = async { tokio::join!(finding, administering.wait(), finishing) };
+        let _ = tokio::time::timeout(2 * PART_TIMEOUT, parts).await;
+        let _ = tokio::time::timeout(PART_TIMEOUT, connector.drain()).await;
+        let _ = tokio::time::timeout(PART_TIMEOUT, btp.shutdown()).await;
         if let Some(line) = line {
             line.close();
         }
@@ -298,23 +325,59 @@ pub(crate) async fn run(config: Config) -> Result<()> {
             tracing::warn!(%error, "the firewall table stays");
         }
     };
-    if tokio::time::timeout(SHUTDOWN_TIMEOUT, ending)
-        .await
-        .is_err()
-    {
+    let within = shutdown_timeout(&config);
+    if tokio::time::timeout(within, ending).await.is_err() {
         bail!(
             "the shutdown took over {} s and was cut off; the next start tidies up",
-            SHUTDOWN_TIMEOUT.as_secs()
+            within.as_secs()
         );
     }
     tracing::info!("ended");
-    Ok(())
+    match wrong {
+        Some(error) => Err(error),
+        None => Ok(()),
+    }
+}
+
+/// How long the shutdown of a host may take.
+pub(crate) fn shutdown_timeout(config: &Config) -> Duration {
+    // For the requests of before, and for the last ones (`codius_proxy::Limits::drain`).
+    SHUTDOWN_TIMEOUT + 2 * Duration::from_secs(config.shutdown.drain_secs)
+}
+
+/// Whoever has started this process may want to know how it is. Without such a one nothing happens.
+fn tell_holder(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "who started this process cannot be told how it is");
+    }
+}
+
+/// Why the host ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    Interrupt,
+    Terminate,
+    /// To end and to leave the pods to another process, whatever `pods.on_shutdown` says.
+    HandOver,
+    WrongBooks,
+}
+
+impl std::fmt::Display for Told {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Interrupt => "SIGINT",
+            Self::Terminate => "SIGTERM",
+            Self::HandOver => "SIGHUP (pods are left to the next process)",
+            Self::WrongBooks => "the books are wrong",
+        })
+    }
 }
 
 /// The signals that ask for the end. What comes while nobody waits is not lost.
 struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    hangup: Signal,
 }
 
 impl Signals {
@@ -322,19 +385,21 @@ impl Signals {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
         })
     }
 
     /// Waits for the first.
-    async fn told_to_end(&mut self) -> &'static str {
+    async fn told_to_end(&mut self) -> Told {
         tokio::select! {
-            _ = self.interrupt.recv() => "SIGINT",
-            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => Told::Interrupt,
+            _ = self.terminate.recv() => Told::Terminate,
+            _ = self.hangup.recv() => Told::HandOver,
         }
     }
 }
 
-fn make_private_dir(path: &Path) -> Result<()> {
+pub(crate) fn make_private_dir(path: &Path) -> Result<()> {
     let made = fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -376,51 +441,6 @@ async fn host_secret(store: &Store, snapshot: &Snapshot) -> Result<[u8; 32]> {
         .commit(Batch::new().secret(HOST_SECRET, secret))
         .await?;
     Ok(secret)
-}
-
-fn listen(address: SocketAddr) -> Result<TcpListener> {
-    let open = || {
-        let socket = if address.is_ipv4() {
-            TcpSocket::new_v4()?
-        } else {
-            TcpSocket::new_v6()?
-        };
-        // A restarted daemon gets its port back while old connections linger.
-        socket.set_reuseaddr(true)?;
-        socket.bind(address)?;
-        socket.listen(BACKLOG)
-    };
-    open().with_context(|| {
-        format!("cannot listen on {address}; is another program there? Choose another address")
-    })
-}
-
-/// Listens for local clients. A machine without IPv6 does without it.
-fn listen_interledger(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>> {
-    let mut listeners = Vec::new();
-    for &address in addresses {
-        match listen(address) {
-            Ok(listener) => listeners.push(listener),
-            Err(error) if address.is_ipv6() && !listeners.is_empty() && no_such_address(&error) => {
-                tracing::info!(%address, "there is no such address here; local clients use the others");
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    ensure!(
-        !listeners.is_empty(),
-        "interledger.listen is empty; uploaders in local mode need a port to pay at"
-    );
-    Ok(listeners)
-}
-
-fn no_such_address(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<io::Error>().is_some_and(|error| {
-        matches!(
-            error.kind(),
-            io::ErrorKind::AddrNotAvailable | io::ErrorKind::Unsupported
-        )
-    })
 }
 
 fn open_images(

@@ -17,12 +17,14 @@
 //! What others see of a lease (its address, expiry and logs) is published beside the lock, so that
 //! no request waits for a pod that is starting.
 
+mod drain;
 mod frost;
 mod notice;
 mod overview;
 mod recovery;
 mod stop;
 mod top_up;
+mod unwritten;
 mod view;
 
 use std::{
@@ -57,6 +59,7 @@ pub(crate) use view::ReplyForm;
 
 use crate::{
     clock::Clock,
+    drain::Drain,
     pod_money::PodMoney,
     price::PriceTag,
     progress::{Progress, ProgressBoard, Tell},
@@ -77,6 +80,7 @@ pub(crate) struct Wiring {
     pub(crate) proxy: Proxy,
     pub(crate) pod_money: Arc<PodMoney>,
     pub(crate) rate: PriceTag,
+    pub(crate) drain: Drain,
     pub(crate) asset: AssetInfo,
     /// How far ahead a lease may be topped up.
     pub(crate) max_duration: Seconds,
@@ -174,6 +178,8 @@ pub(crate) enum PlaceError {
     Full(#[from] codius_pod::Full),
     #[error("this host is being shut down")]
     Closing,
+    #[error("this host is being drained")]
+    Draining,
     /// There is nothing to extend (any more).
     #[error("the pod is not running")]
     NotRunning,
@@ -244,6 +250,9 @@ impl Leases {
         if self.closing.is_cancelled() {
             return Err(PlaceError::Closing);
         }
+        if self.drain.is_on() {
+            return Err(PlaceError::Draining);
+        }
         if let Some(running) = state.as_mut() {
             if running.takes_money(self.clock.steady(), self.grace_ms()) {
                 return self
@@ -304,29 +313,11 @@ impl Leases {
         let pod = match started {
             Ok(pod) => pod,
             Err(error) => {
-                let ended = lease
-                    .end(self.clock.steady(), balance, EndReason::StartFailed)
-                    .expect("it has not ended before");
-                debug_assert_eq!(ended.earned, 0, "a pod that never ran has cost nothing");
-                let mut batch = Batch::new().lease(lease);
-                self.transfer(
-                    &mut batch,
-                    Reason::Return,
-                    Account::Lease(slot.hash),
-                    order_of(&purchase.order),
-                    purchase.order.price,
-                );
-                self.transfer(
-                    &mut batch,
-                    Reason::Return,
-                    Account::Lease(slot.hash),
-                    Account::Owed(slot.hash),
-                    owed,
-                );
-                self.store.commit(batch).await?;
+                self.undo(lease, &purchase.order, owed).await?;
                 return Err(error);
             }
         };
+        let starting = lease;
 
         lease
             .begin(self.boot, self.clock.steady())
@@ -340,8 +331,9 @@ impl Leases {
             .expect("an order is carried out once");
         let batch = Batch::new().order(order).lease(lease);
         if let Err(error) = self.store.commit(batch).await {
-            // Without a record it must not run. The next start finds a lease that was starting.
+            // Without a record it must not run.
             self.supervisor.stop(&slot.hash, Duration::ZERO).await;
+            self.undo(starting, &purchase.order, owed).await?;
             return Err(error.into());
         }
         tracing::info!(pod = %slot.hash, name = spec.name, "running");
@@ -361,6 +353,33 @@ impl Leases {
         Ok(response)
     }
 
+    /// Ends a lease whose pod never ran, and takes its money back to where it came from.
+    async fn undo(&self, mut lease: Lease, order: &Order, owed: u64) -> Result<(), StoreError> {
+        let hash = lease.hash();
+        let balance = order.price.saturating_add(owed);
+        let ended = lease
+            .end(self.clock.steady(), balance, EndReason::StartFailed)
+            .expect("it has not ended before");
+        debug_assert_eq!(ended.earned, 0, "a pod that never ran has cost nothing");
+        let mut batch = Batch::new().lease(lease);
+        self.transfer(
+            &mut batch,
+            Reason::Return,
+            Account::Lease(hash),
+            order_of(order),
+            order.price,
+        );
+        self.transfer(
+            &mut batch,
+            Reason::Return,
+            Account::Lease(hash),
+            Account::Owed(hash),
+            owed,
+        );
+        // Its payer waits, and is told what became of the money only when that is true.
+        self.commit_at_last(batch).await
+    }
+
     /// Carries out a paid extension.
     pub(crate) async fn extend(
         self: &Arc<Self>,
@@ -369,6 +388,9 @@ impl Leases {
     ) -> Result<StoredResponse, PlaceError> {
         let slot = self.slot(order.hash);
         let mut state = slot.state.lock().await;
+        if self.drain.is_on() {
+            return Err(PlaceError::Draining);
+        }
         match state.as_mut() {
             Some(running) => self.extend_running(&slot, running, order, form).await,
             None => Err(PlaceError::NotRunning),
@@ -419,7 +441,9 @@ impl Leases {
         progress: &Arc<Progress>,
     ) -> Result<Pod, PlaceError> {
         let tell = Arc::new(Tell(Arc::clone(progress)));
+        // A pod that is ready is kept, and the next start finds it.
         let outcome = tokio::select! {
+            biased;
             outcome = self.supervisor.start(spec, images, Machine::SMALL, tell) => Some(outcome),
             () = self.closing.cancelled() => None,
         };
@@ -440,7 +464,7 @@ impl Leases {
             .spawn(async move { leases.run(&slot, &pod).await }.instrument(span));
     }
 
-    async fn run(&self, slot: &Slot, pod: &Arc<Pod>) {
+    async fn run(self: &Arc<Self>, slot: &Arc<Slot>, pod: &Arc<Pod>) {
         let mut charge_at = tokio::time::Instant::now() + CHARGE_INTERVAL;
         loop {
             let (due, wait) = match slot.state.lock().await.as_ref() {
@@ -556,7 +580,7 @@ impl Leases {
     }
 
     /// Ends a running lease; false if it has been extended in the meantime.
-    async fn end(&self, slot: &Slot, pod: &Arc<Pod>, end: End) -> bool {
+    async fn end(self: &Arc<Self>, slot: &Arc<Slot>, pod: &Arc<Pod>, end: End) -> bool {
         let mut state = slot.state.lock().await;
         // It may be another lease's by now.
         let Some(running) = state
@@ -578,16 +602,16 @@ impl Leases {
                 return false;
             }
         }
-        // Logged there; the next start settles what could not be written.
+        // Logged there, and what could not be written is written later.
         let _ = self.end_locked(slot, &mut state, end).await;
         true
     }
 
     /// Ends the lease in `state`, if there is one: settled first, then stopped. Fails if that could not
-    /// be written; the lease is over all the same, and the next start settles it.
+    /// be written; the lease is over all the same, and it is written as soon as it can be.
     async fn end_locked(
-        &self,
-        slot: &Slot,
+        self: &Arc<Self>,
+        slot: &Arc<Slot>,
         state: &mut Option<Running>,
         end: End,
     ) -> Result<Settlement, StoreError> {
@@ -600,9 +624,10 @@ impl Leases {
         let settled = lease
             .end(self.clock.steady(), running.balance, reason)
             .expect("a running lease can end");
-        let recorded = self.store.commit(self.settlement(lease, settled)).await;
+        let settlement = self.settlement(lease, settled);
+        let recorded = self.store.commit(settlement.clone()).await;
         if let Err(error) = &recorded {
-            // What is not recorded is not paid, so it must not run. The next start settles the lease.
+            // What is not recorded is not paid, so it must not run.
             tracing::error!(
                 error = error as &dyn std::error::Error,
                 "end of lease not recorded"
@@ -615,6 +640,9 @@ impl Leases {
             self.proxy.forget(address);
         }
         self.pod_money.close(&slot.hash).await;
+        if recorded.is_err() {
+            self.settle_later(Arc::clone(slot), settlement);
+        }
         tracing::info!(pod = %slot.hash, earned = settled.earned, owed = settled.refund, "{why}");
         if let Some(progress) = self.progress.get(&slot.hash) {
             progress.push(LeaseEventKind::Ended {

@@ -7,13 +7,19 @@
 
 mod admin;
 mod api;
+mod backup;
+mod bookkeeper;
 mod clock;
 pub mod command;
 mod config;
 mod daemon;
+mod drain;
 mod environment;
 mod http_error;
+mod keep;
 mod leases;
+mod ledger;
+mod listeners;
 mod orders;
 mod peers;
 mod pod_money;
@@ -23,6 +29,8 @@ mod refund;
 mod routes;
 mod self_test;
 mod signatures;
+#[cfg(any(test, feature = "simulation"))]
+pub mod simulation;
 mod spsp;
 mod standing;
 mod till;

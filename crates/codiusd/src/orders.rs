@@ -36,6 +36,7 @@ use tokio::{sync::watch, time::Instant};
 use tracing::Instrument;
 
 use crate::{
+    drain,
     http_error::HttpError,
     leases::{Leases, PlaceError, Purchase, ReplyForm},
     progress::Progress,
@@ -253,6 +254,9 @@ impl Orders {
                 if self.leases.shown(hash).is_none() {
                     return Err(no_pod(hash));
                 }
+                if self.leases.drain.is_on() {
+                    return Err(drain::refusal());
+                }
                 Vec::new()
             }
             What::Upload(upload) => self.check_upload(upload).await?,
@@ -312,6 +316,9 @@ impl Orders {
         let spec = self.leases.spec(upload)?;
         if self.leases.closing.is_cancelled() {
             return Err(closing());
+        }
+        if self.leases.drain.is_on() {
+            return Err(drain::refusal());
         }
         self.check_room(&hash)?;
         let progress = self.leases.progress.begin(hash);
@@ -379,6 +386,9 @@ impl Orders {
             payer: payment.and_then(Payment::payer),
             created_at_unix_ms: self.leases.clock.wall(),
         };
+        if self.leases.drain.is_on() {
+            return response_of(&drain::refusal());
+        }
         // Room first: money is not taken for what there is no room for.
         let reservation = match &request.what {
             What::Upload(_) if !self.leases.is_live(&hash) => {
@@ -395,10 +405,19 @@ impl Orders {
             .commit(Batch::new().order(order.clone()))
             .await
         {
-            return response_of(&unreadable(&error));
+            // A second copy of the request may have been answered while this one was looked at.
+            return match self.leases.store.order(order.id).await {
+                Ok(Some(Order {
+                    state: OrderState::Done { response } | OrderState::Failed { response },
+                    ..
+                })) => response,
+                _ => response_of(&unreadable(&error)),
+            };
         }
         if let Some(payment) = payment {
+            // An order that is paid goes on; that the host ends it hears when it is placed.
             let collected = tokio::select! {
+                biased;
                 collected = payment.collect(price, self.payment_timeout) => collected,
                 () = self.leases.closing.cancelled() => {
                     return self.give_back(order, Some(payment), closing()).await;
@@ -491,7 +510,7 @@ impl Orders {
             Account::Owed(order.hash),
             owed,
         );
-        if let Err(error) = self.leases.store.commit(batch).await {
+        if let Err(error) = self.leases.commit_at_last(batch).await {
             tracing::error!(
                 error = &error as &dyn std::error::Error,
                 "refund not recorded"
@@ -512,8 +531,11 @@ impl Orders {
             let account = Account::Order(order.id);
             let held = self.balance(&account).await?;
             let was_starting = order.kind == OrderKind::Upload && undone.contains(&order.hash);
-            // The order's money had gone to its lease, and from there to what is owed.
-            let owed = if held == 0 && was_starting {
+            // The order's money had gone to its lease, and from there to what is owed. (Another order of the
+            // same program may have been open, too, with nothing paid yet.)
+            let last = self.leases.store.entries(&account, 1).await?;
+            let was_used = last.first().map(|entry| entry.reason) == Some(Reason::Payment);
+            let owed = if held == 0 && was_starting && was_used {
                 order.price
             } else {
                 held
@@ -600,6 +622,7 @@ fn refusal(error: PlaceError, hash: &ManifestHash) -> HttpError {
         PlaceError::Start(error) => error.into(),
         PlaceError::Full(_) => full(),
         PlaceError::Closing => closing(),
+        PlaceError::Draining => drain::refusal(),
         PlaceError::NotRunning => no_pod(hash),
         PlaceError::Store(error) => unreadable(&error),
     }

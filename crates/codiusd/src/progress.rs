@@ -134,7 +134,14 @@ impl Progress {
 
     fn is_running(&self) -> bool {
         let events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
-        events.last().is_some_and(|last| {
+        // A drain is told beside all else, and changes nothing.
+        let last = events.iter().rev().find(|event| {
+            !matches!(
+                event.kind,
+                LeaseEventKind::Draining { .. } | LeaseEventKind::DrainUndone
+            )
+        });
+        last.is_some_and(|last| {
             matches!(
                 last.kind,
                 LeaseEventKind::Phase(Phase::Running { .. })

@@ -296,6 +296,7 @@ async fn attend(inflow: Arc<Inflow>, token: String, connections: Connections, le
     loop {
         // Nothing is lost if either is dropped: both are looked at anew.
         let step = tokio::select! {
+            biased;
             step = connection.until(next_step) => step,
             () = leases.closing.cancelled() => Step::Closing,
         };

@@ -6,6 +6,7 @@ mod density;
 mod disk;
 mod figure;
 mod ilp;
+mod ledger;
 mod restored;
 mod start;
 
@@ -25,6 +26,8 @@ pub(crate) enum Name {
     Image,
     /// Small answers through the proxy, against nginx
     Proxy,
+    /// Durable commits; start, charge and status with a million ledger entries, against a small ledger
+    Ledger,
     /// From a paid upload to the program's first byte, against a bare boot of the same kernel and containers
     Start,
     /// Memory and processor time of many idle pods, booted and cloned; --runs is how many pods
@@ -37,6 +40,7 @@ pub(crate) fn run(name: Name, runs: u32, yes: bool) -> Result<()> {
         Name::Image => example("codius-image", "bench_image", runs, yes),
         Name::Proxy => example("codius-proxy", "bench_proxy", runs, yes),
         Name::Ilp => ilp::run(runs, yes),
+        Name::Ledger => ledger::run(runs),
         Name::Start => start::run(runs, yes),
         Name::Density => density::run(runs, yes),
     }

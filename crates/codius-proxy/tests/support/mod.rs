@@ -26,6 +26,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -34,11 +35,12 @@ pub const OTHER: &str = "vqceouzbwpzzuu436i6i4yf72mydfqdu4azlcsodf6el23bb7x3q";
 const PATIENCE: Duration = Duration::from_secs(20);
 
 #[derive(Default)]
-pub struct Table(Mutex<HashMap<String, Route>>);
+pub struct Table(Mutex<HashMap<String, Route>>, watch::Sender<()>);
 
 impl Table {
     pub fn set(&self, label: &str, route: Route) {
         self.0.lock().unwrap().insert(label.to_owned(), route);
+        self.1.send_replace(());
     }
 }
 
@@ -46,6 +48,10 @@ impl PodRoutes for Table {
     fn route(&self, label: &str) -> Route {
         let routes = self.0.lock().unwrap();
         routes.get(label).copied().unwrap_or(Route::NotFound)
+    }
+
+    fn changes(&self) -> watch::Receiver<()> {
+        self.1.subscribe()
     }
 }
 
@@ -75,7 +81,8 @@ impl Host {
                 let text = format!("api {} {}", request.uri().path(), visitor.address.ip());
                 Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(text))))
             });
-            serve.serve(listener, Scheme::Http, api, stop).await;
+            let unfinished = serve.serve(listener, Scheme::Http, api, stop).await;
+            unfinished.finish(Duration::ZERO).await;
         });
         Self {
             address,

@@ -80,6 +80,16 @@ async fn ask(command: &AdminCommand, socket: &Path) -> Result<String> {
             (Method::POST, "/config".to_owned(), body)
         }
     };
+    call(socket, method, &path, body).await
+}
+
+/// The body of the answer to one request through the socket.
+pub(crate) async fn call(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    body: String,
+) -> Result<String> {
     let stream = UnixStream::connect(socket).await.with_context(|| {
         format!(
             "no host answers at {}; start codiusd, or name its data directory with --data-dir",
@@ -225,7 +235,7 @@ fn shown(command: &AdminCommand, text: &str) -> Result<String> {
     })
 }
 
-fn facts(rows: &[(&str, String)]) -> String {
+pub(crate) fn facts(rows: &[(&str, String)]) -> String {
     let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     let lines = rows
         .iter()
@@ -234,7 +244,7 @@ fn facts(rows: &[(&str, String)]) -> String {
 }
 
 /// Columns as wide as what is in them.
-fn table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+pub(crate) fn table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     let head: Vec<String> = head.iter().map(ToString::to_string).collect();
     let rows: Vec<Vec<String>> = std::iter::once(head).chain(rows).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);

@@ -50,7 +50,7 @@ pub(super) fn describe(api: &Api) -> Info {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     Info {
         full_mem: !has_room,
-        accepting_uploads: has_room && !leases.closing.is_cancelled(),
+        accepting_uploads: has_room && !leases.closing.is_cancelled() && !leases.drain.is_on(),
         server_free_memory: leases.admission.free_mib() * MIB,
         server_uptime: first_number("/proc/uptime").map_or(0, whole),
         service_uptime: api.started.elapsed().as_secs(),

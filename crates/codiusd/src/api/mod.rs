@@ -21,6 +21,9 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{MethodFilter, get, on, post},
 };
+#[cfg(any(test, feature = "simulation"))]
+pub(crate) use v2::end_and_refund;
+
 use codius_ledger::{Asset, Seconds, StoredResponse};
 use codius_pod::Isolation;
 use serde::Serialize;

@@ -39,8 +39,11 @@ impl Running {
 
     /// Whether more money or time makes it go on: it runs, or its grace does.
     pub(super) fn takes_money(&self, now: codius_ledger::Millis, grace_ms: u64) -> bool {
+        if self.lease.is_frozen() {
+            // What is too little to go on with does not lengthen the grace.
+            return self.can_go_on(now) || self.lease.grace_left_ms(now, grace_ms) > 0;
+        }
         self.lease.remaining_ms(now, self.balance) > 0
-            || self.lease.grace_left_ms(now, grace_ms) > 0
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Starting ──▶ abandoned: its money is owed, its orders are answered
-//! Running  ──▶ its pod is there ── yes ──▶ goes on (a frozen one is held still)
+//! Running  ──▶ its pod answers ─── yes ──▶ goes on (a frozen one is held still)
 //! Frozen             │ no
 //!                    ▼
 //!        is there money? ── no ──▶ abandoned
@@ -11,6 +11,10 @@
 //!              started again ── failed ──▶ abandoned
 //! ```
 //! Time without a pod is not charged. A pod of no lease is removed.
+//!
+//! All pods are asked at the same time, because visitors wait meanwhile: in the listener's queue for at most
+//! [`TAKE_UP_WAIT`], and then for the pod they want ([`Routes::expect`](crate::routes::Routes::expect)). Who
+//! uploads, extends or stops such a pod waits for the lock of its hash.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,9 +23,14 @@ use codius_ledger::{Account, EndReason, Lease, LeaseState};
 use codius_manifest::{ManifestHash, PodSpec, Upload};
 use codius_pod::{Machine, Pod, Reservation, ResolvedImage};
 use codius_store::{Batch, LeaseOrigin, StoreError, StoredLease, StoredUpload};
+use futures_util::future::try_join_all;
+use tokio::{sync::OwnedMutexGuard, task::JoinHandle};
 
 use super::{Leases, PinnedImage, PlaceError, Running, Slot, frost};
 use crate::progress::Progress;
+
+/// How long the start of the daemon waits for the answers of all pods. Those that are busy take longer.
+const TAKE_UP_WAIT: Duration = Duration::from_secs(2);
 
 impl Leases {
     /// Takes up what an earlier process has left: running pods go on, lost ones are started again if
@@ -33,6 +42,7 @@ impl Leases {
         driver: &dyn codius_pod::Driver,
     ) -> anyhow::Result<Vec<ManifestHash>> {
         let (mut wanted, mut undone) = (Vec::new(), Vec::new());
+        let mut taken_up = Vec::new();
         for record in records {
             let hash = record.lease.hash();
             match record.lease.state() {
@@ -43,8 +53,9 @@ impl Leases {
                     undone.push(hash);
                 }
                 LeaseState::Running(_) | LeaseState::Paused | LeaseState::Frozen(_) => {
-                    if self.take_up(record).await? {
+                    if let Some(taking_up) = self.take_up(record).await? {
                         wanted.push(hash);
+                        taken_up.push(taking_up);
                     }
                 }
             }
@@ -55,22 +66,35 @@ impl Leases {
                 driver.stop(&orphan, Duration::ZERO).await?;
             }
         }
+        match tokio::time::timeout(TAKE_UP_WAIT, try_join_all(taken_up)).await {
+            Ok(all) => all?.into_iter().collect::<Result<(), StoreError>>()?,
+            Err(_) => tracing::warn!(
+                "some pods have not answered within {} s; their visitors wait for them",
+                TAKE_UP_WAIT.as_secs()
+            ),
+        }
         Ok(undone)
     }
 
     /// Ends a lease that cannot go on: what it has not used is owed.
-    pub(super) async fn abandon(
+    pub(super) async fn abandon(&self, lease: Lease, reason: EndReason) -> Result<(), StoreError> {
+        match self.abandonment(lease, reason).await? {
+            Some(batch) => self.store.commit(batch).await,
+            None => Ok(()),
+        }
+    }
+
+    /// What is written of the end of a lease that cannot go on; nothing if it is over.
+    async fn abandonment(
         &self,
         mut lease: Lease,
         reason: EndReason,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Option<Batch>, StoreError> {
         // Nobody knows how long it ran since it was last charged.
         lease.recover(self.boot, self.clock.steady(), false);
         let balance = self.balance(&Account::Lease(lease.hash())).await?;
-        match lease.end(self.clock.steady(), balance, reason) {
-            Ok(settled) => self.store.commit(self.settlement(lease, settled)).await,
-            Err(_) => Ok(()),
-        }
+        let ended = lease.end(self.clock.steady(), balance, reason);
+        Ok(ended.ok().map(|settled| self.settlement(lease, settled)))
     }
 
     /// Ends a lease that is not running any more and whose end could not be written, when the disk was
@@ -85,10 +109,14 @@ impl Leases {
         }
     }
 
-    /// Whether the lease goes on.
-    async fn take_up(self: &Arc<Self>, record: StoredLease) -> Result<bool, StoreError> {
+    /// Begins to take up a lease that can go on: its hash is locked and has a place, its visitors wait, and a
+    /// task asks its pod.
+    async fn take_up(
+        self: &Arc<Self>,
+        record: StoredLease,
+    ) -> Result<Option<JoinHandle<Result<(), StoreError>>>, StoreError> {
         let StoredLease {
-            mut lease,
+            lease,
             upload,
             origin,
         } = record;
@@ -96,62 +124,105 @@ impl Leases {
         let Some((spec, upload, images)) = upload.and_then(|upload| self.read(&upload)) else {
             tracing::error!(pod = %hash, "its record cannot be read; its money is owed");
             self.abandon(lease, EndReason::Lost).await?;
-            return Ok(false);
+            return Ok(None);
         };
-        let attached = self.supervisor.attach(&spec).await;
-        // A pod that was held still while its lease ran was frozen, or not woken yet, when the host was
-        // killed: it has not run since then.
-        let ran = matches!(&attached, Ok(pod) if !pod.frozen);
-        lease.recover(self.boot, self.clock.steady(), ran);
-        if lease.is_frozen() && attached.is_err() {
-            let balance = self.balance(&Account::Lease(hash)).await?;
-            if lease.remaining_ms(self.clock.steady(), balance) < frost::RESUME_MS {
-                tracing::info!(pod = %hash, "was frozen, and lost while the host was away");
-                self.abandon(lease, EndReason::Expired).await?;
-                return Ok(false);
-            }
-        }
         let slot = self.slot(hash);
-        let progress = self.progress.begin(hash);
-        let reservation = self.admission.reserve_running(Machine::SMALL);
-        // Held until it runs again, so that an upload waits for it and extends it.
-        let mut state = Arc::clone(&slot.state).lock_owned().await;
-        match attached {
+        if spec.port.is_some() {
+            self.routes.expect(&hash);
+        }
+        let left = Left {
+            // Held until it runs again, so that an upload waits for it and extends it.
+            state: Arc::clone(&slot.state).lock_owned().await,
+            slot,
+            lease,
+            spec,
+            upload,
+            images,
+            origin,
+            reservation: Some(self.admission.reserve_running(Machine::SMALL)),
+            progress: self.progress.begin(hash),
+        };
+        let leases = Arc::clone(self);
+        Ok(Some(self.tasks.spawn(async move {
+            leases.attach_or_restart(left).await
+        })))
+    }
+
+    /// Attaches to the pod of a lease. If it is lost, another task starts it again.
+    async fn attach_or_restart(self: Arc<Self>, mut left: Left) -> Result<(), StoreError> {
+        let hash = left.slot.hash;
+        let attached = tokio::select! {
+            attached = self.supervisor.attach(&left.spec) => attached,
+            // The next process asks it.
+            () = self.closing.cancelled() => return Ok(()),
+        };
+        // A pod that was held still while its lease ran was frozen, or not woken yet, when the host was
+        // killed: it has not run since then. Of one whose programs have ended meanwhile nobody knows how
+        // long they ran.
+        let ran = matches!(&attached, Ok(pod) if !pod.frozen && !pod.has_ended());
+        left.lease.recover(self.boot, self.clock.steady(), ran);
+        let error = match attached {
             Ok(pod) => {
                 tracing::info!(pod = %hash, "taken up");
-                self.go_on(
-                    &slot,
-                    &mut state,
-                    lease,
-                    pod,
-                    upload,
-                    origin,
-                    reservation,
-                    &progress,
-                )
-                .await?;
+                return self.go_on(&mut left, pod).await;
             }
-            Err(error) => {
-                tracing::warn!(pod = %hash, %error, "was lost while the host was away; it is started again");
-                let leases = Arc::clone(self);
-                self.tasks.spawn(async move {
-                    let outcome = match leases.start(&spec, &images, &progress).await {
-                        Ok(pod) => leases.go_on(&slot, &mut state, lease, pod, upload, origin, reservation, &progress).await,
-                        // The next start of the daemon tries again; until then nothing is charged.
-                        Err(PlaceError::Closing) => Ok(()),
-                        Err(error) => {
-                            tracing::warn!(pod = %hash, %error, "could not be started again; its money is owed");
-                            progress.push(LeaseEventKind::Ended { reason: ApiEndReason::Lost });
-                            leases.abandon(lease, EndReason::Lost).await
-                        }
-                    };
-                    if let Err(error) = outcome {
-                        tracing::error!(pod = %hash, error = &error as &dyn std::error::Error, "not recorded");
-                    }
-                });
+            Err(error) => error,
+        };
+        if left.lease.is_frozen() {
+            let balance = self.balance(&Account::Lease(hash)).await?;
+            if left.lease.remaining_ms(self.clock.steady(), balance) < frost::RESUME_MS {
+                tracing::info!(pod = %hash, "was frozen, and lost while the host was away");
+                return self
+                    .give_up(&left, EndReason::Expired, ApiEndReason::Expired)
+                    .await;
             }
         }
-        Ok(true)
+        tracing::warn!(pod = %hash, %error, "was lost while the host was away; it is started again");
+        let leases = Arc::clone(&self);
+        self.tasks.spawn(async move { leases.restart(left).await });
+        Ok(())
+    }
+
+    async fn restart(self: Arc<Self>, mut left: Left) {
+        let hash = left.slot.hash;
+        let outcome = match self.start(&left.spec, &left.images, &left.progress).await {
+            Ok(pod) => match self.go_on(&mut left, pod).await {
+                Ok(()) => Ok(()),
+                Err(error) => {
+                    tracing::error!(pod = %hash, error = &error as &dyn std::error::Error, "that it goes on could not be recorded");
+                    // Without a record it must not run.
+                    self.supervisor.stop(&hash, Duration::ZERO).await;
+                    self.give_up(&left, EndReason::Lost, ApiEndReason::Lost)
+                        .await
+                }
+            },
+            // The next start of the daemon tries again; until then nothing is charged.
+            Err(PlaceError::Closing) => Ok(()),
+            Err(error) => {
+                tracing::warn!(pod = %hash, %error, "could not be started again; its money is owed");
+                self.give_up(&left, EndReason::Lost, ApiEndReason::Lost)
+                    .await
+            }
+        };
+        if let Err(error) = outcome {
+            tracing::error!(pod = %hash, error = &error as &dyn std::error::Error, "not recorded");
+        }
+    }
+
+    /// Ends a lease whose pod does not come back, as soon as that can be written; nobody waits for it any
+    /// more.
+    async fn give_up(
+        &self,
+        left: &Left,
+        reason: EndReason,
+        shown: ApiEndReason,
+    ) -> Result<(), StoreError> {
+        self.routes.remove(&left.slot.hash);
+        left.progress.push(LeaseEventKind::Ended { reason: shown });
+        match self.abandonment(left.lease, reason).await? {
+            Some(batch) => self.commit_at_last(batch).await,
+            None => Ok(()),
+        }
     }
 
     /// What the store has of an upload, as it was when it was uploaded.
@@ -167,21 +238,9 @@ impl Leases {
     }
 
     /// Lets a lease go on with a pod that runs.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "all that a running lease is made of"
-    )]
-    async fn go_on(
-        self: &Arc<Self>,
-        slot: &Arc<Slot>,
-        state: &mut Option<Running>,
-        mut lease: Lease,
-        pod: Pod,
-        upload: Arc<Upload>,
-        origin: LeaseOrigin,
-        reservation: Reservation,
-        progress: &Progress,
-    ) -> Result<(), StoreError> {
+    async fn go_on(self: &Arc<Self>, left: &mut Left, pod: Pod) -> Result<(), StoreError> {
+        let slot = Arc::clone(&left.slot);
+        let mut lease = left.lease;
         let balance = self.balance(&Account::Lease(slot.hash)).await?;
         let now = self.clock.steady();
         let paid = lease.remaining_ms(now, balance) >= frost::RESUME_MS;
@@ -201,19 +260,22 @@ impl Leases {
             lease,
             balance,
             pod: Arc::new(pod),
-            upload,
-            origin,
+            upload: Arc::clone(&left.upload),
+            origin: left.origin,
             said: None,
-            _reservation: reservation,
+            _reservation: left
+                .reservation
+                .take()
+                .unwrap_or_else(|| self.admission.reserve_running(Machine::SMALL)),
         };
-        self.publish(slot, &mut running, expires_at);
-        progress.phase(Phase::Running {
+        self.publish(&slot, &mut running, expires_at);
+        left.progress.phase(Phase::Running {
             expires_at,
             url: self.url(&slot.hash),
         });
         // If either fails the pod is lost, which whoever watches it hears.
         let adjusted = if lease.is_frozen() {
-            self.hold_still(slot, &running).await
+            self.hold_still(&slot, &running).await
         } else if is_still {
             self.supervisor.thaw(&slot.hash).await
         } else {
@@ -222,8 +284,22 @@ impl Leases {
         if let Err(error) = adjusted {
             tracing::warn!(pod = %slot.hash, %error, "could not be frozen, or go on");
         }
-        self.watch(Arc::clone(slot), Arc::clone(&running.pod));
-        *state = Some(running);
+        self.watch(Arc::clone(&slot), Arc::clone(&running.pod));
+        *left.state = Some(running);
         Ok(())
     }
+}
+
+/// A lease that an earlier process has left, with all that it needs to go on.
+struct Left {
+    slot: Arc<Slot>,
+    state: OwnedMutexGuard<Option<Running>>,
+    lease: Lease,
+    spec: PodSpec,
+    upload: Arc<Upload>,
+    images: Vec<ResolvedImage>,
+    origin: LeaseOrigin,
+    /// Given to the lease when it goes on.
+    reservation: Option<Reservation>,
+    progress: Arc<Progress>,
 }

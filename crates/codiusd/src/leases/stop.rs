@@ -47,7 +47,7 @@ pub(crate) enum StopError {
     /// Its pod is on its way, and its money is not touched.
     #[error("this lease is being started")]
     Starting,
-    /// Unless it was not running any more, it is over; the next start of the host settles it.
+    /// Unless it was not running any more, it is over; it is settled as soon as there is room to write.
     #[error("the host could not record the end of the lease")]
     Store(#[from] StoreError),
 }
@@ -68,7 +68,11 @@ impl Leases {
     }
 
     /// Ends a lease, if this key owns it. One that is over stays as it is.
-    pub(crate) async fn stop(&self, hash: ManifestHash, key: &KeyId) -> Result<Ending, StopError> {
+    pub(crate) async fn stop(
+        self: &Arc<Self>,
+        hash: ManifestHash,
+        key: &KeyId,
+    ) -> Result<Ending, StopError> {
         let slot = self.slot(hash);
         let mut lock = match Arc::clone(&slot.state).try_lock_owned() {
             Ok(lock) => lock,
@@ -111,7 +115,7 @@ impl Leases {
     }
 
     /// Ends the lease of a program of the host's own; what is left is owed to it.
-    pub(crate) async fn stop_own(&self, hash: &ManifestHash) -> Result<(), StoreError> {
+    pub(crate) async fn stop_own(self: &Arc<Self>, hash: &ManifestHash) -> Result<(), StoreError> {
         let slot = self.slot(*hash);
         let mut state = slot.state.lock().await;
         let _: Settlement = self.end_locked(&slot, &mut state, End::HostStopped).await?;

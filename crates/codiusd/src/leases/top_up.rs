@@ -44,7 +44,7 @@ impl Leases {
     /// How much a running lease still takes, so that it is paid for at most `price.max_duration_secs`
     /// ahead; none if it does not run. A lease that costs nothing takes nothing.
     pub(crate) fn room(&self, hash: &ManifestHash) -> Option<u64> {
-        if self.closing.is_cancelled() {
+        if self.closing.is_cancelled() || self.drain.is_on() {
             return None;
         }
         let shown = self.shown(hash)?;
@@ -70,6 +70,10 @@ impl Leases {
         let running = state.as_mut().ok_or(TopUpError::NotRunning)?;
         if self.closing.is_cancelled() {
             return Err(TopUpError::NotRunning);
+        }
+        // Nothing is sold beyond what is paid.
+        if self.drain.is_on() {
+            return Err(TopUpError::NoRoom);
         }
         let amount = commit.amount();
         let balance = running.with_more(

@@ -10,7 +10,7 @@ use std::{
     net::Ipv4Addr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::Arc,
+    sync::{Arc, mpsc::RecvTimeoutError},
     time::{Duration, Instant},
 };
 
@@ -45,6 +45,8 @@ pub(crate) struct Settings {
     pub(crate) max_unpacked_mib: u64,
     pub(crate) max_duration_secs: u64,
     pub(crate) on_shutdown: &'static str,
+    /// How long a pod whose money is used up is held still; most tests want it gone.
+    pub(crate) grace_secs: u64,
     /// The Interledger parent; without one the host is in local mode.
     pub(crate) parent: Option<String>,
     pub(crate) public_uri: Option<String>,
@@ -69,6 +71,9 @@ pub(crate) struct Settings {
     pub(crate) other_registry: Option<String>,
     /// Hosts that one test has at the same time have different ones, below 3.
     pub(crate) number: u8,
+    /// A file with the program, which `codiusd keep` is to run and to look up again. Without one, `codiusd` is
+    /// run by itself.
+    pub(crate) kept: Option<PathBuf>,
 }
 
 impl Default for Settings {
@@ -79,6 +84,7 @@ impl Default for Settings {
             max_unpacked_mib: 1024,
             max_duration_secs: 31 * 24 * 3600,
             on_shutdown: "stop",
+            grace_secs: 0,
             parent: None,
             public_uri: None,
             tests_itself: false,
@@ -92,6 +98,7 @@ impl Default for Settings {
             authorities: None,
             other_registry: None,
             number: 0,
+            kept: None,
         }
     }
 }
@@ -133,11 +140,17 @@ impl World {
             .create(true)
             .append(true)
             .open(self.log_path())?;
-        let program = env!("CARGO_BIN_EXE_codiusd");
+        let program = match &self.settings.kept {
+            Some(program) => program.to_str().context("its name is not UTF-8")?,
+            None => env!("CARGO_BIN_EXE_codiusd"),
+        };
         let mut command = match &self.settings.network {
             Some(network) => network.command(program),
             None => Command::new(program),
         };
+        if self.settings.kept.is_some() {
+            command.arg("keep");
+        }
         if let Some(authorities) = &self.settings.authorities {
             command.env("SSL_CERT_FILE", authorities);
         }
@@ -154,14 +167,19 @@ impl World {
             .context("codiusd has no standard output")?;
         self.process = Some(process);
         let (sender, ready) = std::sync::mpsc::channel();
+        // Read to the end: hosts that follow each other write to the same pipe.
         std::thread::spawn(move || {
-            let mut line = String::new();
-            let read = BufReader::new(output).read_line(&mut line);
-            let _ = sender.send(read.map(|_| line));
+            for line in BufReader::new(output).lines() {
+                let _ = sender.send(line);
+            }
         });
-        let line = ready
-            .recv_timeout(READY_TIMEOUT)
-            .context("codiusd was not ready in time")??;
+        let line = match ready.recv_timeout(READY_TIMEOUT) {
+            Ok(line) => line?,
+            Err(RecvTimeoutError::Disconnected) => bail!("codiusd did not start:\n{}", self.log()),
+            Err(RecvTimeoutError::Timeout) => {
+                bail!("codiusd was not ready in time:\n{}", self.log())
+            }
+        };
         let field = |name: &str| {
             let value = line
                 .split(' ')
@@ -184,6 +202,7 @@ impl World {
             max_unpacked_mib,
             max_duration_secs,
             on_shutdown,
+            grace_secs,
             parent,
             public_uri,
             tests_itself,
@@ -197,6 +216,7 @@ impl World {
             authorities: _,
             other_registry,
             number: _,
+            kept: _,
         } = &self.settings;
         let interledger = match parent {
             Some(parent) => format!("mode = \"uplink\"\nparent = {parent:?}"),
@@ -218,7 +238,7 @@ impl World {
              [price]\ncost_per_month = {cost_per_month:?}\nmax_duration_secs = {max_duration_secs}\n\
              [interledger]\n{interledger}\npayment_timeout_secs = 5\n\
              [pods]\naccelerator = \"tcg\"\nwarm = false\nmemory_mib = {memory_mib}\nport_timeout_secs = {port_timeout_secs}\n\
-             on_shutdown = \"{on_shutdown}\"\n\
+             on_shutdown = \"{on_shutdown}\"\ngrace_secs = {grace_secs}\nexpiry_notice_secs = [3600, 4]\n\
              [images]\ninsecure_registries = {registries:?}\nmax_unpacked_mib = {max_unpacked_mib}\n\
              [network]\npool = \"{a}.{b}.{c}.0/24\"\n{more}",
             data = self.data_dir(),
@@ -266,6 +286,12 @@ impl World {
         Ok(())
     }
 
+    /// The process that was started last: the host, or who keeps it.
+    pub(crate) fn process_id(&self) -> Result<u32> {
+        let process = self.process.as_ref().context("codiusd does not run")?;
+        Ok(process.id())
+    }
+
     /// As `kill -9` does.
     pub(crate) fn kill(&mut self) -> Result<()> {
         let mut process = self.process.take().context("codiusd does not run")?;
@@ -295,7 +321,7 @@ impl World {
     }
 
     /// The names of whatever belongs to the pods of this host begin with it.
-    fn prefix(&self) -> String {
+    pub(crate) fn prefix(&self) -> String {
         let data = fs::canonicalize(self.data_dir()).unwrap_or_else(|_| self.data_dir());
         format!("cd{}-", codius_microvm::Instance::of_data_dir(&data))
     }
@@ -377,6 +403,14 @@ impl World {
         let entries = store.entries(account, codius_store::MAX_ENTRIES).await?;
         store.close().await;
         Ok(entries)
+    }
+
+    /// The last lease of a program; the host must not run.
+    pub(crate) async fn lease(&self, hash: ManifestHash) -> Result<codius_ledger::Lease> {
+        let store = self.books().await?;
+        let stored = store.lease(hash).await?;
+        store.close().await;
+        Ok(stored.context("there was no lease")?.lease)
     }
 
     /// The books, which add up.

@@ -25,9 +25,9 @@ use super::{
 use crate::{
     api::{Api, Shared, json, pods},
     http_error::HttpError,
-    leases::{ReplyForm, StopError},
+    leases::{Leases, ReplyForm, StopError},
     orders::{PaidRequest, What},
-    refund::{Destination, InvalidDestination},
+    refund::{Destination, InvalidDestination, Refunds},
     signatures::Purpose,
 };
 
@@ -139,29 +139,32 @@ pub(super) async fn stop(
     let span = tracing::info_span!("stop", %hash);
     let stopping = api.leases.tasks.spawn({
         let api = Arc::clone(&api);
-        async move { end_and_refund(&api, hash, &key, to).await }.instrument(span)
+        async move { end_and_refund(&api.leases, &api.refunds, hash, &key, to).await }
+            .instrument(span)
     });
     let stopped = stopping.await.map_err(|_| HttpError::internal())?;
     Ok(json(StatusCode::OK, &stopped.map_err(refused)?))
 }
 
-async fn end_and_refund(
-    api: &Api,
+/// Ends a lease for its owner, and sends what is his.
+pub(crate) async fn end_and_refund(
+    leases: &Arc<Leases>,
+    refunds: &Refunds,
     hash: ManifestHash,
     key: &KeyId,
     to: Option<Destination>,
 ) -> Result<StopReply, StopError> {
-    let ending = api.leases.stop(hash, key).await?;
+    let ending = leases.stop(hash, key).await?;
     let refunded = match to {
         Some(to) => {
             let from = Account::Owed(hash);
-            api.refunds
+            refunds
                 .send(&from, ending.refundable, to, REFUND_PATIENCE)
                 .await
         }
         None => 0,
     };
-    let owed = api.leases.owed(hash).await?;
+    let owed = leases.owed(hash).await?;
     tracing::info!(used = ending.used, refunded, owed, "stopped");
     Ok(StopReply {
         manifest_hash: hash,

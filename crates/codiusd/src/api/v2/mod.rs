@@ -22,6 +22,8 @@ use axum::{
     routing::{get, post},
 };
 
+#[cfg(any(test, feature = "simulation"))]
+pub(crate) use leases::end_and_refund;
 pub(super) use logs::followers as log_followers;
 pub(super) use problem::Problem;
 
