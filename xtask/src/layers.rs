@@ -91,7 +91,10 @@ pub(crate) fn check() -> Result<()> {
         .collect();
     for package in metadata.workspace_packages() {
         let name = package.name.as_str();
-        if matches!(name, "xtask" | "codius-testkit" | "codius-bench") {
+        if matches!(
+            name,
+            "xtask" | "codius-testkit" | "codius-bench" | "codius-crash"
+        ) {
             continue;
         }
         let Some(&own) = rank.get(name) else {

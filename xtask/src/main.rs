@@ -3,6 +3,7 @@
 mod bench;
 mod build;
 mod check;
+mod crash;
 mod demo;
 mod fuzz;
 mod guest;
@@ -61,6 +62,18 @@ enum Command {
         /// Measurements of each figure; the median is printed
         #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..))]
         runs: u32,
+        /// Install missing packages without asking
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Kill a real host with real pods under load, and check its books and the process table
+    Crash {
+        /// How often something is killed
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+        kills: u32,
+        /// Gives the same events again; without it a new one is drawn
+        #[arg(long)]
+        seed: Option<u64>,
         /// Install missing packages without asking
         #[arg(long)]
         yes: bool,
@@ -133,6 +146,7 @@ fn run() -> Result<()> {
         Command::Interop { yes } => check::interop(yes),
         Command::Test { yes, filter } => check::test(yes, &filter),
         Command::Bench { name, runs, yes } => bench::run(name, runs, yes),
+        Command::Crash { kills, seed, yes } => crash::run(kills, seed, yes),
         Command::Fuzz { seconds, target } => fuzz::run(seconds, &target),
         Command::Guest { kernel, modules } => {
             let guest = guest::build(&guest::default_dir(), &guest::Options { kernel, modules })?;

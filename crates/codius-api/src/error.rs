@@ -115,6 +115,8 @@ pub enum Trouble {
     ImageTooLarge,
     /// The image is broken, not for this platform, or not what its digest says.
     ImageInvalid,
+    /// The operator of the host does not run this image or this manifest. Take another host.
+    NotAllowed,
     /// A registry does not answer. Try again later.
     RegistryUnavailable,
     /// No room for another pod. Take another host or come back.

@@ -7,7 +7,8 @@ use codius_api::{
     v2::{
         Capacity, CreateLeaseRequest, DurationRange, Ended, ExtendLeaseRequest, HostReply,
         IsolationInfo, LeaseReply, LeaseState, LogLine, LogStreamName, MachineInfo, Price,
-        QuoteReply, QuoteRequest, RefundTo, StopReply, StopRequest,
+        QuoteReply, QuoteRequest, RefundReply, RefundRequest, RefundState, RefundTo, StopReply,
+        StopRequest,
     },
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -113,10 +114,20 @@ fn leases() {
             manifest: json!({"name": "a"}),
             private: None,
             duration_seconds: 600,
+            refund_to: None,
         },
         text,
     );
     no_more_members::<CreateLeaseRequest>(text);
+    agree(
+        &CreateLeaseRequest {
+            manifest: json!({}),
+            private: None,
+            duration_seconds: 1,
+            refund_to: Some("$wallet.example/alice".into()),
+        },
+        r#"{"manifest":{},"duration_seconds":1,"refund_to":"$wallet.example/alice"}"#,
+    );
     for text in [
         r#"{"manifest":{}}"#,
         r#"{"manifest":{},"duration_seconds":-1}"#,
@@ -151,6 +162,8 @@ fn leases() {
         asset: asset(),
         owner: Some(KEY.into()),
         ended: None,
+        owed: None,
+        refund: None,
     };
     agree(
         &running,
@@ -170,10 +183,18 @@ fn leases() {
             ended: Some(Ended {
                 reason: EndReason::Stopped,
             }),
+            owed: Some(Units(3)),
+            refund: Some(RefundState {
+                to: None,
+                due: Units(5),
+                sent: Units::ZERO,
+                next_try: Some("2026-11-23T16:11:00.000Z".parse().unwrap()),
+                trouble: None,
+            }),
             ..running
         },
         &format!(
-            r#"{{"manifest_hash":"{HASH}","state":"ended","url":null,"manifest":null,"created_at":"2026-11-23T16:00:00.000Z","expires_at":null,"balance":"0","price_per_second":"3.80","asset":{{"code":"XRP","scale":9}},"owner":null,"ended":{{"reason":"stopped"}}}}"#
+            r#"{{"manifest_hash":"{HASH}","state":"ended","url":null,"manifest":null,"created_at":"2026-11-23T16:00:00.000Z","expires_at":null,"balance":"0","price_per_second":"3.80","asset":{{"code":"XRP","scale":9}},"owner":null,"ended":{{"reason":"stopped"}},"owed":"3","refund":{{"due":"5","sent":"0","next_try":"2026-11-23T16:11:00.000Z"}}}}"#
         ),
     );
     for (state, text) in [
@@ -207,6 +228,37 @@ fn stops() {
             owed: Units::ZERO,
         },
         &format!(r#"{{"manifest_hash":"{HASH}","used":"84","refunded":"2200","owed":"0"}}"#),
+    );
+}
+
+#[test]
+fn refunds() {
+    let text = r#"{"refund_to":"$wallet.example/alice"}"#;
+    agree(
+        &RefundRequest {
+            refund: None,
+            refund_to: Some("$wallet.example/alice".into()),
+        },
+        text,
+    );
+    no_more_members::<RefundRequest>(text);
+    agree(
+        &RefundReply {
+            manifest_hash: HASH.parse().unwrap(),
+            refunded: Units(2200),
+            owed: Units(4),
+        },
+        &format!(r#"{{"manifest_hash":"{HASH}","refunded":"2200","owed":"4"}}"#),
+    );
+    agree(
+        &RefundState {
+            to: Some("https://wallet.example/alice".into()),
+            due: Units(1),
+            sent: Units(2),
+            next_try: None,
+            trouble: Some("it does not answer in time".into()),
+        },
+        r#"{"to":"https://wallet.example/alice","due":"1","sent":"2","trouble":"it does not answer in time"}"#,
     );
 }
 

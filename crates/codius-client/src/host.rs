@@ -23,6 +23,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 const PAID_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 /// The longest body that is read, but for logs and events.
 const MAX_BODY_BYTES: usize = 4 * 1024 * 1024;
+/// What asks for a payment pointer.
+const ACCEPT_SPSP: &str = "application/spsp4+json, application/spsp+json";
 /// What the original's tool sends; hosts ignore it.
 const ACCEPT: &str = "application/codius-v1+json";
 
@@ -34,6 +36,7 @@ pub struct HostClient {
     pub(crate) origin: Url,
     pub(crate) answer_timeout: Duration,
     pub(crate) paid_timeout: Duration,
+    pub(crate) refund_to: Option<String>,
 }
 
 /// What a host has answered.
@@ -74,6 +77,7 @@ impl HostClient {
             origin,
             answer_timeout: ANSWER_TIMEOUT,
             paid_timeout: PAID_TIMEOUT,
+            refund_to: None,
         })
     }
 
@@ -103,6 +107,13 @@ impl HostClient {
     #[must_use]
     pub fn placing_within(mut self, timeout: Duration) -> Self {
         self.paid_timeout = timeout;
+        self
+    }
+
+    /// Where the host sends what uploads have not used when they end: a payment pointer.
+    #[must_use]
+    pub fn refunding_to(mut self, pointer: Option<&str>) -> Self {
+        self.refund_to = pointer.map(str::to_owned);
         self
     }
 
@@ -166,7 +177,11 @@ impl HostClient {
         limit: u64,
     ) -> Result<PaidAnswer<PodReply>, ClientError> {
         self.paid(wallet, limit, None, || {
-            self.upload_request(Method::POST, upload, duration_secs)
+            let request = self.upload_request(Method::POST, upload, duration_secs);
+            match &self.refund_to {
+                Some(pointer) => request.header("Refund-To", pointer),
+                None => request,
+            }
         })
         .await
     }
@@ -202,6 +217,41 @@ impl HostClient {
             return Err(self.refusal(response, Receipt::default()).await);
         }
         Ok(response)
+    }
+
+    /// Where the lease of a hash is paid by its payment pointer (RFC 9).
+    pub(crate) async fn pointer(&self, hash: &ManifestHash) -> Result<Demand, ClientError> {
+        #[derive(serde::Deserialize)]
+        struct Spsp {
+            destination_account: String,
+            shared_secret: String,
+        }
+        #[derive(serde::Deserialize)]
+        struct SpspError {
+            message: String,
+        }
+        let url = format!("{}/{hash}", self.origin());
+        let request = self.http.get(url).header(header::ACCEPT, ACCEPT_SPSP);
+        let response = self.send(request.timeout(self.answer_timeout)).await?;
+        let status = response.status();
+        let body = match self.body(response).await {
+            Ok(body) => body,
+            Err(BodyError::Cut(source)) => return Err(self.unreachable(source)),
+            Err(BodyError::TooLong) => {
+                return Err(self.not_a_host("its answer is too long", Receipt::default()));
+            }
+        };
+        if !status.is_success() {
+            let reason = match serde_json::from_slice::<SpspError>(&body) {
+                Ok(error) => error.message,
+                Err(_) => format!("its payment pointer answers {status}"),
+            };
+            return Err(ClientError::NoPayment { reason });
+        }
+        serde_json::from_slice::<Spsp>(&body)
+            .ok()
+            .and_then(|spsp| Demand::of_pointer(&spsp.destination_account, &spsp.shared_secret))
+            .ok_or_else(|| self.not_a_host("it has no payment pointers", Receipt::default()))
     }
 
     /// Sends a request, pays what the host asks for it, and sends it again. The limit is in the host's

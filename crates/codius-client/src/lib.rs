@@ -13,6 +13,7 @@
 
 mod error;
 mod events;
+mod flow;
 mod host;
 mod listen;
 mod payment;
@@ -27,6 +28,7 @@ mod wallet_check;
 pub use codius_signature::{Key, KeyId};
 pub use error::{ClientError, PaidThen};
 pub use events::Events;
+pub use flow::Flow;
 pub use host::{Answer, HostClient, PaidAnswer};
 pub use listen::Listener;
 pub use payment::{PayToken, Receipt};

@@ -57,13 +57,18 @@ pub struct Receipt {
 
 /// What a `Pay` header asks for: `interledger-stream ADDRESS SECRET [PRICE]`.
 pub(crate) struct Demand {
-    address: Address,
-    secret: SharedSecret,
+    pub(crate) address: Address,
+    pub(crate) secret: SharedSecret,
     /// In the host's units; hosts of the first generation do not say.
     pub(crate) price: Option<u64>,
 }
 
 impl Demand {
+    /// What a payment pointer answers (RFC 9): an address, and a secret in base64.
+    pub(crate) fn of_pointer(address: &str, secret: &str) -> Option<Self> {
+        Self::parse(&format!("interledger-stream {address} {secret}"))
+    }
+
     pub(crate) fn parse(header: &str) -> Option<Self> {
         let mut words = header.split(' ').filter(|word| !word.is_empty());
         if words.next()? != "interledger-stream" {

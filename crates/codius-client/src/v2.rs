@@ -26,6 +26,20 @@ pub struct LogQuery {
     pub after: Option<String>,
 }
 
+impl LogQuery {
+    fn in_url(&self) -> String {
+        let mut text = form_urlencoded::Serializer::new(String::new());
+        text.append_pair("follow", if self.follow { "true" } else { "false" });
+        if let Some(container) = &self.container {
+            text.append_pair("container", container);
+        }
+        if let Some(since) = &self.since {
+            text.append_pair("since", since);
+        }
+        text.finish()
+    }
+}
+
 /// Lines of a log as they come.
 #[derive(Debug)]
 pub struct LogEvents {
@@ -97,7 +111,11 @@ impl HostClient {
         limit: u64,
     ) -> Result<PaidAnswer<LeaseReply>, ClientError> {
         let path = "/api/v2/leases";
-        let body = with_duration(document, duration_secs);
+        let mut wanted = document.clone();
+        if let (Value::Object(wanted), Some(pointer)) = (&mut wanted, &self.refund_to) {
+            wanted.insert("refund_to".to_owned(), pointer.as_str().into());
+        }
+        let body = with_duration(&wanted, duration_secs);
         self.paid(wallet, limit, Some(signer), || {
             self.signed(signer, self.post(path, &body), &Method::POST, path, &body)
         })
@@ -151,15 +169,7 @@ impl HostClient {
         query: &LogQuery,
         signer: &Signer,
     ) -> Result<LogEvents, ClientError> {
-        let mut text = form_urlencoded::Serializer::new(String::new());
-        text.append_pair("follow", if query.follow { "true" } else { "false" });
-        if let Some(container) = &query.container {
-            text.append_pair("container", container);
-        }
-        if let Some(since) = &query.since {
-            text.append_pair("since", since);
-        }
-        let path = format!("/api/v2/leases/{hash}/logs?{}", text.finish());
+        let path = format!("/api/v2/leases/{hash}/logs?{}", query.in_url());
         let response = self
             .send_signed(signer, || {
                 let mut request = self.request(Method::GET, &path);

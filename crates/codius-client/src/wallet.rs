@@ -27,6 +27,8 @@ pub struct Wallet(Arc<Inner>);
 
 struct Inner {
     sender: Arc<dyn PacketSender>,
+    /// The connection, if there is one of its own.
+    link: Option<BtpClient>,
     address: Address,
     asset: AssetDetails,
     incoming: Arc<Incoming>,
@@ -67,7 +69,8 @@ impl Wallet {
             scale: configuration.asset_scale,
         };
         Ok(Self(Arc::new(Inner {
-            sender: Arc::new(Sender(client)),
+            sender: Arc::new(Sender(client.clone())),
+            link: Some(client),
             address: configuration.client_address,
             host_scale: asset.scale,
             asset,
@@ -85,6 +88,7 @@ impl Wallet {
     ) -> Self {
         Self(Arc::new(Inner {
             sender,
+            link: None,
             address,
             host_scale: asset.scale,
             asset,
@@ -107,12 +111,18 @@ impl Wallet {
     pub fn purse(&self, host_scale: u8) -> Self {
         Self(Arc::new(Inner {
             sender: Arc::clone(&self.0.sender),
+            link: self.0.link.clone(),
             address: self.0.address.clone(),
             asset: self.0.asset.clone(),
             incoming: Arc::clone(&self.0.incoming),
             host_scale,
             opened: Mutex::default(),
         }))
+    }
+
+    /// The connection is lost: nothing can be paid by this wallet any more.
+    pub fn is_lost(&self) -> bool {
+        self.0.link.as_ref().is_some_and(BtpClient::is_closed)
     }
 
     /// The least of our units that are worth so many of the host's; `None` if there is no such number.

@@ -41,6 +41,7 @@ pub(crate) fn write(tree: &Tree, spools: &[File], output: File) -> Result<(), Fa
         buffer: Vec::with_capacity(2 * FLUSH_FROM),
         names: vec![0; tree.nodes()],
         written: HashMap::new(),
+        parents: HashMap::new(),
     };
     archive.count_names();
     if let NodeKind::Directory(_) = tree.root().kind {
@@ -58,11 +59,14 @@ struct Archive<'a> {
     buffer: Vec<u8>,
     /// How many names each node has.
     names: Vec<u32>,
-    /// The first name of nodes that have several.
-    written: HashMap<NodeId, Vec<u8>>,
+    /// The first name of nodes that have several, and the directory it is in. Not its path: a few
+    /// hundred thousand of these, 4 KiB each, would be a bomb.
+    written: HashMap<NodeId, (NodeId, &'a [u8])>,
+    /// The same for directories, which have one name each.
+    parents: HashMap<NodeId, (NodeId, &'a [u8])>,
 }
 
-impl Archive<'_> {
+impl<'a> Archive<'a> {
     fn count_names(&mut self) {
         let mut todo = vec![0];
         while let Some(node) = todo.pop() {
@@ -77,7 +81,8 @@ impl Archive<'_> {
 
     /// Writes what is in a directory. The depth of the tree is bounded where it is built.
     fn directory(&mut self, node: NodeId, path: &mut Vec<u8>) -> Result<(), Fault> {
-        let NodeKind::Directory(names) = &self.tree.node(node).kind else {
+        let tree = self.tree;
+        let NodeKind::Directory(names) = &tree.node(node).kind else {
             return Ok(());
         };
         let length = path.len();
@@ -93,16 +98,22 @@ impl Archive<'_> {
                     shown(path)
                 )));
             }
-            self.node(link.node, path)?;
+            self.node(link.node, path, (node, name))?;
             path.truncate(length);
         }
         Ok(())
     }
 
-    fn node(&mut self, id: NodeId, path: &mut Vec<u8>) -> Result<(), Fault> {
-        let node = self.tree.node(id);
+    fn node(
+        &mut self,
+        id: NodeId,
+        path: &mut Vec<u8>,
+        name: (NodeId, &'a [u8]),
+    ) -> Result<(), Fault> {
+        let tree = self.tree;
+        let node = tree.node(id);
         if let Some(first) = self.written.get(&id) {
-            let first = first.clone();
+            let first = self.path_of(*first);
             self.header(path, EntryType::Link, &first, 0, &node.meta)?;
             return Ok(());
         }
@@ -110,6 +121,7 @@ impl Archive<'_> {
             NodeKind::Dropped => return Ok(()),
             NodeKind::Directory(_) => {
                 self.header(path, EntryType::Directory, b"", 0, &node.meta)?;
+                self.parents.insert(id, name);
                 return self.directory(id, path);
             }
             NodeKind::Symlink(target) => {
@@ -126,9 +138,20 @@ impl Archive<'_> {
             }
         }
         if self.names[id] > 1 {
-            self.written.insert(id, path.clone());
+            self.written.insert(id, name);
         }
         Ok(())
+    }
+
+    /// The path of a name in a directory. No longer than the paths that were written before it.
+    fn path_of(&self, (mut directory, name): (NodeId, &'a [u8])) -> Vec<u8> {
+        let mut parts = vec![name];
+        while let Some((parent, name)) = self.parents.get(&directory) {
+            parts.push(name);
+            directory = *parent;
+        }
+        parts.reverse();
+        parts.join(&b'/')
     }
 
     fn contents(&mut self, layer: usize, offset: u64, size: u64) -> Result<(), Fault> {

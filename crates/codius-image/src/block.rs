@@ -6,7 +6,8 @@
 //!
 //! Trap: version 4.5.1 of the program ignores `-root-uid` and `-root-gid` and gives the root
 //! directory to whoever runs it. So it is run under ids that no file of the image has, and these are
-//! replaced in the squashfs's table of ids afterwards.
+//! replaced in the squashfs's table of ids afterwards. It ignores `-root-time` too and takes the time of
+//! day, which is replaced in the root's inode.
 //!
 //! Nothing is compressed. Under emulation the guest's CPU is the scarce thing, and with hardware
 //! virtualisation the host's page cache is shared by all pods of an image either way; compression
@@ -43,6 +44,11 @@ const LIMITER: &str = "prlimit";
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 /// Memory for the program's own buffers.
 const MEMORY: &str = "128M";
+/// All that the program may allocate: an image of as many files as the limits allow, with the longest
+/// paths, takes less (docs/images.md has the measurement).
+const DATA_BYTES: u64 = 1 << 30;
+/// Different owners and groups that a squashfs can have, less the two that the program runs as.
+const MOST_IDS: usize = 65_536 - 2;
 /// Bytes of the program's messages that are kept.
 const MESSAGE_BYTES: u64 = 4096;
 /// Ids that belong to no fixed user: those systemd gives out for a while (DynamicUser).
@@ -56,42 +62,67 @@ const OVERHEAD: u64 = 1024;
 const SUPERBLOCK_BYTES: usize = 96;
 const MAGIC: [u8; 4] = *b"hsqs";
 const ID_COUNT_AT: usize = 26;
+const ROOT_INODE_AT: usize = 32;
 const BYTES_USED_AT: usize = 40;
 const ID_TABLE_AT: usize = 48;
+const INODE_TABLE_AT: usize = 64;
+/// Bytes of a metadata block, without the two in front of it.
+const METADATA_BYTES: u64 = 8192;
+/// Of an inode of any kind: its time of modification, four bytes.
+const MTIME_AT: u64 = 8;
+/// The two kinds of inodes of directories.
+const DIRECTORIES: [u64; 2] = [1, 8];
 /// Ids in one block of their table.
 const IDS_PER_BLOCK: usize = 2048;
 /// Marks a metadata block that is not compressed, in its first two bytes.
 const NOT_COMPRESSED: u16 = 0x8000;
 
-/// Whom the program runs as, and whom the root directory is to belong to instead: owner and group.
+/// Whom the program runs as, and whom the root directory is to belong to instead (owner and group), with
+/// its time.
 #[derive(Debug, Clone, Copy)]
 struct Owners {
     runs_as: [u32; 2],
     root: [u32; 2],
+    root_time: u32,
 }
 
 impl Owners {
     fn of(tree: &Tree) -> Result<Self, Fault> {
         let meta = &tree.root().meta;
-        let root = [meta.uid, meta.gid];
+        let (root, root_time) = ([meta.uid, meta.gid], meta.mtime);
         // Without root there is no choice; a file of the image that has our own ids then gets the
         // root's as well. Only tests can run like this: a pod's network needs root.
         if !geteuid().is_root() {
             return Ok(Self {
                 runs_as: [geteuid().as_raw(), getegid().as_raw()],
                 root,
+                root_time,
             });
         }
         let used = tree.ids();
+        if used.len() > MOST_IDS {
+            return Err(Fault::too_large(format!(
+                "its files have {} owners and groups, the most allowed are {MOST_IDS}",
+                used.len()
+            )));
+        }
         let mut spare = SPARE_IDS.filter(|id| !used.contains(id));
         match (spare.next(), spare.next()) {
             (Some(uid), Some(gid)) => Ok(Self {
                 runs_as: [uid, gid],
                 root,
+                root_time,
             }),
             _ => Err(Fault::too_large("its files have too many owners")),
         }
     }
+}
+
+/// What the block image of a tree takes at most.
+pub(crate) fn most_bytes(tree: &Tree, contents_bytes: u64) -> u64 {
+    contents_bytes
+        .saturating_add(BASE_BYTES)
+        .saturating_add((tree.nodes() as u64).saturating_mul(OVERHEAD))
 }
 
 /// Where `sqfstar` is.
@@ -113,9 +144,7 @@ pub(crate) async fn build(
     output: File,
     deadline: Duration,
 ) -> Result<u64, Fault> {
-    let most = contents_bytes
-        .saturating_add(BASE_BYTES)
-        .saturating_add((tree.nodes() as u64).saturating_mul(OVERHEAD));
+    let most = most_bytes(&tree, contents_bytes);
     let owners = Owners::of(&tree)?;
     let mut child = spawn(&program, &tree, owners, &output, most)?;
     let input = child
@@ -174,7 +203,8 @@ fn spawn(
     // here would need a capability that root in a container often lacks.
     let mut command = Command::new(LIMITER);
     command
-        .args([&format!("--fsize={most}"), "--core=0", "--"])
+        .args([&format!("--fsize={most}"), &format!("--data={DATA_BYTES}")])
+        .args(["--core=0", "--"])
         .arg(program)
         // Without -force it takes the empty file for one to append to.
         .args([
@@ -195,7 +225,6 @@ fn spawn(
             MEMORY,
         ])
         .args(["-root-mode", &format!("{:o}", root.mode)])
-        .args(["-root-time", &root.mtime.to_string()])
         .arg("/proc/self/fd/1")
         .env_clear()
         .env("PATH", PATH)
@@ -228,6 +257,7 @@ fn finish(output: &File, owners: Owners) -> Result<u64, Fault> {
         return Err(broken("a broken file system"));
     }
     give_root(output, &superblock, owners)?;
+    date_root(output, &superblock, owners.root_time)?;
     if geteuid().is_root() {
         fchown(output, Some(Uid::ROOT), Some(Gid::ROOT)).map_err(io::Error::from)?;
     }
@@ -258,6 +288,30 @@ fn give_root(output: &File, superblock: &[u8], owners: Owners) -> io::Result<()>
             }
         }
         output.write_all_at(&ids, at + 2)?;
+    }
+    Ok(())
+}
+
+/// Replaces the time of the root directory. Its inode may lie in two metadata blocks, so each byte is
+/// looked for by itself.
+fn date_root(output: &File, superblock: &[u8], time: u32) -> io::Result<()> {
+    let table = number(&superblock[INODE_TABLE_AT..][..8]);
+    let root = number(&superblock[ROOT_INODE_AT..][..8]);
+    let (block, offset) = (table + (root >> 16), root & 0xffff);
+    let place = |at: u64| {
+        let at = offset + at;
+        // Uncompressed blocks are full, but for the last.
+        block + 2 + at + 2 * (at / METADATA_BYTES)
+    };
+    let mut kind = [0; 2];
+    for (at, byte) in (0..).zip(&mut kind) {
+        output.read_exact_at(std::slice::from_mut(byte), place(at))?;
+    }
+    if !DIRECTORIES.contains(&number(&kind)) {
+        return Err(io::Error::other("sqfstar made a root that is no directory"));
+    }
+    for (at, byte) in (MTIME_AT..).zip(time.to_le_bytes()) {
+        output.write_all_at(&[byte], place(at))?;
     }
     Ok(())
 }

@@ -18,6 +18,10 @@ pub(crate) enum Fault {
     Invalid(String),
     /// The registry did not answer, or not in time.
     Unavailable(String),
+    /// The operator does not want it here; the text is the rule that says so.
+    Denied(String),
+    /// There is no room for it now.
+    NoRoom(String),
     /// This host's disk or tools failed.
     Host(io::Error),
 }
@@ -56,6 +60,14 @@ impl Fault {
                 reference,
                 reason: reason.clone(),
             },
+            Self::Denied(rule) => ImageError::Denied {
+                reference,
+                rule: rule.clone(),
+            },
+            Self::NoRoom(reason) => ImageError::NoRoom {
+                reference,
+                reason: reason.clone(),
+            },
             // An io::Error cannot be shared between callers, so each gets one with the same text.
             Self::Host(source) => ImageError::Host {
                 reference,
@@ -68,6 +80,13 @@ impl Fault {
 /// Only errors of this host's own files and processes are converted with `?`.
 impl From<io::Error> for Fault {
     fn from(error: io::Error) -> Self {
+        // The floor of free space keeps this from happening, unless somebody else fills the disk.
+        if matches!(
+            error.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        ) {
+            return Self::NoRoom("this host's disk is full".into());
+        }
         Self::Host(error)
     }
 }

@@ -9,6 +9,10 @@ use crate::fault::Fault;
 pub(crate) const BLOCK: usize = 512;
 /// Bytes of the name of an extended attribute (Linux XATTR_NAME_MAX).
 const XATTR_NAME_BYTES: usize = 255;
+/// Bytes of the value of an extended attribute (Linux XATTR_SIZE_MAX).
+const XATTR_VALUE_BYTES: usize = 64 << 10;
+/// Keys of pax records that are extended attributes, as star and everyone after it writes them.
+const XATTR_PREFIX: &[u8] = b"SCHILY.xattr.";
 /// Extended attributes of one file.
 const MAX_XATTRS: usize = 64;
 
@@ -147,6 +151,11 @@ impl Extensions {
                 .position(|byte| *byte == b'=')
                 .ok_or_else(broken)?;
             let (key, value) = (&pair[..equals], &pair[equals + 1..]);
+            if key.starts_with(XATTR_PREFIX) && value.len() > XATTR_VALUE_BYTES {
+                return Err(Fault::too_large(format!(
+                    "it has an extended attribute of more than {XATTR_VALUE_BYTES} bytes"
+                )));
+            }
             self.set(key, value).ok_or_else(broken)?;
             if self.xattrs.len() > MAX_XATTRS {
                 return Err(Fault::too_large(format!(
@@ -177,7 +186,7 @@ impl Extensions {
                 });
             }
             _ => {
-                if let Some(name) = key.strip_prefix(b"SCHILY.xattr.")
+                if let Some(name) = key.strip_prefix(XATTR_PREFIX)
                     && is_kept(name)
                 {
                     self.xattrs.retain(|xattr| *xattr.name != *name);

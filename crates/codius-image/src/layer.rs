@@ -29,6 +29,8 @@ use crate::{
 
 /// Buffer between decompression and the spool file.
 const BUFFER: usize = 256 << 10;
+/// Room on disk is asked for in steps of at least so many bytes.
+const ROOM_BYTES: u64 = 8 << 20;
 /// Bytes of one extended header. Attribute values are at most 64 KiB in Linux.
 const EXTENSION_BYTES: u64 = 1 << 20;
 /// What an entry costs in memory besides its names; an estimate on the safe side.
@@ -88,19 +90,23 @@ pub(crate) struct Meta {
     pub(crate) xattrs: Vec<Xattr>,
 }
 
+/// Asked before so many bytes more are written to disk. Blocks.
+pub(crate) type AskForRoom = Box<dyn Fn(u64) -> Result<(), Fault> + Send + Sync>;
+
 /// What all layers of one image use together.
-#[derive(Debug)]
 pub(crate) struct Budget {
     limits: Arc<ImageLimits>,
+    room: AskForRoom,
     uncompressed: AtomicU64,
     entries: AtomicU64,
     metadata: AtomicU64,
 }
 
 impl Budget {
-    pub(crate) fn new(limits: Arc<ImageLimits>) -> Self {
+    pub(crate) fn new(limits: Arc<ImageLimits>, room: AskForRoom) -> Self {
         Self {
             limits,
+            room,
             uncompressed: AtomicU64::new(0),
             entries: AtomicU64::new(0),
             metadata: AtomicU64::new(0),
@@ -202,6 +208,7 @@ pub(crate) fn read(
     let mut spool = Spool {
         file: BufWriter::with_capacity(BUFFER, spool),
         length: 0,
+        granted: 0,
     };
     let entries = read_archive(&mut source, &mut spool)?;
     source.drain()?;
@@ -276,7 +283,7 @@ impl Source<'_> {
     fn pass(
         &mut self,
         mut length: u64,
-        mut each: impl FnMut(&[u8]) -> io::Result<()>,
+        mut each: impl FnMut(&[u8]) -> Result<(), Fault>,
     ) -> Result<(), Fault> {
         while length > 0 {
             let bytes = self.next(length)?;
@@ -344,6 +351,23 @@ impl Source<'_> {
 struct Spool {
     file: BufWriter<File>,
     length: u64,
+    /// For how much there is room.
+    granted: u64,
+}
+
+impl Spool {
+    /// Writes what has arrived, not what a header promises: a promise takes no room from others.
+    fn write(&mut self, bytes: &[u8], room: &AskForRoom) -> Result<(), Fault> {
+        let length = self.length + bytes.len() as u64;
+        if length > self.granted {
+            let more = (length - self.granted).max(ROOM_BYTES);
+            room(more)?;
+            self.granted += more;
+        }
+        self.file.write_all(bytes)?;
+        self.length = length;
+        Ok(())
+    }
 }
 
 fn read_archive(source: &mut Source<'_>, spool: &mut Spool) -> Result<Vec<Entry>, Fault> {
@@ -439,8 +463,8 @@ fn read_entry(
         }
     };
     if let EntryKind::File { .. } = kind {
-        source.pass(size, |bytes| spool.file.write_all(bytes))?;
-        spool.length += size;
+        let budget = source.budget;
+        source.pass(size, |bytes| spool.write(bytes, &budget.room))?;
         source.skip(padding(size))?;
     } else {
         source.skip(size + padding(size))?;
@@ -488,7 +512,7 @@ mod tests {
     use super::*;
 
     fn read_bytes(bytes: Vec<u8>) -> Result<Layer, Fault> {
-        let budget = Budget::new(Arc::new(ImageLimits::default()));
+        let budget = Budget::new(Arc::new(ImageLimits::default()), Box::new(|_| Ok(())));
         let length = bytes.len() as u64;
         read(
             io::Cursor::new(bytes),

@@ -11,7 +11,11 @@
 //! tree        the layers' entries applied in memory: whiteouts, links, replaced directories
 //! archive     the tree as one clean tar, contents copied from the spool files
 //! block       `sqfstar`, unprivileged, reading that tar from a pipe → one squashfs file
-//! store       one job per digest, published by rename, found again after a restart
+//! pull        all of that for one image, with its deadlines
+//! room        the disk that images may take, and which of them go when there is too little
+//! shelf       the files: published by rename, put in order after a crash
+//! policy      which images the operator runs, and which ones stay
+//! store       all images: one job per digest, shared by all who wait for it
 //! ```
 //!
 //! Images are hostile. Nothing is ever unpacked onto this host's file system: a path of a layer is
@@ -27,17 +31,25 @@ mod audience;
 mod block;
 mod digest;
 mod fault;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod header;
 mod layer;
 mod limits;
 mod manifest;
 mod place;
+mod policy;
+mod pull;
 mod reference;
 mod registry;
+mod room;
+mod shelf;
 mod store;
 mod tree;
 
 pub use digest::{Digest, InvalidDigest};
 pub use limits::{ImageLimits, RegistryConfig};
+pub use policy::{ImagePolicy, InvalidPattern, Pattern};
 pub use reference::{InvalidReference, Reference};
-pub use store::{ImageStore, OpenError, StoredImage};
+pub use store::{ImageStore, Leaseholders, OpenError, StoredImage};

@@ -12,7 +12,7 @@ pub struct ImageLimits {
     /// Bytes of one manifest or index. The distribution specification asks registries to accept
     /// 4 MiB.
     pub manifest_bytes: u64,
-    /// Bytes of the image config; real ones have a few KiB.
+    /// Bytes of the image config; real ones have a few KiB, with a long history some dozen.
     pub config_bytes: u64,
     /// Layers of one image. Docker itself stops at 127.
     pub layers: usize,
@@ -22,7 +22,7 @@ pub struct ImageLimits {
     pub uncompressed_bytes: u64,
     /// Bytes of one file.
     pub file_bytes: u64,
-    /// Entries of all layers together.
+    /// Entries of all layers together; also files and directories of the tree that they make.
     pub entries: u64,
     /// Bytes of names, link targets and attributes of all layers together; bounds the memory used.
     pub metadata_bytes: u64,
@@ -32,8 +32,13 @@ pub struct ImageLimits {
     pub ratio_free_bytes: u64,
     /// Layers of one image fetched at a time.
     pub parallel_layers: usize,
-    /// Images prepared at a time; more wait.
+    /// Images prepared at a time; more wait, at most `queue`.
     pub parallel_images: usize,
+    /// Of these, how many have their layers put together and their block image made at a time: that
+    /// takes the most memory.
+    pub parallel_builds: usize,
+    /// References that registries are asked about at a time. Asking is free, so it is bounded.
+    pub parallel_resolves: usize,
     /// Redirects followed for one request.
     pub redirects: usize,
     /// How often an interrupted layer is taken up again where it stopped.
@@ -44,19 +49,27 @@ pub struct ImageLimits {
     pub idle: Duration,
     /// What must arrive in every `idle` spent waiting, so that a trickle does not hold a place.
     pub idle_bytes: u64,
+    /// How long an image may wait for its turn to be prepared.
+    pub queue: Duration,
     /// How long `resolve` may take.
     pub resolve: Duration,
     /// How long fetching all layers may take.
     pub fetch: Duration,
-    /// How long making the block image may take.
+    /// How long making the block image may take. A pull takes no longer than `queue`, `resolve`,
+    /// `fetch` and twice `build` together.
     pub build: Duration,
+    /// Bytes on disk of all images that are here and of all that is being made. What leases need is
+    /// never removed for it.
+    pub cache_bytes: u64,
+    /// Bytes of the disk that are left free for everything else.
+    pub free_bytes: u64,
 }
 
 impl Default for ImageLimits {
     fn default() -> Self {
         Self {
             manifest_bytes: 4 * MIB,
-            config_bytes: 4 * MIB,
+            config_bytes: MIB,
             layers: 127,
             compressed_bytes: 2 * GIB,
             uncompressed_bytes: 6 * GIB,
@@ -67,14 +80,19 @@ impl Default for ImageLimits {
             ratio_free_bytes: 64 * MIB,
             parallel_layers: 4,
             parallel_images: 4,
+            parallel_builds: 2,
+            parallel_resolves: 64,
             redirects: 5,
             resumes: 3,
             connect: Duration::from_secs(10),
             idle: Duration::from_secs(30),
             idle_bytes: 64 << 10,
+            queue: Duration::from_secs(5 * 60),
             resolve: Duration::from_secs(30),
             fetch: Duration::from_secs(15 * 60),
             build: Duration::from_secs(5 * 60),
+            cache_bytes: 20 * GIB,
+            free_bytes: GIB,
         }
     }
 }

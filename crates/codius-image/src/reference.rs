@@ -80,6 +80,15 @@ impl Reference {
         self.tag.as_deref()
     }
 
+    /// The tag that is asked for: what is written, or `latest`; none if only a digest is written.
+    pub(crate) fn tag_meant(&self) -> Option<&str> {
+        match (&self.tag, &self.digest) {
+            (Some(tag), _) => Some(tag),
+            (None, None) => Some(DEFAULT_TAG),
+            (None, Some(_)) => None,
+        }
+    }
+
     /// The digest as written.
     pub fn digest(&self) -> Option<Digest> {
         self.digest

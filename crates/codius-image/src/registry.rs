@@ -2,7 +2,8 @@
 //!
 //! Redirects are followed here and not in the HTTP client, because every hop decides anew: whether
 //! the target may be spoken to at all, over which scheme, and that a token given for one host is not
-//! shown to another.
+//! shown to another. The operator's own registries (`RegistryConfig::insecure`) may lead to each
+//! other; nobody else's leads to them, neither by a redirect nor by its token server.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -12,7 +13,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use codius_outbound::{PrivateAddress, PublicResolver, is_private_literal};
+use codius_outbound::{PrivateAddress, is_private_literal, public_only};
 use reqwest::{
     Client, Response, StatusCode,
     header::{
@@ -34,7 +35,7 @@ use crate::{
 };
 
 /// Bytes of a token server's answer.
-const TOKEN_BYTES: u64 = 256 << 10;
+const TOKEN_BYTES: u64 = 64 << 10;
 /// Tokens remembered; when there are more, all are forgotten.
 const MAX_TOKENS: usize = 256;
 /// How long a token is used if its server does not say (distribution's token specification).
@@ -58,6 +59,15 @@ pub(crate) struct RegistryClient {
     allow_private: bool,
     limits: Arc<ImageLimits>,
     tokens: Mutex<HashMap<TokenKey, Token>>,
+}
+
+/// Whose registry leads to an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// One that the operator has listed, and that may lead to the others.
+    Listed,
+    /// Anybody's.
+    Public,
 }
 
 /// Registry host and repository.
@@ -123,10 +133,11 @@ impl RegistryClient {
                 .connect_timeout(limits.connect)
                 .pool_max_idle_per_host(limits.parallel_layers)
         };
+        // A proxy looks names up by itself, so it would have to do the refusing too.
         let secure = if config.allow_private_addresses {
             builder()
         } else {
-            builder().dns_resolver(Arc::new(PublicResolver))
+            public_only(builder())
         };
         // Without roots, so that a machine that has no certificates can still use a listed registry.
         let no_roots = rustls::ClientConfig::builder()
@@ -308,7 +319,8 @@ impl RegistryClient {
         );
         let known = self.known_token(&key);
         let had_token = known.is_some();
-        let mut response = self.follow(url.clone(), headers, known).await?;
+        let from = self.origin(&url);
+        let mut response = self.follow(url.clone(), headers, known, from).await?;
         if response.status() == StatusCode::UNAUTHORIZED {
             let challenge = Challenge::of(&response);
             let Some(challenge) = challenge else {
@@ -320,9 +332,9 @@ impl RegistryClient {
                     .unwrap_or_else(PoisonError::into_inner)
                     .remove(&key);
             }
-            let token = self.fetch_token(&challenge, reference).await?;
+            let token = self.fetch_token(&challenge, reference, from).await?;
             self.remember(key, token.clone());
-            response = self.follow(url, headers, Some(token.value)).await?;
+            response = self.follow(url, headers, Some(token.value), from).await?;
         }
         match response.status() {
             status if status.is_success() => Ok(response),
@@ -345,11 +357,12 @@ impl RegistryClient {
         mut url: Url,
         headers: &HeaderMap,
         token: Option<HeaderValue>,
+        from: Origin,
     ) -> Result<Response, Fault> {
         let first_host = (url.scheme().to_owned(), authority(&url));
         for _ in 0..=self.limits.redirects {
             let mut request = self
-                .client_for(&url)?
+                .client_for(&url, from)?
                 .get(url.clone())
                 .headers(headers.clone());
             if let Some(token) = &token
@@ -377,12 +390,25 @@ impl RegistryClient {
         )))
     }
 
-    /// The client that may speak to this URL.
-    fn client_for(&self, url: &Url) -> Result<&Client, Fault> {
+    fn origin(&self, url: &Url) -> Origin {
+        if self.is_listed(url) {
+            Origin::Listed
+        } else {
+            Origin::Public
+        }
+    }
+
+    fn is_listed(&self, url: &Url) -> bool {
+        url.scheme() == "http" && authority(url).is_some_and(|host| self.insecure.contains(&host))
+    }
+
+    /// The client that may speak to this URL, to which a registry has led.
+    fn client_for(&self, url: &Url, from: Origin) -> Result<&Client, Fault> {
         match url.scheme() {
-            "http" if authority(url).is_some_and(|host| self.insecure.contains(&host)) => {
-                Ok(&self.plain)
-            }
+            "http" if self.is_listed(url) => match from {
+                Origin::Listed => Ok(&self.plain),
+                Origin::Public => Err(Fault::invalid(PRIVATE)),
+            },
             "https" => {
                 // The resolver never sees an address that is written out.
                 if !self.allow_private && is_private_literal(url) {
@@ -433,6 +459,7 @@ impl RegistryClient {
         &self,
         challenge: &Challenge,
         reference: &Reference,
+        from: Origin,
     ) -> Result<Token, Fault> {
         let mut url = Url::parse(&challenge.realm)
             .map_err(|_| Fault::unavailable("its registry names no valid token server"))?;
@@ -443,7 +470,7 @@ impl RegistryClient {
         url.query_pairs_mut()
             .extend_pairs(challenge.service.iter().map(|service| ("service", service)))
             .append_pair("scope", &scope);
-        let response = self.follow(url, &HeaderMap::new(), None).await?;
+        let response = self.follow(url, &HeaderMap::new(), None, from).await?;
         match response.status() {
             status if status.is_success() => {}
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST => {
@@ -556,10 +583,10 @@ struct TokenAnswer {
 
 /// A `WWW-Authenticate: Bearer` header (RFC 9110 11.6.1).
 #[derive(Debug, PartialEq, Eq)]
-struct Challenge {
-    realm: String,
-    service: Option<String>,
-    scope: Option<String>,
+pub(crate) struct Challenge {
+    pub(crate) realm: String,
+    pub(crate) service: Option<String>,
+    pub(crate) scope: Option<String>,
 }
 
 impl Challenge {
@@ -568,7 +595,7 @@ impl Challenge {
         headers.find_map(|value| Self::parse(value.to_str().ok()?))
     }
 
-    fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         let (scheme, mut rest) = text.split_once(' ')?;
         if !scheme.eq_ignore_ascii_case("bearer") {
             return None;
@@ -685,7 +712,14 @@ mod tests {
         };
         let client =
             RegistryClient::new(&config, Arc::new(ImageLimits::default())).expect("a client");
-        let allowed = |url: &str| client.client_for(&Url::parse(url).expect(url)).is_ok();
+        let led = |url: &str, from| {
+            client
+                .client_for(&Url::parse(url).expect(url), from)
+                .is_ok()
+        };
+        let allowed = |url: &str| led(url, Origin::Listed);
+        assert!(!led("http://127.0.0.1:5000/v2/", Origin::Public));
+        assert!(!led("https://127.0.0.1:5000/v2/", Origin::Public));
         assert!(allowed("http://127.0.0.1:5000/v2/"));
         assert!(allowed("http://plain.example/v2/"));
         assert!(!allowed("http://127.0.0.1:5001/v2/"));
@@ -693,7 +727,14 @@ mod tests {
         assert!(!allowed("https://127.0.0.1:5000/"));
         assert!(!allowed("https://[::1]/"));
         assert!(!allowed("https://169.254.169.254/latest"));
-        assert!(!allowed("ftp://example.com/"));
+        for other in [
+            "ftp://example.com/",
+            "file:///etc/passwd",
+            "data:,x",
+            "gopher://1.1.1.1/",
+        ] {
+            assert!(!allowed(other), "{other}");
+        }
         let scheme = |text: &str| {
             let reference: Reference = text.parse().expect(text);
             client.url(&reference, "tags").expect(text).to_string()

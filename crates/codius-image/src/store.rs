@@ -1,65 +1,63 @@
 //! The images of this host: a directory of block images, one for each manifest digest.
 //!
 //! ```text
-//! DIR/lock                  held while a store is open
-//! DIR/images/HEX.squashfs   the block image
-//! DIR/images/HEX.json       its record; written last, so its presence means "complete"
-//! DIR/tmp/                  what is being made; emptied at open
+//!            resolve            prepare                       no room for another,
+//!  (unknown) ──────▶ resolved ──────────▶ job ──────▶ here ── and nobody needs it ──▶ removed
 //! ```
 //!
-//! A digest is prepared by one job at a time. A job is a shared future, not a task: whoever waits
-//! for it drives it, it outlives the caller who started it, and when nobody waits any more it is
-//! dropped, which ends its transfers and its `sqfstar`.
+//! A digest is prepared by one job for each registry at a time (another's may be slower on purpose). A
+//! job is a shared future, not a task: whoever waits for it drives it, it outlives the caller who
+//! started it, and when nobody waits any more it is dropped, which ends its transfers and its
+//! `sqfstar`.
+//!
+//! All pods of an image open the same file, so the host has its pages in memory once. Images that
+//! share layers are kept whole each: a block image is flat, and has no layers to share.
+//!
+//! **What may be removed.** An image is needed if a lease that has not ended was made with it
+//! ([`Leaseholders`]); the lease is recorded before its images are prepared, so there is no gap. What
+//! was prepared since that was asked is left alone, too. Only being prepared counts as use: asking
+//! what a reference means is free, and would let anybody keep an image here.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
-    fs::{self, File, TryLockError},
-    io::{self, Write},
+    error::Error as StdError,
+    io,
     path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::{Duration, Instant},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock},
+    time::{Instant, SystemTime},
 };
 
 use async_trait::async_trait;
 use codius_pod::{ImageError, Images, PreparedImage, PullProgress, ResolvedImage};
 use futures_util::{
-    FutureExt, StreamExt, TryStreamExt,
+    FutureExt,
     future::{BoxFuture, Shared, WeakShared},
-    stream,
 };
-use tempfile::NamedTempFile;
 use thiserror::Error;
-use tokio::{
-    sync::{Semaphore, mpsc},
-    task::spawn_blocking,
-    time::timeout,
-};
+use tokio::{sync::Semaphore, task::spawn_blocking, time::timeout};
 
 use crate::{
     audience::Audience,
     block,
     digest::Digest,
     fault::Fault,
-    layer::{self, Budget, Layer, Pieces},
     limits::{ImageLimits, RegistryConfig},
-    manifest::{self, Config, Descriptor, Document, Manifest, Record},
+    manifest::{Config, Manifest, Record},
+    policy::ImagePolicy,
     reference::Reference,
-    registry::{BlobFault, RegistryClient},
-    tree::Tree,
+    registry::RegistryClient,
+    room::{Candidate, Room, Short, choose},
+    shelf::{Found, Shelf},
 };
 
 /// Of the records and block images written by this version.
-const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 1;
 /// Resolved images whose manifests are remembered until they are prepared.
-const MAX_RESOLVED: usize = 64;
+pub(crate) const MAX_RESOLVED: usize = 64;
 /// Indexes remembered for one image.
 const MAX_INDEXES: usize = 8;
-/// Pieces of a layer that wait between the network and decompression; each has at most
-/// 400 KiB (hyper's read buffer).
-const PIECES: usize = 16;
+/// References remembered for one image besides the first.
+const MAX_REFERENCES: usize = 8;
 
 /// Why a store cannot be opened. Nothing was changed; the operator puts it right.
 #[derive(Debug, Error)]
@@ -87,6 +85,14 @@ pub enum OpenError {
     Registry(String),
 }
 
+/// Knows which images must stay because a lease runs on them, or will again.
+#[async_trait]
+pub trait Leaseholders: Send + Sync + 'static {
+    /// The digests of image manifests that leases were made with which have not ended. If it fails,
+    /// nothing is removed.
+    async fn needed_images(&self) -> Result<Vec<String>, Box<dyn StdError + Send + Sync>>;
+}
+
 /// An image that is here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredImage {
@@ -96,47 +102,78 @@ pub struct StoredImage {
     pub reference: String,
     /// What it takes on disk.
     pub block_image_bytes: u64,
+    /// When a pod was last started with it.
+    pub used: SystemTime,
+    /// Whether the operator keeps it.
+    pub pinned: bool,
 }
 
 /// Brings images to one directory and keeps them. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct ImageStore(Arc<Inner>);
 
-#[derive(Debug)]
-struct Inner {
-    images: PathBuf,
-    temporary: PathBuf,
-    sqfstar: PathBuf,
-    limits: Arc<ImageLimits>,
-    registry: RegistryClient,
-    places: Semaphore,
+pub(crate) struct Inner {
+    pub(crate) shelf: Shelf,
+    pub(crate) sqfstar: PathBuf,
+    pub(crate) limits: Arc<ImageLimits>,
+    pub(crate) registry: RegistryClient,
+    /// Of those that fetch, those that put together, and those that only ask.
+    pub(crate) places: Semaphore,
+    pub(crate) builders: Semaphore,
+    questions: Semaphore,
+    pub(crate) room: Room,
+    /// One removal at a time.
+    clearing: tokio::sync::Mutex<()>,
+    policy: RwLock<ImagePolicy>,
+    leaseholders: OnceLock<Arc<dyn Leaseholders>>,
     state: Mutex<State>,
-    /// Locked as long as the store is open.
-    _lock: File,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ImageStore")
+            .field("shelf", &self.shelf)
+            .field("room", &self.room)
+            .finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug, Default)]
-struct State {
-    stored: HashMap<Digest, Stored>,
+pub(crate) struct State {
+    pub(crate) stored: HashMap<Digest, Stored>,
     /// From indexes to the images they lead to, for references by an index's digest.
-    indexes: HashMap<Digest, Digest>,
-    resolved: VecDeque<Arc<Resolved>>,
-    jobs: HashMap<Digest, Job>,
+    pub(crate) indexes: HashMap<Digest, Digest>,
+    pub(crate) resolved: VecDeque<Arc<Resolved>>,
+    jobs: HashMap<(Digest, String), Job>,
 }
 
 #[derive(Debug)]
-struct Stored {
+pub(crate) struct Stored {
     record: Record,
-    used: Instant,
+    /// For the order in which images are removed; kept over restarts.
+    used: SystemTime,
+    /// The same of this process, by a clock that nobody sets.
+    used_here: Instant,
+}
+
+impl Stored {
+    /// One that has just been made.
+    pub(crate) fn new(record: Record) -> Self {
+        Self {
+            record,
+            used: SystemTime::now(),
+            used_here: Instant::now(),
+        }
+    }
 }
 
 /// What `resolve` learned and `prepare` needs.
 #[derive(Debug)]
-struct Resolved {
-    digest: Digest,
-    index: Option<Digest>,
-    manifest: Manifest,
-    config: Config,
+pub(crate) struct Resolved {
+    pub(crate) digest: Digest,
+    pub(crate) index: Option<Digest>,
+    pub(crate) manifest: Manifest,
+    pub(crate) config: Config,
 }
 
 type JobResult = Result<(), Arc<Fault>>;
@@ -149,49 +186,58 @@ struct Job {
 }
 
 impl ImageStore {
-    /// Opens a directory, made if it is not there, and removes what an interrupted pull left in it.
+    /// Opens a directory, made if it is not there, and removes what an interrupted pull or removal left
+    /// in it.
     pub fn open(
         directory: impl AsRef<Path>,
         limits: ImageLimits,
         registries: &RegistryConfig,
     ) -> Result<Self, OpenError> {
         let directory = directory.as_ref();
-        let failed = |source| OpenError::Directory {
-            path: directory.to_owned(),
-            source,
-        };
         let sqfstar = block::find_program().ok_or(OpenError::NoSqfstar)?;
-        let images = directory.join("images");
-        let temporary = directory.join("tmp");
-        fs::create_dir_all(&images).map_err(failed)?;
-        let lock = File::create(directory.join("lock")).map_err(failed)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(OpenError::InUse {
-                    path: directory.to_owned(),
-                });
-            }
-            Err(TryLockError::Error(error)) => return Err(failed(error)),
-        }
-        match fs::remove_dir_all(&temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-            _ => fs::create_dir(&temporary).map_err(failed)?,
-        }
-        let state = sweep(&images).map_err(failed)?;
         let limits = Arc::new(limits);
         let registry =
             RegistryClient::new(registries, Arc::clone(&limits)).map_err(OpenError::Registry)?;
+        let (shelf, found) = Shelf::open(directory)?;
+        let state = State::found(found);
+        let taken = state.stored.values().map(|it| it.record.block_image_bytes);
+        let room = Room::new(
+            limits.cache_bytes,
+            limits.free_bytes,
+            directory.to_owned(),
+            taken.sum(),
+        );
         Ok(Self(Arc::new(Inner {
-            images,
-            temporary,
+            shelf,
             sqfstar,
             places: Semaphore::new(limits.parallel_images),
+            builders: Semaphore::new(limits.parallel_builds),
+            questions: Semaphore::new(limits.parallel_resolves),
+            room,
+            clearing: tokio::sync::Mutex::default(),
             limits,
             registry,
+            policy: RwLock::default(),
+            leaseholders: OnceLock::new(),
             state: Mutex::new(state),
-            _lock: lock,
         })))
+    }
+
+    /// Who is asked before an image is removed. To be said once, before anything is prepared; until
+    /// then nobody needs any.
+    pub fn ask_before_removing(&self, leaseholders: Arc<dyn Leaseholders>) {
+        let first = self.0.leaseholders.set(leaseholders);
+        debug_assert!(first.is_ok(), "it is said once");
+    }
+
+    /// Replaces what the operator says of images. Holds for everything that is resolved or prepared
+    /// from now on; pods that run go on.
+    pub fn set_policy(&self, policy: ImagePolicy) {
+        *self
+            .0
+            .policy
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = policy;
     }
 
     /// The images that are here.
@@ -199,52 +245,31 @@ impl ImageStore {
         let state = self.0.state();
         let mut images: Vec<_> = state
             .stored
-            .values()
-            .map(|stored| StoredImage {
+            .iter()
+            .map(|(digest, stored)| StoredImage {
                 digest: stored.record.digest.clone(),
                 reference: stored.record.reference.clone(),
                 block_image_bytes: stored.record.block_image_bytes,
+                used: stored.used,
+                pinned: self.0.is_pinned(*digest, &stored.record),
             })
             .collect();
         images.sort_by(|a, b| a.digest.cmp(&b.digest));
         images
     }
 
-    /// Removes the images that are not in `keep` and that nobody resolved or prepared for
-    /// `unused_for`, so that an image between being resolved and being run is not taken away.
-    /// Returns what was removed. A VM that has an image open keeps its content.
-    pub fn remove_unused(
-        &self,
-        keep: &[String],
-        unused_for: Duration,
-    ) -> io::Result<Vec<StoredImage>> {
-        let keep: HashSet<&str> = keep.iter().map(String::as_str).collect();
-        let mut removed = Vec::new();
-        for image in self.list() {
-            if keep.contains(image.digest.as_str()) {
-                continue;
-            }
-            let Ok(digest) = image.digest.parse::<Digest>() else {
-                continue;
-            };
-            let mut state = self.0.state();
-            let old = state
-                .stored
-                .get(&digest)
-                .is_some_and(|stored| stored.used.elapsed() >= unused_for);
-            if !old {
-                continue;
-            }
-            state.stored.remove(&digest);
-            state.indexes.retain(|_, image| *image != digest);
-            // The record first: without it, the rest is swept at the next start. The lock is held,
-            // so that nobody makes the image anew in the meantime.
-            fs::remove_file(self.0.record_path(&digest))?;
-            fs::remove_file(self.0.image_path(&digest))?;
-            drop(state);
-            removed.push(image);
-        }
-        Ok(removed)
+    /// Bytes on disk of all images that are here and of all that is being made.
+    pub fn bytes_taken(&self) -> u64 {
+        self.0.room.taken()
+    }
+
+    /// Removes the least recently used images that nobody needs, until the others keep to the limits;
+    /// for an operator who has lowered them. If that is not enough, nothing is removed.
+    pub async fn trim(&self) -> Result<(), String> {
+        self.0.take_room(0).await.map_err(|fault| match fault {
+            Fault::NoRoom(reason) => reason,
+            other => format!("{other:?}"),
+        })
     }
 }
 
@@ -252,23 +277,8 @@ impl ImageStore {
 impl Images for ImageStore {
     async fn resolve(&self, reference: &str) -> Result<ResolvedImage, ImageError> {
         let parsed = parse(reference)?;
-        if let Some(digest) = parsed.digest()
-            && let Some(answer) = self.0.resolve_stored(reference, digest)
-        {
-            return Ok(answer);
-        }
-        let resolved = match timeout(self.0.limits.resolve, self.0.look_up(&parsed)).await {
-            Ok(result) => result,
-            Err(_) => Err(Fault::unavailable("its registry did not answer in time")),
-        };
-        let resolved = resolved.map_err(|fault| fault.for_reference(reference))?;
-        let cached = self.0.touch(resolved.digest, resolved.index);
-        Ok(ResolvedImage {
-            reference: reference.to_owned(),
-            digest: resolved.digest.to_string(),
-            compressed_bytes: resolved.manifest.compressed_bytes(),
-            cached,
-        })
+        let resolved = self.0.resolve(reference, &parsed).await;
+        resolved.map_err(|fault| fault.for_reference(reference))
     }
 
     async fn prepare(
@@ -281,10 +291,14 @@ impl Images for ImageStore {
             Fault::invalid(format!("it was resolved to something else: {error}"))
                 .for_reference(&image.reference)
         })?;
+        // The rules may be others than when it was resolved.
+        self.0
+            .check_policy(&parsed, &[digest])
+            .map_err(|fault| fault.for_reference(&image.reference))?;
         loop {
             let job = {
                 let mut state = self.0.state();
-                if let Some(prepared) = self.0.prepared(&mut state, &digest) {
+                if let Some(prepared) = self.0.prepared(&mut state, &digest, &parsed) {
                     return Ok(prepared);
                 }
                 self.0.job(&mut state, digest, &parsed, &progress)
@@ -305,129 +319,252 @@ fn parse(reference: &str) -> Result<Reference, ImageError> {
     )
 }
 
+impl State {
+    fn found(found: HashMap<Digest, Found>) -> Self {
+        let mut state = Self::default();
+        for (digest, Found { record, used }) in found {
+            for index in &record.indexes {
+                state
+                    .indexes
+                    .extend(index.parse().map(|index: Digest| (index, digest)));
+            }
+            let stored = Stored {
+                used,
+                ..Stored::new(record)
+            };
+            state.stored.insert(digest, stored);
+        }
+        state
+    }
+}
+
 impl Inner {
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         // No code that holds the lock can leave the state half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn image_path(&self, digest: &Digest) -> PathBuf {
-        self.images.join(format!("{}.squashfs", digest.hex()))
+    async fn resolve(
+        self: &Arc<Self>,
+        reference: &str,
+        parsed: &Reference,
+    ) -> Result<ResolvedImage, Fault> {
+        // Before anything is asked: a registry that is not allowed gets no request.
+        self.check_policy(parsed, parsed.digest().as_slice())?;
+        if let Some(digest) = parsed.digest()
+            && let Some(answer) = self.resolve_stored(reference, digest)
+        {
+            self.check_policy(parsed, &[digest, answer.0])?;
+            return Ok(answer.1);
+        }
+        let resolved = {
+            let place = timeout(self.limits.resolve, self.questions.acquire()).await;
+            let _place = place
+                .map_err(|_| Fault::unavailable("this host asks about too many images already"))?
+                .map_err(io::Error::other)?;
+            timeout(self.limits.resolve, self.look_up(parsed))
+                .await
+                .map_err(|_| Fault::unavailable("its registry did not answer in time"))??
+        };
+        let mut digests = vec![resolved.digest];
+        digests.extend(resolved.index);
+        self.check_policy(parsed, &digests)?;
+        let compressed_bytes = resolved.manifest.compressed_bytes();
+        let cached = self.touch(resolved.digest, resolved.index);
+        if !cached {
+            // It will take more, but how much is only known when it is here.
+            self.check_room(compressed_bytes).await?;
+        }
+        Ok(ResolvedImage {
+            reference: reference.to_owned(),
+            digest: resolved.digest.to_string(),
+            compressed_bytes,
+            cached,
+        })
     }
 
-    fn record_path(&self, digest: &Digest) -> PathBuf {
-        self.images.join(format!("{}.json", digest.hex()))
+    fn check_policy(&self, reference: &Reference, digests: &[Digest]) -> Result<(), Fault> {
+        let policy = self.policy.read().unwrap_or_else(PoisonError::into_inner);
+        match policy.refusal(reference, digests) {
+            Some(rule) => Err(Fault::Denied(rule)),
+            None => Ok(()),
+        }
+    }
+
+    fn is_pinned(&self, digest: Digest, record: &Record) -> bool {
+        let policy = self.policy.read().unwrap_or_else(PoisonError::into_inner);
+        if policy.pin.is_empty() {
+            return false;
+        }
+        let references = std::iter::once(&record.reference).chain(&record.also);
+        let references: Vec<Reference> = references.filter_map(|it| it.parse().ok()).collect();
+        let indexes = record.indexes.iter().filter_map(|it| it.parse().ok());
+        let digests: Vec<Digest> = std::iter::once(digest).chain(indexes).collect();
+        policy.is_pinned(&references, &digests)
     }
 
     /// An image that is here, by its own digest or that of an index.
-    fn resolve_stored(&self, reference: &str, digest: Digest) -> Option<ResolvedImage> {
-        let mut state = self.state();
+    fn resolve_stored(&self, reference: &str, digest: Digest) -> Option<(Digest, ResolvedImage)> {
+        let state = self.state();
         let digest = state.indexes.get(&digest).copied().unwrap_or(digest);
-        let stored = state.stored.get_mut(&digest)?;
-        stored.used = Instant::now();
-        Some(ResolvedImage {
+        let stored = state.stored.get(&digest)?;
+        let resolved = ResolvedImage {
             reference: reference.to_owned(),
             digest: digest.to_string(),
             compressed_bytes: stored.record.compressed_bytes,
             cached: true,
-        })
+        };
+        Some((digest, resolved))
     }
 
-    /// Whether an image is here; if so, it counts as used, and is known under one more index.
+    /// Whether an image is here; if so, it is known under one more index.
     fn touch(self: &Arc<Self>, digest: Digest, index: Option<Digest>) -> bool {
         let mut state = self.state();
         let Some(stored) = state.stored.get_mut(&digest) else {
             return false;
         };
-        stored.used = Instant::now();
         let Some(index) = index else { return true };
         let text = index.to_string();
         let indexes = &mut stored.record.indexes;
         if !indexes.contains(&text) && indexes.len() < MAX_INDEXES {
             indexes.push(text);
-            let record = stored.record.clone();
             state.indexes.insert(index, digest);
-            let inner = Arc::clone(self);
-            // Nobody waits: forgetting it costs a question to the registry, no more.
-            spawn_blocking(move || inner.update_record(&digest, &record));
+            self.rewrite_record(digest);
         }
         true
     }
 
-    /// Writes the record of an image anew, unless the image is gone in the meantime.
-    fn update_record(&self, digest: &Digest, record: &Record) {
-        // The lock keeps `remove_unused` from running in between; this happens once per index.
-        let state = self.state();
-        if state.stored.contains_key(digest)
-            && let Err(error) = self.write_record(digest, record)
-        {
-            tracing::warn!(%digest, %error, "image record not updated");
+    /// Writes the record of an image anew, unless the image is gone in the meantime. Nobody waits:
+    /// what is lost by a crash costs a question to the registry, no more.
+    fn rewrite_record(self: &Arc<Self>, digest: Digest) {
+        let inner = Arc::clone(self);
+        spawn_blocking(move || {
+            // The lock keeps a removal from running in between; this happens once per index.
+            let state = inner.state();
+            if let Some(stored) = state.stored.get(&digest)
+                && let Err(error) = inner
+                    .shelf
+                    .write_record(&digest, &stored.record, stored.used)
+            {
+                tracing::warn!(%digest, %error, "image record not updated");
+            }
+        });
+    }
+
+    fn prepared(
+        self: &Arc<Self>,
+        state: &mut State,
+        digest: &Digest,
+        reference: &Reference,
+    ) -> Option<PreparedImage> {
+        let stored = state.stored.get_mut(digest)?;
+        (stored.used, stored.used_here) = (SystemTime::now(), Instant::now());
+        self.shelf.mark_used(digest, stored.used);
+        let prepared = PreparedImage {
+            digest: digest.to_string(),
+            block_image: self.shelf.image_path(digest),
+            config: stored.record.config.clone(),
+        };
+        let reference = reference.to_string();
+        let record = &mut stored.record;
+        let is_new = record.reference != reference && !record.also.contains(&reference);
+        if is_new && record.also.len() < MAX_REFERENCES {
+            record.also.push(reference);
+            self.rewrite_record(*digest);
+        }
+        Some(prepared)
+    }
+
+    /// Takes room on disk, and removes images for it if need be.
+    pub(crate) async fn take_room(&self, bytes: u64) -> Result<(), Fault> {
+        if self.room.take(bytes)?.is_ok() {
+            return Ok(());
+        }
+        let _one = self.clearing.lock().await;
+        // Whoever was here before may have made enough.
+        let Err(short) = self.room.take(bytes)? else {
+            return Ok(());
+        };
+        let chosen = self.removable(short).await?;
+        self.remove(&chosen)?;
+        self.room
+            .take(bytes)?
+            .map_err(|_| Fault::NoRoom("the room that was made for it is taken again".into()))
+    }
+
+    /// Whether there would be so much room if everything that may go were gone.
+    async fn check_room(&self, bytes: u64) -> Result<(), Fault> {
+        let most = self.room.most();
+        if bytes > most {
+            return Err(Fault::too_large(format!(
+                "its layers have {bytes} bytes, and this host has {most} for images"
+            )));
+        }
+        match self.room.look(bytes)? {
+            Ok(()) => Ok(()),
+            Err(short) => self.removable(short).await.map(drop),
         }
     }
 
-    fn prepared(&self, state: &mut State, digest: &Digest) -> Option<PreparedImage> {
-        let stored = state.stored.get_mut(digest)?;
-        stored.used = Instant::now();
-        Some(PreparedImage {
-            digest: digest.to_string(),
-            block_image: self.image_path(digest),
-            config: stored.record.config.clone(),
-        })
-    }
-
-    /// Asks the registry what a reference means. The answer is remembered for `prepare`.
-    async fn look_up(&self, reference: &Reference) -> Result<Arc<Resolved>, Fault> {
-        let (digest, bytes) = self
-            .registry
-            .manifest(reference, &reference.identifier())
-            .await?;
-        let (digest, index, manifest) = match manifest::parse_document(&bytes, &self.limits)? {
-            Document::Image(manifest) => (digest, None, manifest),
-            Document::Index(image) => {
-                let (_, bytes) = self
-                    .registry
-                    .manifest(reference, &image.digest.to_string())
-                    .await?;
-                match manifest::parse_document(&bytes, &self.limits)? {
-                    Document::Image(manifest) => (image.digest, Some(digest), manifest),
-                    Document::Index(_) => {
-                        return Err(Fault::invalid("it is an index of an index"));
-                    }
-                }
+    /// The images to remove for more room.
+    async fn removable(&self, short: Short) -> Result<Vec<(Digest, Instant)>, Fault> {
+        // What is used from now on is not looked at any more.
+        let asked = Instant::now();
+        let needed = match self.leaseholders.get() {
+            None => HashSet::new(),
+            Some(leaseholders) => {
+                let needed = leaseholders.needed_images().await.map_err(|error| {
+                    tracing::error!(%error, "which images leases need cannot be read; none is removed");
+                    Fault::NoRoom("this host cannot tell which images it may remove".into())
+                })?;
+                needed.into_iter().collect()
             }
         };
-        if let Some(known) = self.known(&digest) {
-            return Ok(known);
-        }
-        let bytes = self
-            .registry
-            .small_blob(reference, &manifest.config)
-            .await?;
-        let config = manifest::parse_config(&bytes, manifest.layers.len())?;
-        let resolved = Arc::new(Resolved {
-            digest,
-            index,
-            manifest,
-            config,
+        let state = self.state();
+        let candidates = state.stored.iter().filter_map(|(digest, stored)| {
+            let may_go = stored.used_here < asked
+                && !needed.contains(&stored.record.digest)
+                && !self.is_pinned(*digest, &stored.record);
+            may_go.then_some(Candidate {
+                digest: *digest,
+                used: stored.used,
+                bytes: stored.record.block_image_bytes,
+            })
         });
-        let mut state = self.state();
-        state.resolved.retain(|other| other.digest != digest);
-        state.resolved.push_back(Arc::clone(&resolved));
-        if state.resolved.len() > MAX_RESOLVED {
-            state.resolved.pop_front();
+        let candidates: Vec<_> = candidates.collect();
+        drop(state);
+        let chosen = choose(candidates, short.bytes()).ok_or_else(|| {
+            Fault::NoRoom(match short {
+                Short::Budget(_) => "its images are all needed at the moment".into(),
+                Short::Disk(_) => "its disk is too full".into(),
+            })
+        })?;
+        Ok(chosen.into_iter().map(|digest| (digest, asked)).collect())
+    }
+
+    /// Removes images, but for those that were used since it was asked who needs them.
+    fn remove(&self, chosen: &[(Digest, Instant)]) -> Result<(), Fault> {
+        for (digest, asked) in chosen {
+            // The lock is held, so that nobody makes or uses the image in the meantime.
+            let mut state = self.state();
+            let unused = |stored: &Stored| stored.used_here < *asked;
+            if !state.stored.get(digest).is_some_and(unused) {
+                continue;
+            }
+            let removed = self.shelf.remove(digest);
+            // Whatever is left on disk now is swept at the next start.
+            if let Some(stored) = state.stored.remove(digest) {
+                self.room.give(stored.record.block_image_bytes);
+                tracing::info!(%digest, reference = stored.record.reference, "image removed to make room");
+            }
+            state.indexes.retain(|_, image| image != digest);
+            drop(state);
+            removed?;
         }
-        Ok(resolved)
+        Ok(())
     }
 
-    fn known(&self, digest: &Digest) -> Option<Arc<Resolved>> {
-        self.state()
-            .resolved
-            .iter()
-            .find(|resolved| resolved.digest == *digest)
-            .cloned()
-    }
-
-    /// The job that prepares a digest, begun if there is none.
+    /// The job that prepares a digest from a registry, begun if there is none.
     fn job(
         self: &Arc<Self>,
         state: &mut State,
@@ -435,7 +572,8 @@ impl Inner {
         reference: &Reference,
         progress: &Arc<dyn PullProgress>,
     ) -> JobFuture {
-        if let Some(job) = state.jobs.get(&digest)
+        let key = (digest, reference.api_host().to_owned());
+        if let Some(job) = state.jobs.get(&key)
             && let Some(future) = job.future.upgrade()
         {
             job.audience.join(Arc::clone(progress));
@@ -444,273 +582,21 @@ impl Inner {
         let audience = Arc::new(Audience::default());
         audience.join(Arc::clone(progress));
         let (inner, reference) = (Arc::clone(self), reference.clone());
-        let listeners = Arc::clone(&audience);
+        let (listeners, done) = (Arc::clone(&audience), key.clone());
         let future = async move {
             let result = inner
                 .make(digest, &reference, &listeners)
                 .await
                 .map_err(Arc::new);
-            inner.state().jobs.remove(&digest);
+            inner.state().jobs.remove(&done);
             result
         }
         .boxed()
         .shared();
         state.jobs.retain(|_, job| job.future.upgrade().is_some());
         if let Some(future) = future.downgrade() {
-            state.jobs.insert(digest, Job { future, audience });
+            state.jobs.insert(key, Job { future, audience });
         }
         future
     }
-
-    /// Fetches the layers, makes the block image and publishes it.
-    async fn make(
-        self: &Arc<Self>,
-        digest: Digest,
-        reference: &Reference,
-        audience: &Audience,
-    ) -> Result<(), Fault> {
-        let _place = self.places.acquire().await.map_err(io::Error::other)?;
-        let resolved = match self.known(&digest) {
-            Some(resolved) => resolved,
-            None => self.look_up_again(reference, digest).await?,
-        };
-        let fetch = self.fetch_layers(reference, &resolved, audience);
-        let layers = timeout(self.limits.fetch, fetch).await.map_err(|_| {
-            let seconds = self.limits.fetch.as_secs();
-            Fault::unavailable(format!("its layers did not arrive in {seconds} s"))
-        })??;
-        audience.building();
-        let (tree, spools, contents_bytes) = spawn_blocking(move || assemble(layers))
-            .await
-            .map_err(|_| io::Error::other("applying the layers panicked"))??;
-        // Removed when it is dropped before it is published.
-        let output = NamedTempFile::new_in(&self.temporary)?;
-        let block_image_bytes = block::build(
-            self.sqfstar.clone(),
-            tree,
-            spools,
-            contents_bytes,
-            output.as_file().try_clone()?,
-            self.limits.build,
-        )
-        .await?;
-        let record = Record {
-            version: VERSION,
-            digest: digest.to_string(),
-            reference: reference.to_string(),
-            compressed_bytes: resolved.manifest.compressed_bytes(),
-            block_image_bytes,
-            indexes: resolved.index.iter().map(Digest::to_string).collect(),
-            config: resolved.config.run.clone(),
-        };
-        output
-            .persist(self.image_path(&digest))
-            .map_err(|error| error.error)?;
-        self.write_record(&digest, &record)?;
-        let mut state = self.state();
-        state.resolved.retain(|other| other.digest != digest);
-        state
-            .indexes
-            .extend(resolved.index.map(|index| (index, digest)));
-        state.stored.insert(
-            digest,
-            Stored {
-                record,
-                used: Instant::now(),
-            },
-        );
-        Ok(())
-    }
-
-    /// For a `ResolvedImage` that is older than this process, or forgotten.
-    async fn look_up_again(
-        &self,
-        reference: &Reference,
-        digest: Digest,
-    ) -> Result<Arc<Resolved>, Fault> {
-        let look_up = self.look_up_digest(reference, digest);
-        timeout(self.limits.resolve, look_up)
-            .await
-            .map_err(|_| Fault::unavailable("its registry did not answer in time"))?
-    }
-
-    async fn look_up_digest(
-        &self,
-        reference: &Reference,
-        digest: Digest,
-    ) -> Result<Arc<Resolved>, Fault> {
-        let (_, bytes) = self
-            .registry
-            .manifest(reference, &digest.to_string())
-            .await?;
-        let Document::Image(manifest) = manifest::parse_document(&bytes, &self.limits)? else {
-            return Err(Fault::invalid("it was resolved to an index"));
-        };
-        let bytes = self
-            .registry
-            .small_blob(reference, &manifest.config)
-            .await?;
-        let config = manifest::parse_config(&bytes, manifest.layers.len())?;
-        Ok(Arc::new(Resolved {
-            digest,
-            index: None,
-            manifest,
-            config,
-        }))
-    }
-
-    async fn fetch_layers(
-        &self,
-        reference: &Reference,
-        resolved: &Resolved,
-        audience: &Audience,
-    ) -> Result<Vec<Layer>, Fault> {
-        let budget = Arc::new(Budget::new(Arc::clone(&self.limits)));
-        let total = resolved.manifest.compressed_bytes();
-        let pulled = AtomicU64::new(0);
-        let received = |bytes| {
-            let before = pulled.fetch_add(bytes, Ordering::Relaxed);
-            audience.pulled(before + bytes, total);
-        };
-        let wanted = resolved
-            .manifest
-            .layers
-            .iter()
-            .zip(&resolved.config.diff_ids);
-        // The collected closures avoid a lifetime that the compiler cannot prove through the stream.
-        let fetches: Vec<_> = wanted
-            .map(|(descriptor, diff_id)| {
-                self.fetch_layer(
-                    reference,
-                    descriptor,
-                    *diff_id,
-                    Arc::clone(&budget),
-                    &received,
-                )
-            })
-            .collect();
-        stream::iter(fetches)
-            .buffered(self.limits.parallel_layers)
-            .try_collect()
-            .await
-    }
-
-    /// Downloads a layer into a thread that decompresses it at the same time.
-    async fn fetch_layer(
-        &self,
-        reference: &Reference,
-        descriptor: &Descriptor,
-        diff_id: Digest,
-        budget: Arc<Budget>,
-        received: &(dyn Fn(u64) + Sync),
-    ) -> Result<Layer, Fault> {
-        // Without a name from the beginning, so that nothing is left whatever happens.
-        let spool = tempfile::tempfile_in(&self.temporary)?;
-        let (sink, pieces) = mpsc::channel(PIECES);
-        let size = descriptor.size;
-        // If this future is dropped, the channel closes and the thread comes to its end.
-        let reader = spawn_blocking(move || layer::read(Pieces::new(pieces), size, spool, &budget));
-        let fetched = self
-            .registry
-            .blob(reference, descriptor, sink, received)
-            .await;
-        let read = reader
-            .await
-            .map_err(|_| io::Error::other("reading a layer panicked"))?;
-        let layer = match fetched {
-            // If the registry's side failed, the reader has only seen a layer that is cut off.
-            Err(BlobFault::Registry(fault)) => return Err(fault),
-            Ok(()) | Err(BlobFault::ReceiverGone) => read?,
-        };
-        if layer.diff_id != diff_id {
-            return Err(Fault::invalid(
-                "a layer's archive is not what the config says",
-            ));
-        }
-        Ok(layer)
-    }
-
-    fn write_record(&self, digest: &Digest, record: &Record) -> io::Result<()> {
-        let mut file = NamedTempFile::new_in(&self.temporary)?;
-        serde_json::to_writer_pretty(&mut file, record)?;
-        file.write_all(b"\n")?;
-        file.as_file().sync_all()?;
-        file.persist(self.record_path(digest))
-            .map_err(|error| error.error)?;
-        File::open(&self.images)?.sync_all()
-    }
-}
-
-/// Puts the layers on top of each other. Also returns the bytes of all contents.
-fn assemble(layers: Vec<Layer>) -> Result<(Tree, Vec<File>, u64), Fault> {
-    let mut tree = Tree::new();
-    let mut spools = Vec::new();
-    let mut contents_bytes = 0;
-    for layer in layers {
-        tree.apply(layer.entries)?;
-        contents_bytes += layer.spool.metadata()?.len();
-        spools.push(layer.spool);
-    }
-    Ok((tree, spools, contents_bytes))
-}
-
-/// Finds the complete images of a directory and removes everything else in it.
-fn sweep(images: &Path) -> io::Result<State> {
-    let mut state = State::default();
-    let mut files = Vec::new();
-    for file in fs::read_dir(images)? {
-        files.push(file?.path());
-    }
-    for path in files
-        .iter()
-        .filter(|path| path.extension().is_some_and(|it| it == "json"))
-    {
-        let Some(record) = read_record(path)? else {
-            continue;
-        };
-        let Ok(digest) = record.digest.parse::<Digest>() else {
-            continue;
-        };
-        for index in &record.indexes {
-            state
-                .indexes
-                .extend(index.parse().map(|index: Digest| (index, digest)));
-        }
-        state.stored.insert(
-            digest,
-            Stored {
-                record,
-                used: Instant::now(),
-            },
-        );
-    }
-    for path in files {
-        let stem = path
-            .file_stem()
-            .and_then(|stem| stem.to_str())
-            .unwrap_or_default();
-        let known = format!("sha256:{stem}")
-            .parse()
-            .is_ok_and(|it| state.stored.contains_key(&it));
-        if !known {
-            tracing::info!(path = %path.display(), "incomplete image removed");
-            fs::remove_file(path)?;
-        }
-    }
-    Ok(state)
-}
-
-/// The record at a path, if it is one of this version and its block image is there in full.
-fn read_record(path: &Path) -> io::Result<Option<Record>> {
-    let Ok(record) = serde_json::from_slice::<Record>(&fs::read(path)?) else {
-        return Ok(None);
-    };
-    let named = path
-        .file_stem()
-        .and_then(|stem| stem.to_str())
-        .map(|hex| format!("sha256:{hex}"));
-    let image = path.with_extension("squashfs");
-    let complete = fs::metadata(image).is_ok_and(|file| file.len() == record.block_image_bytes);
-    let good = record.version == VERSION && named.as_deref() == Some(&record.digest) && complete;
-    Ok(good.then_some(record))
 }

@@ -9,6 +9,10 @@
 //! - A hard link may name a file of a lower layer that its own layer hides. So what a layer hides
 //!   is only marked while the layer is applied, and removed after it.
 //!
+//! What a hostile image can make of it is bounded: every file and directory counts, also those that a
+//! path needs and no layer describes (one entry can need a thousand), and so does every name that is
+//! looked up, symbolic links written out included.
+//!
 //! Parents that are symbolic links are followed inside the tree (a `lib/x` above a `lib → usr/lib`
 //! arrives in `usr/lib`), the last part of a path never.
 
@@ -25,6 +29,9 @@ use crate::{
 
 /// Directories in each other. The kernel cannot open a longer path at once.
 const MAX_DEPTH: usize = 1024;
+/// Names in one directory. `sqfstar` looks through all of them for each new one: with five times as many
+/// it would be busy for minutes.
+const MAX_NAMES: usize = 100_000;
 /// Symbolic links followed for one path, as in Linux.
 const MAX_SYMLINKS: usize = 40;
 /// Names looked up for all entries of an image; bounds the time that deep or looping paths cost.
@@ -45,6 +52,7 @@ pub(crate) struct Tree {
     /// What the layer being applied hides: names in directories.
     hidden: Vec<(NodeId, Box<[u8]>)>,
     steps: u64,
+    most_nodes: u64,
 }
 
 /// A file or directory. Hard links are several names for one.
@@ -90,13 +98,15 @@ enum Missing {
 }
 
 impl Tree {
-    /// A root directory and nothing in it.
-    pub(crate) fn new() -> Self {
+    /// A root directory and nothing in it. It may come to have `most_nodes` files and directories
+    /// besides, those included that later layers remove.
+    pub(crate) fn new(most_nodes: u64) -> Self {
         Self {
             nodes: vec![Node::implied_directory()],
             layer: 0,
             hidden: Vec::new(),
             steps: 0,
+            most_nodes,
         }
     }
 
@@ -171,7 +181,7 @@ impl Tree {
             EntryKind::Dropped => NodeKind::Dropped,
         };
         let (directory, name) = self.place(&path)?;
-        let node = self.add(Node { meta, kind });
+        let node = self.add(Node { meta, kind })?;
         self.link(directory, name, node)
     }
 
@@ -194,7 +204,7 @@ impl Tree {
         let node = self.add(Node {
             meta,
             kind: NodeKind::Directory(BTreeMap::new()),
-        });
+        })?;
         self.link(directory, name, node)
     }
 
@@ -255,7 +265,7 @@ impl Tree {
             let node = match self.name(directory, &part, missing) {
                 Some(link) => link.node,
                 None if missing == Missing::Make => {
-                    let node = self.add(Node::implied_directory());
+                    let node = self.add(Node::implied_directory())?;
                     self.link(directory, &part, node)?;
                     node
                 }
@@ -275,6 +285,8 @@ impl Tree {
                         at.truncate(1);
                     }
                     let target = target.clone();
+                    // Writing it out costs as much as looking it up, even if the walk ends before.
+                    self.steps(self::parts(&target).count() as u64)?;
                     let more: Vec<_> = self::parts(&target)
                         .map(|part| Cow::Owned(part.to_vec()))
                         .collect();
@@ -314,9 +326,16 @@ impl Tree {
         matches!(self.nodes[link.node].kind, NodeKind::Directory(_)).then_some(link.node)
     }
 
-    fn add(&mut self, node: Node) -> NodeId {
+    fn add(&mut self, node: Node) -> Result<NodeId, Fault> {
+        // The root is one of them.
+        if self.nodes.len() as u64 > self.most_nodes {
+            return Err(Fault::too_large(format!(
+                "it has more than {} files and directories",
+                self.most_nodes
+            )));
+        }
         self.nodes.push(node);
-        self.nodes.len() - 1
+        Ok(self.nodes.len() - 1)
     }
 
     /// Gives a node a name, in place of what had it.
@@ -324,6 +343,11 @@ impl Tree {
         let layer = self.layer;
         match &mut self.nodes[directory].kind {
             NodeKind::Directory(names) => {
+                if names.len() >= MAX_NAMES {
+                    return Err(Fault::too_large(format!(
+                        "it has a directory of more than {MAX_NAMES} names"
+                    )));
+                }
                 names.insert(
                     name.into(),
                     Link {
@@ -377,7 +401,11 @@ impl Tree {
     }
 
     fn step(&mut self) -> Result<(), Fault> {
-        self.steps += 1;
+        self.steps(1)
+    }
+
+    fn steps(&mut self, number: u64) -> Result<(), Fault> {
+        self.steps += number;
         if self.steps > MAX_STEPS {
             return Err(Fault::too_large("its paths are too many and too deep"));
         }

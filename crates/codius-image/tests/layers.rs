@@ -257,6 +257,27 @@ async fn an_image_without_layers_is_an_empty_root() -> Result<()> {
     Ok(())
 }
 
+/// Wherever its inode lies: a file before it takes 36 bytes, an empty one 32, and a metadata block 8192.
+/// So it begins 8 and 4 bytes before the end of the first, and in the second.
+#[tokio::test]
+async fn the_root_has_the_time_that_the_image_says_and_not_that_of_its_making() -> Result<()> {
+    for (files, empty) in [(0, 0), (1, 0), (6, 249), (7, 248), (300, 0)] {
+        let root = Entry::dir("./", 0o755).mtime(1_000_000_000);
+        let layer = (0..files).fold(Layer::new().entry(root), |layer, number| {
+            layer.file(&format!("{number}"), 0o644, format!("{number}"))
+        });
+        let layer = (0..empty).fold(layer, |layer, number| {
+            layer.file(&format!("empty{number}"), 0o644, "")
+        });
+        let (prepared, _host) = pulled(image([layer])).await?;
+        let text = unsquashfs(&["-llnumeric", "-UTC"], &prepared, &[])?;
+        let root = text.lines().find(|line| line.ends_with(" squashfs-root"));
+        let root = root.context("no root")?;
+        assert!(root.contains("2001-09-09 01:46"), "{files} files: {root}");
+    }
+    Ok(())
+}
+
 /// The kernel's own reader, which is what a pod has.
 #[tokio::test]
 async fn the_kernel_mounts_a_busybox_image() -> Result<()> {

@@ -4,7 +4,6 @@
 mod kit;
 
 use std::{
-    collections::HashMap,
     net::SocketAddr,
     sync::{
         Arc, Mutex,
@@ -13,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use axum::{
     Router,
     body::Body,
@@ -562,52 +561,20 @@ async fn what_a_killed_process_left_is_swept_and_a_broken_image_is_made_again() 
 }
 
 #[tokio::test]
-async fn unused_images_are_removed_and_kept_ones_stay() -> Result<()> {
-    let registry = Registry::start()?;
-    let host = Host::new(&[registry.host()])?;
-    let mut digests = HashMap::new();
-    for name in ["one", "two"] {
-        let image = ImageBuilder::new().layer(Layer::new().file(name, 0o644, name));
-        let pushed = image.push(&registry, name).await?;
-        host.pull(&pushed.reference).await?;
-        digests.insert(name, pushed.digest);
-    }
-    let [one, two] = ["one", "two"].map(|name| digests[name].clone());
-    assert_eq!(host.store.list().len(), 2);
-    let hour = Duration::from_secs(3600);
-    ensure!(
-        host.store.remove_unused(&[], hour)?.is_empty(),
-        "both were just used"
-    );
-    let removed = host
-        .store
-        .remove_unused(std::slice::from_ref(&one), Duration::ZERO)?;
-    assert_eq!(
-        removed
-            .iter()
-            .map(|image| &image.digest)
-            .collect::<Vec<_>>(),
-        [&two]
-    );
-    assert_eq!(host.files()?.len(), 2);
-    let left = host.store.list();
-    let left = left.first().context("one is left")?;
-    assert_eq!(left.digest, one);
-    assert!(
-        left.block_image_bytes > 0 && left.reference.ends_with("/one:latest"),
-        "{left:?}"
-    );
-    // What was removed can be had again.
-    host.pull(&registry.reference("two")).await?;
-    Ok(())
-}
-
-#[tokio::test]
 async fn the_same_layers_make_the_same_block_image() -> Result<()> {
     let registry = false_registry(Layers::Honest).await?;
     let [first, second] = [Host::new(&registry.hosts())?, Host::new(&registry.hosts())?];
     let a = std::fs::read(first.pull(&registry.reference()).await?.block_image)?;
     let b = std::fs::read(second.pull(&registry.reference()).await?.block_image)?;
-    ensure!(a == b, "two hosts made different files");
+    let differ: Vec<_> = (0..a.len().max(b.len()))
+        .filter(|at| a.get(*at) != b.get(*at))
+        .take(8)
+        .collect();
+    ensure!(
+        a == b,
+        "two hosts made different files: {} and {} bytes, at {differ:?}",
+        a.len(),
+        b.len()
+    );
     Ok(())
 }

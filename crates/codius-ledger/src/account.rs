@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr, sync::Arc};
 use codius_manifest::ManifestHash;
 use serde::{Deserialize, Serialize};
 
-use crate::OrderId;
+use crate::{OrderId, RefundId};
 
 /// A holder of money in the ledger.
 ///
@@ -19,7 +19,8 @@ use crate::OrderId;
 /// | `pod:HASH` | the programs of a pod; kept over restarts and re-uploads | liability | never |
 /// | `order:ID` | a payer, while an order is being paid | liability | never |
 /// | `lease:HASH` | what is left to run a pod with | liability | never |
-/// | `owed:HASH` | those who paid for a pod and did not get it | liability | never |
+/// | `owed:HASH` | those who paid for a pod, did not get it, and said nothing of themselves | liability | never |
+/// | `refund:ID` | who paid one order, and what follows from it, and can get back what was not used | liability | never |
 /// | `earned` | the operator | income | never |
 ///
 /// All balances of all accounts together are zero.
@@ -31,6 +32,7 @@ pub enum Account {
     Order(OrderId),
     Lease(ManifestHash),
     Owed(ManifestHash),
+    Refund(RefundId),
     Earned,
 }
 
@@ -40,7 +42,12 @@ impl Account {
     pub fn may_be_negative(&self) -> bool {
         match self {
             Self::Parent | Self::Local(_) => true,
-            Self::Pod(_) | Self::Order(_) | Self::Lease(_) | Self::Owed(_) | Self::Earned => false,
+            Self::Pod(_)
+            | Self::Order(_)
+            | Self::Lease(_)
+            | Self::Owed(_)
+            | Self::Refund(_)
+            | Self::Earned => false,
         }
     }
 
@@ -48,7 +55,7 @@ impl Account {
     /// for a lease, or goes back.
     pub(crate) fn is_of_payers(&self) -> bool {
         match self {
-            Self::Order(_) | Self::Owed(_) => true,
+            Self::Order(_) | Self::Owed(_) | Self::Refund(_) => true,
             Self::Parent | Self::Local(_) | Self::Pod(_) | Self::Lease(_) | Self::Earned => false,
         }
     }
@@ -68,6 +75,7 @@ impl fmt::Display for Account {
             Self::Order(id) => write!(out, "order:{id}"),
             Self::Lease(hash) => write!(out, "lease:{hash}"),
             Self::Owed(hash) => write!(out, "owed:{hash}"),
+            Self::Refund(id) => write!(out, "refund:{id}"),
             Self::Earned => out.write_str("earned"),
         }
     }
@@ -97,6 +105,7 @@ impl FromStr for Account {
             "order" => Ok(Self::Order(name.parse().map_err(|_| InvalidAccount)?)),
             "lease" => Ok(Self::Lease(hash()?)),
             "owed" => Ok(Self::Owed(hash()?)),
+            "refund" => Ok(Self::Refund(name.parse().map_err(|_| InvalidAccount)?)),
             _ => Err(InvalidAccount),
         }
     }
@@ -161,6 +170,7 @@ mod tests {
             Account::Order(OrderId::from_bytes([9; 32])),
             Account::Lease(hash),
             Account::Owed(hash),
+            Account::Refund(RefundId::from_bytes([8; 32])),
             Account::Earned,
         ] {
             let text = account.to_string();
@@ -176,6 +186,7 @@ mod tests {
             "local:é",
             "pod:x",
             "order:00",
+            "refund:00",
             &upper,
         ] {
             assert_eq!(text.parse::<Account>(), Err(InvalidAccount), "{text:?}");

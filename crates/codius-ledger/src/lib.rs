@@ -30,6 +30,7 @@ mod duration;
 mod lease;
 mod order;
 mod rate;
+mod refund;
 mod time;
 mod transaction;
 
@@ -44,5 +45,6 @@ pub use order::{
     StoredResponse,
 };
 pub use rate::{InvalidRate, Rate, RateError};
+pub use refund::{Backoff, RefundId};
 pub use time::{BootId, InvalidBootId, Millis};
 pub use transaction::{InvalidReason, Posting, Reason, Transaction, TransactionError};

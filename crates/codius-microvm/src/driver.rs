@@ -32,7 +32,7 @@ use crate::{
     network, pod,
     programs::Programs,
     record::{Phase, PodRecord, Records},
-    remains::Places,
+    remains::{Places, Swept},
     template::{self, Shape, Templates},
 };
 
@@ -58,6 +58,7 @@ pub(crate) struct Shared {
     /// None: every pod is booted.
     pub(crate) templates: Option<Arc<Templates>>,
     isolation_reason: String,
+    swept: Swept,
     state: Mutex<State>,
     closing: CancellationToken,
     /// One driver per instance. Held by every task, so that the next driver waits for the last one.
@@ -134,7 +135,7 @@ impl MicrovmDriver {
         };
 
         let (swept, pool, nameservers) = (places.clone(), config.pool, config.nameservers.clone());
-        let kept = tokio::task::spawn_blocking(move || {
+        let (kept, found) = tokio::task::spawn_blocking(move || {
             network::enable_forwarding().map_err(OpenError::host("switch on IP forwarding"))?;
             network::set_host_rules(&swept.programs, &swept.instance, pool, &nameservers)
                 .map_err(OpenError::host("set its firewall rules"))?;
@@ -179,6 +180,7 @@ impl MicrovmDriver {
                 pool: config.pool,
                 nameservers: config.nameservers,
                 isolation_reason: acceleration.reason,
+                swept: found,
                 state: Mutex::new(state),
                 closing: CancellationToken::new(),
                 templates,
@@ -201,6 +203,11 @@ impl MicrovmDriver {
     /// Why the pods of this host are isolated as they are: a sentence for the operator.
     pub fn isolation_reason(&self) -> &str {
         &self.shared.isolation_reason
+    }
+
+    /// What it has removed when it was opened.
+    pub fn swept(&self) -> Swept {
+        self.shared.swept
     }
 
     /// Removes the host's firewall table if no pod is left. For a host that ends for good; returns whether

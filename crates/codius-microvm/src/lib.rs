@@ -48,3 +48,4 @@ pub use config::{AcceleratorChoice, Instance, InvalidInstance, MicrovmConfig};
 pub use driver::MicrovmDriver;
 pub use error::OpenError;
 pub use network::{InvalidPool, Ipv4Pool};
+pub use remains::Swept;

@@ -58,10 +58,19 @@ impl Records {
     /// Durable when it returns.
     pub(crate) fn write(&self, record: &PodRecord) -> io::Result<()> {
         let temporary = self.dir.join(format!("{}.new", record.hash));
-        let mut file = File::create(&temporary)?;
+        let written = self.write_by(&temporary, record);
+        if written.is_err() {
+            // A full disk leaves a half-written file, which nobody else would remove before the next start.
+            let _ = fs::remove_file(&temporary);
+        }
+        written
+    }
+
+    fn write_by(&self, temporary: &Path, record: &PodRecord) -> io::Result<()> {
+        let mut file = File::create(temporary)?;
         file.write_all(&serde_json::to_vec_pretty(record)?)?;
         file.sync_all()?;
-        fs::rename(&temporary, self.path(&record.hash))?;
+        fs::rename(temporary, self.path(&record.hash))?;
         self.sync()
     }
 
@@ -159,6 +168,17 @@ mod tests {
             port: Some(80),
             containers: vec!["web".into()],
         }
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_written_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::open(dir.path()).unwrap();
+        let one = record(1, 4);
+        // Nothing can take the name of a directory.
+        fs::create_dir(records.path(&one.hash)).unwrap();
+        records.write(&one).unwrap_err();
+        assert_eq!(fs::read_dir(dir.path().join("records")).unwrap().count(), 1);
     }
 
     #[test]

@@ -16,6 +16,19 @@ use crate::{
     record::{PodRecord, Records},
 };
 
+/// What a sweep has removed: for the operator, who reads it in the log.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Pods that could not go on: half started, or without a living machine.
+    pub pods: usize,
+    /// Machines without a record.
+    pub machines: usize,
+    /// Network namespaces and interfaces without a record.
+    pub networks: usize,
+    /// Directories and files without a record.
+    pub files: usize,
+}
+
 /// Where the things of this host's pods are.
 #[derive(Debug, Clone)]
 pub(crate) struct Places {
@@ -44,10 +57,10 @@ impl Places {
             handle.kill_and_wait()?;
         } else if record.process.is_none() {
             // Killed between the start of QEMU and the note of its id.
-            self.kill_strays(|slot| slot == record.slot)?;
+            let _ = self.kill_strays(|slot| slot == record.slot)?;
         }
         network::remove(&self.programs, &self.instance.pod_name(record.slot))?;
-        remove_dir(&self.pod_dir(&record.hash))?;
+        remove_tree(&self.pod_dir(&record.hash))?;
         self.records.remove(&record.hash)
     }
 
@@ -56,35 +69,42 @@ impl Places {
     pub(crate) fn sweep(
         &self,
         can_go_on: impl Fn(&PodRecord) -> io::Result<bool>,
-    ) -> io::Result<Vec<PodRecord>> {
+    ) -> io::Result<(Vec<PodRecord>, Swept)> {
         let mut kept = Vec::new();
+        let mut swept = Swept::default();
         for record in self.records.all()? {
             if can_go_on(&record)? {
                 kept.push(record);
             } else {
                 info!(pod = %record.hash, "removing what an earlier run has left of a pod");
                 self.remove_pod(&record)?;
+                swept.pods += 1;
             }
         }
         let has_record = |slot| kept.iter().any(|record: &PodRecord| record.slot == slot);
-        self.kill_strays(|slot| !has_record(slot))?;
+        swept.machines = self.kill_strays(|slot| !has_record(slot))?;
         for slot in network::slots_in_use(&self.instance)? {
             if !has_record(slot) {
                 warn!(slot, "removing a pod network without a pod");
                 network::remove(&self.programs, &self.instance.pod_name(slot))?;
+                swept.networks += 1;
             }
         }
         for entry in fs::read_dir(&self.pods_dir)? {
             let path = entry?.path();
             if !kept.iter().any(|record| self.pod_dir(&record.hash) == path) {
-                remove_dir(&path)?;
+                warn!(path = %path.display(), "removing files without a pod");
+                remove_tree(&path)?;
+                swept.files += 1;
             }
         }
-        Ok(kept)
+        Ok((kept, swept))
     }
 
-    /// Kills QEMU processes of this instance by their name (an argument of ours) and user.
-    pub(crate) fn kill_strays(&self, is_stray: impl Fn(u16) -> bool) -> io::Result<()> {
+    /// Kills QEMU processes of this instance by their name (an argument of ours) and user, and says how
+    /// many.
+    pub(crate) fn kill_strays(&self, is_stray: impl Fn(u16) -> bool) -> io::Result<usize> {
+        let mut killed = 0;
         let prefix = self.instance.pod_prefix();
         for entry in fs::read_dir("/proc")? {
             let name = entry?.file_name();
@@ -103,9 +123,10 @@ impl Places {
             {
                 warn!(pid, slot, "ending a virtual machine without a pod");
                 handle.kill_and_wait()?;
+                killed += 1;
             }
         }
-        Ok(())
+        Ok(killed)
     }
 
     /// The slot of a QEMU process of this instance.
@@ -132,8 +153,14 @@ fn stray_name(command_line: &[u8]) -> Option<&str> {
     std::str::from_utf8(arguments.next()?).ok()
 }
 
-fn remove_dir(path: &std::path::Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
+/// Whatever is there: a file where a directory should be must not keep the host from starting.
+fn remove_tree(path: &std::path::Path) -> io::Result<()> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         removed => removed,
     }
@@ -152,5 +179,22 @@ mod tests {
         assert_eq!(stray_name(b"/usr/bin/vim\0-name\0cdab12-3\0"), None);
         assert_eq!(stray_name(b"qemu-system-x86_64\0-m\0x\0"), None);
         assert_eq!(stray_name(b""), None);
+    }
+
+    #[test]
+    fn whatever_is_there_is_removed_and_nothing_behind_a_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::create_dir_all(path("pod/inner")).unwrap();
+        fs::write(path("pod/inner/scratch.img"), "x").unwrap();
+        fs::write(path("file"), "x").unwrap();
+        fs::create_dir(path("elsewhere")).unwrap();
+        fs::write(path("elsewhere/kept"), "x").unwrap();
+        std::os::unix::fs::symlink(path("elsewhere"), path("link")).unwrap();
+        for name in ["pod", "file", "link", "nothing"] {
+            remove_tree(&path(name)).unwrap();
+            assert!(fs::symlink_metadata(path(name)).is_err(), "{name}");
+        }
+        assert!(path("elsewhere/kept").exists());
     }
 }

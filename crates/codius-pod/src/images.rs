@@ -91,6 +91,12 @@ pub enum ImageError {
     /// The registry did not answer, or not in time. A retry may help.
     #[error("image {reference} could not be fetched: {reason}; try again later")]
     Unavailable { reference: String, reason: String },
+    /// The operator does not run it. Nothing was fetched; the uploader takes another image or host.
+    #[error("image {reference} is not allowed on this host: {rule}")]
+    Denied { reference: String, rule: String },
+    /// The host's image cache has no room for it now. Another host may have.
+    #[error("image {reference} has no room on this host: {reason}")]
+    NoRoom { reference: String, reason: String },
     /// This host's own disk or tools. The operator looks at `source`.
     #[error("image {reference} could not be stored on this host")]
     Host {

@@ -172,7 +172,7 @@ impl Sum {
     fn transaction(self, now: u64) -> Result<Transaction, TransactionError> {
         // What a host gives back to a payer is a refund in its books, however it travels.
         let reason = match self.from {
-            Account::Order(_) | Account::Owed(_) => Reason::Refund,
+            Account::Order(_) | Account::Owed(_) | Account::Refund(_) => Reason::Refund,
             // The host earns by packets only what it is given; all else it charges.
             _ if self.to == Account::Earned => Reason::Gift,
             Account::Parent

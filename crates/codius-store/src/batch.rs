@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use codius_ledger::{Lease, Order, Transaction};
+use codius_ledger::{Lease, Order, RefundId, Transaction};
+use codius_manifest::ManifestHash;
 
 /// Becomes durable as a whole or not at all. Transactions are applied in their order; none may take
 /// an account below zero that may not be there.
@@ -14,6 +15,11 @@ pub struct Batch {
     /// Replaces the lease with the same hash and creation; an ended one is final, and a hash has one
     /// lease that has not ended.
     pub leases: Vec<LeaseRecord>,
+    /// New refunds, before the orders and leases that they belong to; one that is there already stays as
+    /// it is.
+    pub refunds: Vec<RefundRecord>,
+    /// What is known of refunds that are there already.
+    pub refund_steps: Vec<(RefundId, RefundStep)>,
     /// `None` removes.
     pub meta: Vec<(String, Option<Vec<u8>>)>,
     /// Kept if there is one of the name already: secrets never change.
@@ -37,6 +43,40 @@ pub struct LeaseOrigin {
     pub owner: Option<[u8; 32]>,
     /// How much of its money was owed to its program when it was created, in smallest units.
     pub carried: u64,
+    /// Where what it does not use goes; none: to what is owed to its program.
+    pub refund: Option<RefundId>,
+}
+
+/// Who may get the unused money of an order, and of the lease that it creates.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefundRecord {
+    pub id: RefundId,
+    pub hash: ManifestHash,
+    /// The public key (Ed25519) that may draw it.
+    pub owner: Option<[u8; 32]>,
+    /// The URL of a payment pointer.
+    pub destination: Option<String>,
+    pub created_at_unix_ms: u64,
+}
+
+/// A step in the life of a refund.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RefundStep {
+    /// Money of it has come: it is to be tried at once, if it has a destination.
+    Due { at_unix_ms: u64 },
+    /// Its owner says where it goes, now.
+    Redirected {
+        destination: String,
+        at_unix_ms: u64,
+    },
+    /// It is being tried, or was: so many tries in a row have moved nothing.
+    Waiting {
+        tries: u32,
+        trouble: Option<String>,
+        next_try_unix_ms: u64,
+    },
+    /// Nothing is left of it.
+    Settled,
 }
 
 /// What a lease runs.
@@ -122,11 +162,25 @@ impl Batch {
         self
     }
 
+    #[must_use]
+    pub fn refund(mut self, refund: RefundRecord) -> Self {
+        self.refunds.push(refund);
+        self
+    }
+
+    #[must_use]
+    pub fn refund_step(mut self, id: RefundId, step: RefundStep) -> Self {
+        self.refund_steps.push((id, step));
+        self
+    }
+
     /// How many things are in it.
     pub fn len(&self) -> usize {
         self.transactions.len()
             + self.orders.len()
             + self.leases.len()
+            + self.refunds.len()
+            + self.refund_steps.len()
             + self.meta.len()
             + self.secrets.len()
     }

@@ -26,6 +26,7 @@ mod error;
 mod lease_money;
 mod lock;
 mod query;
+mod refund;
 mod row;
 mod schema;
 #[cfg(feature = "simulation")]
@@ -35,10 +36,11 @@ mod verify;
 mod writer;
 
 pub use backup::{Copied, backup, restore};
-pub use batch::{Batch, LeaseOrigin, LeaseRecord, StoredUpload};
+pub use batch::{Batch, LeaseOrigin, LeaseRecord, RefundRecord, RefundStep, StoredUpload};
 pub use books::{Books, EntryFilter, EntryRow, KindSum, LeaseRow, MAX_PAGE, Period, Summary};
 pub use error::StoreError;
 pub use query::{Entry, Snapshot, StoredLease};
+pub use refund::StoredRefund;
 pub use store::{MAX_ENTRIES, QUEUE_LEN, Store};
 pub use verify::{Checked, Verified};
 pub use writer::{MAX_BATCH_ITEMS, MAX_GROUP, Pruned};

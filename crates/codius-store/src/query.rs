@@ -47,7 +47,8 @@ pub struct Entry {
 }
 
 /// What a [`StoredLease`] has beside its lease.
-const ORIGIN_COLUMNS: &str = "uploads.upload, uploads.images, leases.owner, leases.carried";
+const ORIGIN_COLUMNS: &str =
+    "uploads.upload, uploads.images, leases.owner, leases.carried, leases.refund";
 
 pub(crate) fn snapshot(connection: &Connection) -> Result<Snapshot, StoreError> {
     // One read transaction, so that everything is of one moment.
@@ -129,6 +130,10 @@ fn stored_lease_of(row: &Row<'_>) -> Result<StoredLease, StoreError> {
     let origin = LeaseOrigin {
         owner: row.get(LEASE_COLUMN_COUNT + 2)?,
         carried: unsigned("carried amount", row.get(LEASE_COLUMN_COUNT + 3)?)?,
+        refund: match row.get::<_, Option<String>>(LEASE_COLUMN_COUNT + 4)? {
+            Some(id) => Some(parsed("refund", &id)?),
+            None => None,
+        },
     };
     Ok(StoredLease {
         lease,

@@ -20,6 +20,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("schema/0003.sql"),
     include_str!("schema/0004.sql"),
     include_str!("schema/0005.sql"),
+    include_str!("schema/0006.sql"),
 ];
 
 /// Settings of every connection.
@@ -243,6 +244,39 @@ mod tests {
         connection
             .execute("UPDATE leases SET owner = x'00'", [])
             .unwrap_err();
+    }
+
+    #[test]
+    fn an_owned_lease_of_an_older_host_gets_a_refund_of_its_own() {
+        let path = Path::new("x");
+        let mut connection = Connection::open_in_memory().unwrap();
+        migrate(&mut connection, path, &MIGRATIONS[..5]).unwrap();
+        connection
+            .execute_batch(
+                "INSERT INTO leases (hash, created_at_unix_ms, rate, state, end_reason, run_ms, charged,
+                                     granted_ms, owner)
+                 VALUES ('a', 5, '1', 'starting', NULL, 0, 0, 0, zeroblob(32)),
+                        ('b', 6, '1', 'starting', NULL, 0, 0, 0, NULL),
+                        ('a', 4, '1', 'ended', 'lost', 0, 0, 0, zeroblob(32))",
+            )
+            .unwrap();
+        migrate(&mut connection, path, MIGRATIONS).unwrap();
+        let refunds: i64 = connection
+            .query_row(
+                "SELECT count(*) FROM refunds JOIN leases ON leases.refund = refunds.id
+                 WHERE leases.created_at_unix_ms = 5 AND refunds.owner = leases.owner",
+                [],
+                |row| row.get(0),
+            )
+            .unwrap();
+        let without: i64 = connection
+            .query_row(
+                "SELECT count(*) FROM leases WHERE refund IS NULL",
+                [],
+                |row| row.get(0),
+            )
+            .unwrap();
+        assert_eq!((refunds, without), (1, 2));
     }
 
     #[test]

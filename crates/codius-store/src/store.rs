@@ -8,16 +8,16 @@ use std::{
     thread,
 };
 
-use codius_ledger::{Account, Order, OrderId};
+use codius_ledger::{Account, Order, OrderId, RefundId};
 use codius_manifest::ManifestHash;
 use rusqlite::{Connection, OpenFlags};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    Batch, Entry, Pruned, Snapshot, StoreError, StoredLease, Verified,
+    Batch, Entry, Pruned, Snapshot, StoreError, StoredLease, StoredRefund, Verified,
     bank::{Packet, Put, Tray},
     lock::{self, Lock},
-    query, schema,
+    query, refund, schema,
     verify::verify,
     writer::{Job, Writer},
 };
@@ -156,6 +156,34 @@ impl Store {
 
     pub async fn order(&self, id: OrderId) -> Result<Option<Order>, StoreError> {
         self.read(move |connection| query::order(connection, &id))
+            .await
+    }
+
+    /// A refund, whether something of it is due or not.
+    pub async fn refund(&self, id: RefundId) -> Result<Option<StoredRefund>, StoreError> {
+        self.read(move |connection| refund::one(connection, &id))
+            .await
+    }
+
+    /// The refunds of a program that are due, oldest first; at most [`MAX_ENTRIES`].
+    pub async fn refunds_of(&self, hash: ManifestHash) -> Result<Vec<StoredRefund>, StoreError> {
+        self.read(move |connection| refund::of_program(connection, &hash, MAX_ENTRIES))
+            .await
+    }
+
+    /// The refunds that wait to be sent, those that come first first; at most `limit`, up to
+    /// [`MAX_ENTRIES`].
+    pub async fn refunds_to_send(&self, limit: usize) -> Result<Vec<StoredRefund>, StoreError> {
+        let limit = limit.min(MAX_ENTRIES);
+        self.read(move |connection| refund::to_send(connection, limit))
+            .await
+    }
+
+    /// Every refund of which something is due, oldest first; at most `limit`, up to [`MAX_ENTRIES`].
+    /// With the accounts `owed:HASH` this is all that the host owes to payers of what has ended.
+    pub async fn refunds_due(&self, limit: usize) -> Result<Vec<StoredRefund>, StoreError> {
+        let limit = limit.min(MAX_ENTRIES);
+        self.read(move |connection| refund::due(connection, limit))
             .await
     }
 

@@ -18,6 +18,7 @@ use crate::{
     Batch, StoreError,
     bank::{Packet, Sums, Tray},
     lock::Lock,
+    refund,
     row::{signed, write_lease, write_order},
 };
 
@@ -28,7 +29,7 @@ pub const MAX_BATCH_ITEMS: usize = 4096;
 /// Accounts whose balance is kept in memory.
 const MAX_CACHED_ACCOUNTS: usize = 100_000;
 /// Statements that are kept prepared.
-const STATEMENT_CACHE: usize = 32;
+const STATEMENT_CACHE: usize = 40;
 
 pub(crate) type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
 
@@ -299,6 +300,12 @@ impl Writer {
         for transaction in &batch.transactions {
             self.apply_transaction(transaction)?;
         }
+        for refund in &batch.refunds {
+            refund::write(&self.connection, refund)?;
+        }
+        for (id, step) in &batch.refund_steps {
+            refund::step(&self.connection, id, step)?;
+        }
         for order in &batch.orders {
             write_order(&self.connection, order)?;
         }
@@ -464,6 +471,7 @@ impl Writer {
         self.connection.execute_batch("BEGIN IMMEDIATE")?;
         let leases = self.connection.execute(OLD_LEASES, [before, limit])?;
         let orders = self.connection.execute(OLD_ORDERS, [before, limit])?;
+        refund::prune(&self.connection, before, limit)?;
         self.connection.execute_batch("COMMIT")?;
         Ok(Pruned { leases, orders })
     }

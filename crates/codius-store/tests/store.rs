@@ -345,6 +345,7 @@ async fn the_owner_of_a_lease_stays_to_its_end_and_beyond() {
     let origin = LeaseOrigin {
         owner: Some([7; 32]),
         carried: 500,
+        refund: None,
     };
     let batch = Batch::new().new_lease_from(lease, upload("x"), origin);
     store.commit(batch).await.unwrap();

@@ -145,6 +145,7 @@ impl Entry {
 pub struct Layer {
     entries: Vec<Entry>,
     raw: Option<Vec<u8>>,
+    packed: Option<Vec<u8>>,
     compression: Compression,
 }
 
@@ -159,6 +160,15 @@ impl Layer {
         Self {
             raw: Some(tar.into()),
             ..Self::default()
+        }
+    }
+
+    /// A layer whose bytes are given as they travel, too: for compressions that no tool writes.
+    /// The compression only decides its media type.
+    pub fn packed(tar: impl Into<Vec<u8>>, blob: impl Into<Vec<u8>>) -> Self {
+        Self {
+            packed: Some(blob.into()),
+            ..Self::raw(tar)
         }
     }
 
@@ -227,6 +237,9 @@ impl Layer {
 
     /// The blob as it travels.
     pub(crate) fn compress(&self, tar: &[u8]) -> Result<Vec<u8>> {
+        if let Some(packed) = &self.packed {
+            return Ok(packed.clone());
+        }
         Ok(match self.compression {
             Compression::Plain => tar.to_vec(),
             Compression::Zstd => zstd::bulk::compress(tar, 3)?,

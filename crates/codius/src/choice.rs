@@ -41,6 +41,8 @@ pub(crate) struct Wish<'a> {
     pub(crate) timeout: Duration,
     /// It runs there already, and shall run longer: no host needs room for it.
     pub(crate) extends: bool,
+    /// Where what it does not use goes when it ends.
+    pub(crate) refund_to: Option<&'a str>,
 }
 
 impl Wish<'_> {

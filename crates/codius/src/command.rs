@@ -19,6 +19,7 @@ use crate::{
     pods::{self, PodsArguments},
     price::{self, PriceArguments},
     project::CODIUS_FILE,
+    run::{self, RunArguments},
     state_file::{DEFAULT_FILE, Options},
     status, stop, tail, upload,
     wallet::{self, WalletArguments},
@@ -54,6 +55,8 @@ enum Command {
     Hosts(HostsArguments),
     /// Upload a program to hosts and pay for its time
     Upload(UploadArguments),
+    /// Run a program and pay for it by the second, as long as this command runs
+    Run(RunArguments),
     /// Buy more time for what a state file says was uploaded
     Extend(ExtendArguments),
     /// Buy more time for a program that runs
@@ -129,6 +132,9 @@ pub(crate) struct UploadArguments {
     /// Follow what the program writes, once it runs
     #[arg(long, requires = "debug")]
     pub(crate) tail: bool,
+    /// Where hosts send what was not used when the program ends: a payment pointer, like $wallet.example/alice
+    #[arg(long, value_name = "POINTER")]
+    pub(crate) refund_to: Option<String>,
     /// Hide private variables behind new random numbers, as the original does: another hash each time
     #[arg(long)]
     pub(crate) random_nonce: bool,
@@ -400,13 +406,13 @@ pub(crate) enum ManifestCommand {
 
 pub(crate) fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    match run(arguments.command) {
+    match carry_out(arguments.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
 }
 
-fn run(command: Command) -> Result<(), Failure> {
+fn carry_out(command: Command) -> Result<(), Failure> {
     // Chosen here for all who use TLS. It can only be set already if this is called twice.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -425,6 +431,7 @@ fn run(command: Command) -> Result<(), Failure> {
             }
             Command::Man(arguments) => completions::man(&arguments, Arguments::command()),
             Command::Upload(arguments) => upload::upload(arguments).await,
+            Command::Run(arguments) => run::run(arguments).await,
             Command::Extend(arguments) => extend::extend(arguments).await,
             Command::ExtendHash(arguments) => extend_hash::extend_hash(arguments).await,
             Command::Tail(arguments) => tail::tail(arguments).await,
@@ -469,6 +476,8 @@ mod tests {
             "codius cron create -b 3599",
             "codius cron create -b 3600 --skip-extend",
             "codius extend-hash",
+            "codius run --ahead 1s",
+            "codius run h --codius-file x",
         ] {
             assert!(fails(refused), "{refused}");
         }
@@ -484,6 +493,9 @@ mod tests {
             "codius cron create --skip-extend",
             "codius cron view -a",
             "codius cron remove --all -y",
+            "codius run",
+            "codius run --host a --ahead 30s --max 0.5 -y --json",
+            "codius run h --host a -y",
         ] {
             assert!(!fails(taken), "{taken}");
         }

@@ -154,6 +154,7 @@ async fn fill_buffer(
         signer: &signer,
         timeout: payment.timeout(),
         extends: true,
+        refund_to: None,
     };
     let now = Timestamp::now();
     let mut orders = Vec::new();

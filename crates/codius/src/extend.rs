@@ -40,6 +40,7 @@ pub(crate) async fn extend(arguments: ExtendArguments) -> Result<(), Failure> {
         signer: &signer,
         timeout: payment.timeout(),
         extends: true,
+        refund_to: None,
     };
     let candidates = Candidates { hosts, count: None };
     let choice = choose(&candidates, &wish).await?;

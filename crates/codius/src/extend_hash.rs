@@ -34,6 +34,7 @@ pub(crate) async fn extend_hash(arguments: ExtendHashArguments) -> Result<(), Fa
         signer: &signer,
         timeout: payment.timeout(),
         extends: true,
+        refund_to: None,
     };
     let mut plan = Plan::default();
     let mut offers: Vec<Offer> = Vec::new();

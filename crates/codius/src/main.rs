@@ -45,6 +45,7 @@ mod purchase;
 mod question;
 mod raw_log;
 mod report;
+mod run;
 mod standing;
 mod state_file;
 mod status;

@@ -90,6 +90,11 @@ impl Display {
     }
 
     pub(crate) fn event(&mut self, event: LeaseEvent) {
+        if let LeaseEventKind::Frozen { ends_at } = &event.kind {
+            self.say(&format!(
+                "Frozen, its money is used up; it ends at {ends_at}"
+            ));
+        }
         if let LeaseEventKind::Phase(phase) = &event.kind {
             // Off a terminal a pull is told in tenths, not byte by byte.
             let text = in_words(phase, self.live.is_none());

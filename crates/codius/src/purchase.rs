@@ -191,7 +191,10 @@ impl Buyer<'_> {
     }
 
     async fn pay(&self, offer: &Offer) -> Result<Placed, Failed> {
-        let host = offer.look.host.clone().placing_within(self.wish.timeout);
+        let host = offer.look.host.clone();
+        let host = host
+            .placing_within(self.wish.timeout)
+            .refunding_to(self.wish.refund_to);
         let name = host.origin().to_owned();
         let mut display = self.board.line(&name);
         display.say("Paying");

@@ -23,6 +23,8 @@ pub(crate) struct Standing {
     /// Where visitors reach it.
     pub(crate) url: Option<String>,
     pub(crate) expires_at: Option<UnixMillis>,
+    /// While it is frozen: when it ends if nobody pays.
+    pub(crate) frozen_until: Option<UnixMillis>,
     pub(crate) created_at: Option<UnixMillis>,
     /// The key that may stop it.
     pub(crate) owner: Option<String>,
@@ -117,6 +119,7 @@ impl Standing {
             state,
             url: lease.url.map(|url| one_line(&url)),
             expires_at: lease.expires_at,
+            frozen_until: lease.frozen_until,
             created_at: Some(lease.created_at),
             owner: lease.owner.map(|owner| one_line(&owner)),
             money: Some(Money {
@@ -139,6 +142,7 @@ impl Standing {
                 state: State::Running,
                 url: Some(one_line(&pod.url)),
                 expires_at: Some(pod.expiry),
+                frozen_until: None,
                 created_at: None,
                 owner: None,
                 money: None,
@@ -158,6 +162,7 @@ impl Standing {
             state,
             url: None,
             expires_at: None,
+            frozen_until: None,
             created_at: None,
             owner: None,
             money: None,
@@ -182,9 +187,11 @@ impl Standing {
         match &self.state {
             State::Ended(reason) => Some(reason.clone()),
             State::Unknown(failure) => Some(one_line(failure.message())),
-            State::Starting | State::Running | State::Paused | State::Frozen | State::NotThere => {
-                None
+            State::Frozen => {
+                let until = self.frozen_until?;
+                Some(format!("ends at {until} unless it is paid"))
             }
+            State::Starting | State::Running | State::Paused | State::NotThere => None,
         }
     }
 
@@ -194,9 +201,13 @@ impl Standing {
             "manifestHash": self.hash,
             "host": self.host,
             "state": self.state.name().replace(' ', "_"),
-            "message": self.remark(),
+            "message": match &self.state {
+                State::Frozen => None,
+                _ => self.remark(),
+            },
             "url": self.url,
             "expiry": self.expires_at,
+            "frozen_until": self.frozen_until,
             "created_at": self.created_at,
             "balance": money.map(|money| money.balance.to_string()),
             "price_per_second": money.map(|money| &money.price_per_second),

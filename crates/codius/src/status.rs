@@ -69,11 +69,16 @@ fn in_words(standing: &Standing) -> String {
         ("host", standing.host.clone()),
         ("state", standing.state.name().to_owned()),
     ];
-    if let Some(reason) = standing.remark() {
-        lines.push(("reason", reason));
-    }
-    if let Some(until) = standing.until() {
-        lines.push(("runs until", until));
+    if let Some(until) = standing.frozen_until {
+        let next = "unless it is paid, as by codius run or extend-hash";
+        lines.push(("ends at", format!("{until}, {next}")));
+    } else {
+        if let Some(reason) = standing.remark() {
+            lines.push(("reason", reason));
+        }
+        if let Some(until) = standing.until() {
+            lines.push(("runs until", until));
+        }
     }
     if let Some(money) = &standing.money {
         lines.push(("balance", money.left()));

@@ -50,6 +50,7 @@ pub(crate) async fn upload(arguments: UploadArguments) -> Result<(), Failure> {
         signer: &signer,
         timeout: payment.timeout(),
         extends: false,
+        refund_to: arguments.refund_to.as_deref(),
     };
     let mut choice = choose(&candidates, &wish).await?;
     let mut posted = generated.clone();

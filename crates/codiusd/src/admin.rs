@@ -4,6 +4,7 @@
 //! the host's own user and root may use ([`entrance`]); on a TCP port only for who has the token.
 
 mod entrance;
+mod house;
 mod reports;
 mod tool;
 
@@ -19,6 +20,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use codius_image::ImageStore;
 use codius_ledger::Asset;
 use codius_store::Store;
 use ilp_connector::Connector;
@@ -55,6 +57,7 @@ pub(crate) struct Admin {
     pub(crate) connector: Connector,
     pub(crate) store: Store,
     pub(crate) asset: Asset,
+    pub(crate) images: Arc<ImageStore>,
 }
 
 type Shared = State<Arc<Admin>>;
@@ -102,6 +105,9 @@ impl Admin {
             .route("/peers", get(peers))
             .merge(ledger::router())
             .merge(drain::router())
+            .route("/images", get(house::images))
+            .route("/rules", get(house::rules).post(house::set_rule))
+            .route("/stopPod", post(house::stop))
             .fallback(other)
             .method_not_allowed_fallback(other)
             .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))

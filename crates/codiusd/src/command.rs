@@ -14,8 +14,8 @@ use crate::{
     daemon,
     drain::{self, DrainArguments},
     environment::Environment,
-    ledger::{self, LedgerArguments},
     keep,
+    ledger::{self, LedgerArguments},
     listeners::Held,
 };
 

@@ -8,6 +8,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use codius_image::Pattern;
+use codius_ledger::Backoff;
+use codius_manifest::ManifestHash;
 use codius_microvm::Ipv4Pool;
 use ilp_link::BtpUrl;
 use serde::{Deserialize, Serialize};
@@ -19,6 +22,9 @@ const MAX_DURATION_LIMIT_SECS: u64 = 366 * 24 * 3600;
 const MAX_PEER_INTERVAL_SECS: u64 = 24 * 3600;
 const MAX_GRACE_SECS: u64 = 24 * 3600;
 const MAX_EXPIRY_NOTICES: usize = 16;
+/// What making an image takes on disk besides its files.
+const IMAGE_MARGIN_MIB: u64 = 512;
+const MAX_REFUND_RETRY_SECS: u64 = 7 * 24 * 3600;
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -38,6 +44,7 @@ pub(crate) struct Config {
     pub(crate) admin: Admin,
     pub(crate) books: Books,
     pub(crate) interledger: Interledger,
+    pub(crate) refunds: Refunds,
     pub(crate) pods: Pods,
     pub(crate) images: Images,
     pub(crate) network: Network,
@@ -145,6 +152,20 @@ pub(crate) struct Interledger {
     pub(crate) payment_timeout_secs: u64,
 }
 
+/// Money that goes back to payment pointers.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Refunds {
+    /// Whether pointers may be at private addresses and without TLS: for tests and private networks only,
+    /// because whoever uploads chooses what this host connects to. In local mode those of this machine may
+    /// be anyway.
+    pub(crate) allow_private: bool,
+    /// The first wait after a refund that did not arrive, in seconds. It doubles with each, up to
+    /// `longest_retry_secs`; there is no last try.
+    pub(crate) retry_secs: u64,
+    pub(crate) longest_retry_secs: u64,
+}
+
 /// A text that is never printed.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Secret(pub(crate) String);
@@ -186,6 +207,10 @@ pub(crate) struct Pods {
     pub(crate) expiry_notice_secs: Vec<u64>,
     /// What happens to pods when the daemon ends.
     pub(crate) on_shutdown: OnShutdown,
+    /// If there are any: other manifests are refused.
+    pub(crate) allow_hashes: Vec<ManifestHash>,
+    /// Manifests that are refused, even if they are allowed.
+    pub(crate) deny_hashes: Vec<ManifestHash>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -246,6 +271,16 @@ pub(crate) struct Images {
     pub(crate) max_compressed_mib: u64,
     /// Sum of an image's files.
     pub(crate) max_unpacked_mib: u64,
+    /// Disk that all images together may take, those that are being made included.
+    pub(crate) max_cache_mib: u64,
+    /// Disk that images leave free for everything else.
+    pub(crate) min_free_mib: u64,
+    /// If there are any: other images are refused.
+    pub(crate) allow: Vec<Pattern>,
+    /// Images that are refused, even if they are allowed.
+    pub(crate) deny: Vec<Pattern>,
+    /// Images that are never removed to make room. Nothing is fetched for it.
+    pub(crate) pin: Vec<Pattern>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -292,6 +327,7 @@ impl Default for Config {
             admin: Admin::default(),
             books: Books::default(),
             interledger: Interledger::default(),
+            refunds: Refunds::default(),
             pods: Pods::default(),
             images: Images::default(),
             network: Network::default(),
@@ -353,6 +389,16 @@ impl Default for Interledger {
     }
 }
 
+impl Default for Refunds {
+    fn default() -> Self {
+        Self {
+            allow_private: false,
+            retry_secs: 60,
+            longest_retry_secs: 24 * 3600,
+        }
+    }
+}
+
 impl Default for SelfTest {
     fn default() -> Self {
         Self {
@@ -377,6 +423,8 @@ impl Default for Pods {
             grace_secs: 60,
             expiry_notice_secs: vec![3600, 600, 60],
             on_shutdown: OnShutdown::Leave,
+            allow_hashes: Vec::new(),
+            deny_hashes: Vec::new(),
         }
     }
 }
@@ -387,6 +435,11 @@ impl Default for Images {
             insecure_registries: Vec::new(),
             max_compressed_mib: 1024,
             max_unpacked_mib: 4096,
+            max_cache_mib: 20 * 1024,
+            min_free_mib: 1024,
+            allow: Vec::new(),
+            deny: Vec::new(),
+            pin: Vec::new(),
         }
     }
 }
@@ -466,7 +519,9 @@ impl Config {
             fraction > 0.0 && fraction <= 1.0,
             "pods.memory_fraction is {fraction}; it must be over 0 and at most 1"
         );
+        self.images.check()?;
         self.interledger.check()?;
+        self.refunds.check()?;
         self.peers.check()?;
         self.pool()?;
         if let Some(uri) = &self.public_uri {
@@ -508,6 +563,46 @@ impl Peers {
             );
         }
         self.bootstrap_urls().map(drop)
+    }
+}
+
+impl Images {
+    fn check(&self) -> Result<()> {
+        // The files of an image are on disk twice while its block image is made.
+        let least = self
+            .max_unpacked_mib
+            .saturating_mul(2)
+            .saturating_add(IMAGE_MARGIN_MIB);
+        ensure!(
+            self.max_cache_mib >= least,
+            "images.max_cache_mib is {}; with max_unpacked_mib = {} it must be at least {least}, or \
+             the largest image could never be made",
+            self.max_cache_mib,
+            self.max_unpacked_mib
+        );
+        Ok(())
+    }
+}
+
+impl Refunds {
+    fn check(&self) -> Result<()> {
+        for (name, secs) in [
+            ("retry_secs", self.retry_secs),
+            ("longest_retry_secs", self.longest_retry_secs),
+        ] {
+            ensure!(
+                (1..=MAX_REFUND_RETRY_SECS).contains(&secs),
+                "refunds.{name} is {secs}; it must be 1 to {MAX_REFUND_RETRY_SECS}"
+            );
+        }
+        Ok(())
+    }
+
+    pub(crate) fn backoff(&self) -> Backoff {
+        Backoff {
+            first_ms: self.retry_secs * 1000,
+            longest_ms: self.longest_retry_secs * 1000,
+        }
     }
 }
 
@@ -566,6 +661,24 @@ mod tests {
     }
 
     #[test]
+    fn patterns_and_hashes_are_read_or_refused_with_what_is_wrong() {
+        let config: Config = toml::from_str(
+            "[images]\nallow = [\"docker.io/library/*\"]\ndeny = [\"*.example\"]\npin = [\"docker.io/nginx\"]",
+        )
+        .unwrap();
+        config.check().unwrap();
+        assert_eq!(config.images.deny[0].to_string(), "*.example");
+        for (text, reason) in [
+            ("[images]\nallow = [\"nginx\"]", "docker.io/nginx"),
+            ("[images]\ndeny = [\"sha256:12\"]", "64 lower-case"),
+            ("[pods]\ndeny_hashes = [\"abc\"]", "hash"),
+        ] {
+            let error = toml::from_str::<Config>(text).unwrap_err().to_string();
+            assert!(error.contains(reason), "{text}: {error}");
+        }
+    }
+
+    #[test]
     fn unknown_keys_and_bad_values_are_refused_by_name() {
         let unknown = toml::from_str::<Config>("[pods]\nmemory = 5").unwrap_err();
         assert!(unknown.to_string().contains("memory"), "{unknown}");
@@ -576,6 +689,8 @@ mod tests {
             ("public_uri = \"ftp://host\"", "public_uri"),
             ("[shutdown]\ndrain_secs = 601", "shutdown.drain_secs"),
             ("[peers]\nretry_secs = 0", "retry_secs"),
+            ("[images]\nmax_cache_mib = 8192", "at least 8704"),
+            ("[refunds]\nlongest_retry_secs = 0", "refunds.longest"),
             (
                 "[peers]\nbootstrap = [\"https://host.example/path\"]",
                 "peers.bootstrap",

@@ -41,8 +41,9 @@ use crate::{
     peers::Peers,
     pod_money::{PacketLimits, PodMoney, PodPort},
     price::PriceTag,
-    refund::Refunds,
+    refund::{Reach, RefundQueue, Refunds},
     routes::Routes,
+    rules::StoredLeases,
     self_test,
     signatures::Signatures,
     spsp::Spsp,
@@ -136,12 +137,13 @@ pub(crate) async fn run(config: Config, held: Held) -> Result<()> {
         (true, Some(_)) | (false, _) => None,
     };
     let images = Arc::new(open_images(&config, &data_dir, own_registry.as_ref())?);
+    images.ask_before_removing(Arc::new(StoredLeases(store.clone())));
     let driver = Arc::new(open_driver(&config, &data_dir, guest_dir).await?);
     let isolation_reason = driver.isolation_reason().to_owned();
     let isolation = driver.isolation();
     let supervisor = Supervisor::new(
         Arc::clone(&driver) as Arc<dyn Driver>,
-        images,
+        Arc::clone(&images) as _,
         Arc::new(PodPort(Arc::clone(&pod_money))),
         Duration::from_secs(config.pods.port_timeout_secs),
         {
@@ -185,16 +187,43 @@ pub(crate) async fn run(config: Config, held: Held) -> Result<()> {
             .map(|secs| Duration::from_secs(*secs))
             .collect(),
     });
+    let own_image = match &own_registry {
+        Some(registry) => Some(registry.reference()),
+        None => config.self_test.image.clone(),
+    };
+    leases
+        .rules
+        .open(&config, own_image.as_deref(), &images, &snapshot.meta)?;
+    // The operator may have lowered the budget since the last start.
+    if let Err(reason) = images.trim().await {
+        tracing::warn!(
+            reason,
+            taken = images.bytes_taken(),
+            "images take more than they may"
+        );
+    }
     let spsp = Spsp::open(&connector, &secret, asset.clone(), Arc::clone(&leases))?;
     let orders = Orders::new(
         Arc::clone(&leases),
         till,
         Duration::from_secs(config.interledger.payment_timeout_secs),
     );
+    let (found_leases, found_orders) = (snapshot.leases.len(), snapshot.open_orders.len());
     let undone = leases.recover(snapshot.leases, driver.as_ref()).await?;
     orders
         .recover(snapshot.open_orders, &undone, &snapshot.balances)
         .await?;
+    let swept = driver.swept();
+    tracing::info!(
+        leases = found_leases,
+        starts_undone = undone.len(),
+        orders_answered = found_orders,
+        pods_removed = swept.pods,
+        machines_ended = swept.machines,
+        networks_removed = swept.networks,
+        files_removed = swept.files,
+        "what an earlier run has left is in order"
+    );
 
     let clients = LocalGate::new(
         &connector,
@@ -232,6 +261,12 @@ pub(crate) async fn run(config: Config, held: Held) -> Result<()> {
         let word = config.peers.allow_private || !config.peers.bootstrap.is_empty();
         watch::Sender::new(word).subscribe()
     };
+    let refunds = Arc::new(Refunds::new(
+        connector.clone(),
+        asset.clone(),
+        refund_reach(&config),
+        leases.closing.clone(),
+    )?);
     let peers = Peers::open(&config.peers, &public_uri, &store, &snapshot.meta, tested)?;
     let router = api::router(Api {
         self_test: test,
@@ -239,8 +274,13 @@ pub(crate) async fn run(config: Config, held: Held) -> Result<()> {
         orders,
         spsp,
         peers: Arc::clone(&peers),
-        refunds: Refunds::new(connector.clone(), asset.clone()),
-        signatures: Signatures::new(&public_uri, api_address.port(), began_unix_ms, clock),
+        refunds: Arc::clone(&refunds),
+        signatures: Signatures::new(
+            &public_uri,
+            api_address.port(),
+            began_unix_ms,
+            clock.clone(),
+        ),
         log_followers: api::log_followers(),
         asset: asset.clone(),
         max_duration: Seconds(config.price.max_duration_secs),
@@ -271,10 +311,20 @@ pub(crate) async fn run(config: Config, held: Held) -> Result<()> {
         connector: connector.clone(),
         store: store.clone(),
         asset,
+        images,
     };
     let administering = admin
         .open(&data_dir, config.admin.tcp_port, &closing)
         .await?;
+    let queue = RefundQueue {
+        refunds,
+        store: store.clone(),
+        clock,
+        claims: leases.claims.clone(),
+        backoff: config.refunds.backoff(),
+        closing: leases.closing.clone(),
+    };
+    leases.tasks.spawn(queue.run());
     let finding = tokio::spawn(Arc::clone(&peers).run(closing.clone()));
 
     let api = public_uri.as_str().trim_end_matches('/');
@@ -415,6 +465,15 @@ pub(crate) fn make_private_dir(path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Which payment pointers are paid.
+fn refund_reach(config: &Config) -> Reach {
+    match config.interledger.mode {
+        _ if config.refunds.allow_private => Reach::Any,
+        InterledgerMode::Local => Reach::Loopback,
+        InterledgerMode::Uplink => Reach::Public,
+    }
+}
+
 /// Where the guest's kernel and initramfs are.
 fn guest_dir(config: &Config) -> Result<PathBuf> {
     if let Some(dir) = &config.guest.dir {
@@ -451,6 +510,8 @@ fn open_images(
     let limits = ImageLimits {
         compressed_bytes: config.images.max_compressed_mib.saturating_mul(MIB),
         uncompressed_bytes: config.images.max_unpacked_mib.saturating_mul(MIB),
+        cache_bytes: config.images.max_cache_mib.saturating_mul(MIB),
+        free_bytes: config.images.min_free_mib.saturating_mul(MIB),
         ..ImageLimits::default()
     };
     let mut insecure = config.images.insecure_registries.clone();

@@ -100,6 +100,16 @@ impl From<ImageError> for HttpError {
                 StatusCode::SERVICE_UNAVAILABLE,
                 Trouble::RegistryUnavailable,
             ),
+            ImageError::Denied { .. } => {
+                return Self::new(StatusCode::FORBIDDEN, error.to_string())
+                    .cause(Trouble::NotAllowed)
+                    .next("use another image, or take another host");
+            }
+            ImageError::NoRoom { .. } => {
+                return Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+                    .cause(Trouble::HostFull)
+                    .next("take another host, or come back later");
+            }
             ImageError::Host { .. } => {
                 tracing::error!(error = &error as &dyn std::error::Error, "image store");
                 return Self::internal();

@@ -7,7 +7,7 @@
 //!                      │                           │         ▼ │ money used up, paid again
 //!                      │                           │        Frozen ──┐ the grace is over
 //!                      ▼                           ▼                 ▼
-//!               money back to the order     settled: earned + owed (expired, exited, lost, stopped)
+//!               money back to the order     settled: earned + due or owed (expired, exited, lost, stopped)
 //! ```
 //!
 //! Each manifest hash has one [`Slot`]. Its state is behind one lock that is held for the whole of a
@@ -22,6 +22,8 @@ mod frost;
 mod notice;
 mod overview;
 mod recovery;
+mod refund;
+mod share;
 mod stop;
 mod top_up;
 mod unwritten;
@@ -38,8 +40,8 @@ use std::{
 
 use codius_api::{AssetInfo, EndReason as ApiEndReason, LeaseEventKind, Phase, UnixMillis};
 use codius_ledger::{
-    Account, BootId, EndReason, Lease, Order, Reason, Seconds, Settlement, StoredResponse,
-    Transaction,
+    Account, BootId, EndReason, Lease, Order, Reason, RefundId, Seconds, Settlement,
+    StoredResponse, Transaction,
 };
 use codius_manifest::{ManifestHash, PodSpec, Upload};
 use codius_pod::{
@@ -47,12 +49,13 @@ use codius_pod::{
 };
 use codius_proxy::Proxy;
 use codius_signature::KeyId;
-use codius_store::{Batch, LeaseOrigin, Store, StoreError, StoredUpload};
+use codius_store::{Batch, LeaseOrigin, RefundStep, Store, StoreError, StoredUpload};
 use thiserror::Error;
 use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
 
+pub(crate) use share::{GIVE_BACK_PATIENCE, Payer, Payers, Share};
 pub(crate) use stop::StopError;
 pub(crate) use top_up::TopUpError;
 pub(crate) use view::ReplyForm;
@@ -63,7 +66,9 @@ use crate::{
     pod_money::PodMoney,
     price::PriceTag,
     progress::{Progress, ProgressBoard, Tell},
+    refund::{Claim, Claims},
     routes::Routes,
+    rules::Rules,
 };
 
 /// How often what a running lease has used is made durable. A crash loses the record of at most this
@@ -99,8 +104,14 @@ pub(crate) struct Wiring {
 pub(crate) struct Leases {
     wiring: Wiring,
     pub(crate) progress: ProgressBoard,
+    /// Who may run what; everything, until they are opened.
+    pub(crate) rules: Rules,
+    /// Who pays over a connection that is open.
+    pub(crate) payers: Payers,
     pub(crate) closing: CancellationToken,
     pub(crate) tasks: TaskTracker,
+    /// Who is at the refund of a lease that has ended.
+    pub(crate) claims: Claims,
     /// What `closing` means for pods.
     stop_pods: AtomicBool,
     slots: Mutex<HashMap<ManifestHash, Weak<Slot>>>,
@@ -166,6 +177,8 @@ pub(crate) struct Purchase {
     pub(crate) progress: Arc<Progress>,
     /// Whose the lease is if it is a new one.
     pub(crate) owner: Option<KeyId>,
+    /// The refund of its order, and so of a new lease.
+    pub(crate) refund: Option<RefundId>,
     pub(crate) form: ReplyForm,
 }
 
@@ -193,12 +206,20 @@ impl Leases {
     pub(crate) fn new(wiring: Wiring) -> Arc<Self> {
         Arc::new(Self {
             progress: ProgressBoard::new(wiring.clock.clone()),
+            payers: Payers::default(),
             wiring,
+            rules: Rules::default(),
             closing: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            claims: Claims::default(),
             stop_pods: AtomicBool::new(false),
             slots: Mutex::default(),
         })
+    }
+
+    /// Whether the host ends, and its pods with it.
+    pub(crate) fn stops_pods(&self) -> bool {
+        self.closing.is_cancelled() && self.stop_pods.load(Ordering::Acquire)
     }
 
     /// What is known of a running lease.
@@ -273,8 +294,10 @@ impl Leases {
         })?;
 
         self.settle_leftover(slot.hash).await?;
-        // What earlier payers of this program are owed runs it, too.
+        // What earlier payers of this program are owed runs it, too, if nobody knows who they are; and
+        // what is due to this owner, if he has not said where it goes.
         let owed = self.balance(&Account::Owed(slot.hash)).await?;
+        let kept = self.kept(slot.hash, purchase.owner).await?;
         let mut lease = Lease::new(
             slot.hash,
             self.clock.wall(),
@@ -284,10 +307,16 @@ impl Leases {
         lease
             .extend(purchase.order.duration)
             .expect("a new lease can be extended");
-        let balance = purchase.order.price.saturating_add(owed);
+        let kept_amount = kept.iter().map(|kept| kept.amount).sum::<u64>();
+        let balance = purchase
+            .order
+            .price
+            .saturating_add(owed)
+            .saturating_add(kept_amount);
         let origin = LeaseOrigin {
             owner: purchase.owner.map(|key| *key.as_bytes()),
             carried: owed,
+            refund: purchase.refund,
         };
         let upload = stored_upload(&purchase.upload, &purchase.images);
         let mut batch = Batch::new().new_lease_from(lease, upload, origin);
@@ -305,6 +334,15 @@ impl Leases {
             Account::Lease(slot.hash),
             owed,
         );
+        for kept in &kept {
+            self.transfer(
+                &mut batch,
+                Reason::Payment,
+                kept.account(),
+                Account::Lease(slot.hash),
+                kept.amount,
+            );
+        }
         self.store.commit(batch).await?;
 
         let started = self
@@ -313,7 +351,7 @@ impl Leases {
         let pod = match started {
             Ok(pod) => pod,
             Err(error) => {
-                self.undo(lease, &purchase.order, owed).await?;
+                self.undo(lease, &purchase.order, owed, &kept).await?;
                 return Err(error);
             }
         };
@@ -333,9 +371,10 @@ impl Leases {
         if let Err(error) = self.store.commit(batch).await {
             // Without a record it must not run.
             self.supervisor.stop(&slot.hash, Duration::ZERO).await;
-            self.undo(starting, &purchase.order, owed).await?;
+            self.undo(starting, &purchase.order, owed, &kept).await?;
             return Err(error.into());
         }
+        drop(kept);
         tracing::info!(pod = %slot.hash, name = spec.name, "running");
         let mut running = Running {
             lease,
@@ -354,9 +393,16 @@ impl Leases {
     }
 
     /// Ends a lease whose pod never ran, and takes its money back to where it came from.
-    async fn undo(&self, mut lease: Lease, order: &Order, owed: u64) -> Result<(), StoreError> {
+    async fn undo(
+        &self,
+        mut lease: Lease,
+        order: &Order,
+        owed: u64,
+        kept: &[refund::Due],
+    ) -> Result<(), StoreError> {
         let hash = lease.hash();
-        let balance = order.price.saturating_add(owed);
+        let kept_in_all: u64 = kept.iter().map(|kept| kept.amount).sum();
+        let balance = order.price.saturating_add(owed).saturating_add(kept_in_all);
         let ended = lease
             .end(self.clock.steady(), balance, EndReason::StartFailed)
             .expect("it has not ended before");
@@ -376,6 +422,15 @@ impl Leases {
             Account::Owed(hash),
             owed,
         );
+        for kept in kept {
+            self.transfer(
+                &mut batch,
+                Reason::Return,
+                Account::Lease(hash),
+                kept.account(),
+                kept.amount,
+            );
+        }
         // Its payer waits, and is told what became of the money only when that is true.
         self.commit_at_last(batch).await
     }
@@ -607,16 +662,18 @@ impl Leases {
         true
     }
 
-    /// Ends the lease in `state`, if there is one: settled first, then stopped. Fails if that could not
-    /// be written; the lease is over all the same, and it is written as soon as it can be.
+    /// Ends the lease in `state`, if there is one: settled first, then stopped, while what is left goes back
+    /// to those who have paid it over connections that are still open; what is owed after that is the
+    /// refund that is returned. Fails if the end could not be written; the lease is over all the same, and
+    /// it is written as soon as it can be.
     async fn end_locked(
         self: &Arc<Self>,
         slot: &Arc<Slot>,
         state: &mut Option<Running>,
         end: End,
-    ) -> Result<Settlement, StoreError> {
+    ) -> Result<(Settlement, Option<Claim>), StoreError> {
         let Some(running) = state.take() else {
-            return Ok(Settlement::default());
+            return Ok((Settlement::default(), None));
         };
         let (reason, shown_reason, why) = end.reasons();
         self.unpublish(slot);
@@ -624,7 +681,9 @@ impl Leases {
         let settled = lease
             .end(self.clock.steady(), running.balance, reason)
             .expect("a running lease can end");
-        let settlement = self.settlement(lease, settled);
+        // Nobody else sends what is being given back.
+        let claim = running.origin.refund.and_then(|id| self.claims.take(id));
+        let settlement = self.settlement(lease, settled, running.origin);
         let recorded = self.store.commit(settlement.clone()).await;
         if let Err(error) = &recorded {
             // What is not recorded is not paid, so it must not run.
@@ -634,7 +693,23 @@ impl Leases {
             );
         }
         running.pod.logs.close();
-        self.supervisor.stop(&slot.hash, self.stop_grace).await;
+        let (born, used) = (lease.parts().created_at_unix_ms, lease.parts().charged);
+        let giving_back = async {
+            let (from, rest) = match (running.origin.refund, &claim) {
+                _ if recorded.is_err() => return 0,
+                (Some(id), Some(_)) => {
+                    let due = stop::due(&lease, settled, &running.origin);
+                    (Account::Refund(id), due)
+                }
+                (Some(_), None) => return 0,
+                (None, _) => (Account::Owed(slot.hash), settled.refund),
+            };
+            self.payers
+                .give_back(slot.hash, born, used, &from, rest)
+                .await
+        };
+        let stopping = self.supervisor.stop(&slot.hash, self.stop_grace);
+        let (returned, ()) = tokio::join!(giving_back, stopping);
         if let Some(address) = running.pod.address {
             // Those who looked the route up just before it was taken away.
             self.proxy.forget(address);
@@ -643,13 +718,20 @@ impl Leases {
         if recorded.is_err() {
             self.settle_later(Arc::clone(slot), settlement);
         }
-        tracing::info!(pod = %slot.hash, earned = settled.earned, owed = settled.refund, "{why}");
+        let owed = settled.refund.saturating_sub(returned);
+        tracing::info!(pod = %slot.hash, earned = settled.earned, returned, owed, "{why}");
         if let Some(progress) = self.progress.get(&slot.hash) {
             progress.push(LeaseEventKind::Ended {
                 reason: shown_reason,
             });
         }
-        recorded.map(|()| settled)
+        recorded.map(|()| {
+            let settled = Settlement {
+                refund: owed,
+                ..settled
+            };
+            (settled, claim)
+        })
     }
 
     /// Ends this module's part of the process. Pods are left running, with what they have used made
@@ -752,8 +834,9 @@ impl Leases {
         Ok(u64::try_from(balance).unwrap_or_default())
     }
 
-    /// The end of a lease, with the movements that empty its account.
-    fn settlement(&self, lease: Lease, settled: Settlement) -> Batch {
+    /// The end of a lease, with the movements that empty its account: what its payer has not used is due
+    /// to him, if it is known who he is, and what others had left there is owed to the program again.
+    fn settlement(&self, lease: Lease, settled: Settlement, origin: LeaseOrigin) -> Batch {
         let hash = lease.hash();
         let mut batch = Batch::new().lease(lease);
         self.transfer(
@@ -763,14 +846,30 @@ impl Leases {
             Account::Earned,
             settled.earned,
         );
+        let due = stop::due(&lease, settled, &origin);
+        let owed = settled.refund - due;
         self.transfer(
             &mut batch,
             Reason::Return,
             Account::Lease(hash),
             Account::Owed(hash),
-            settled.refund,
+            owed,
         );
-        batch
+        let Some(refund) = origin.refund else {
+            return batch;
+        };
+        self.transfer(
+            &mut batch,
+            Reason::Return,
+            Account::Lease(hash),
+            Account::Refund(refund),
+            due,
+        );
+        if due == 0 {
+            return batch;
+        }
+        let at_unix_ms = self.clock.wall();
+        batch.refund_step(refund, RefundStep::Due { at_unix_ms })
     }
 
     /// Adds a movement to a batch; one of nothing is none.

@@ -27,6 +27,7 @@ mod price;
 mod progress;
 mod refund;
 mod routes;
+mod rules;
 mod self_test;
 mod signatures;
 #[cfg(any(test, feature = "simulation"))]

@@ -25,13 +25,13 @@ use std::{
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use codius_api::{LeaseEventKind, Trouble, Units};
 use codius_ledger::{
-    Account, Order, OrderId, OrderKind, OrderState, Reason, Repeat, RequestDigest, Seconds,
-    StoredResponse,
+    Account, Order, OrderId, OrderKind, OrderState, Reason, RefundId, Repeat, RequestDigest,
+    Seconds, StoredResponse,
 };
 use codius_manifest::{ManifestHash, Upload};
 use codius_pod::{Machine, Reservation, ResolvedImage};
 use codius_signature::KeyId;
-use codius_store::{Batch, StoreError};
+use codius_store::{Batch, RefundRecord, RefundStep, StoreError};
 use tokio::{sync::watch, time::Instant};
 use tracing::Instrument;
 
@@ -40,6 +40,7 @@ use crate::{
     http_error::HttpError,
     leases::{Leases, PlaceError, Purchase, ReplyForm},
     progress::Progress,
+    refund::PaymentPointer,
     till::{Payment, Shortfall, Till},
 };
 
@@ -118,7 +119,25 @@ pub(crate) struct PaidRequest {
     pub(crate) what: What,
     /// Who has signed it.
     pub(crate) owner: Option<KeyId>,
+    /// Where he wants back what is not used.
+    pub(crate) refund_to: Option<PaymentPointer>,
     pub(crate) form: ReplyForm,
+}
+
+impl PaidRequest {
+    /// Who may get back what is not used of it; none if nobody has said.
+    fn refund(&self, at_unix_ms: u64) -> Option<RefundRecord> {
+        let What::Upload(upload) = &self.what else {
+            return None;
+        };
+        (self.owner.is_some() || self.refund_to.is_some()).then(|| RefundRecord {
+            id: self.id.into(),
+            hash: upload.hash(),
+            owner: self.owner.map(|key| *key.as_bytes()),
+            destination: self.refund_to.as_ref().map(ToString::to_string),
+            created_at_unix_ms: at_unix_ms,
+        })
+    }
 }
 
 #[derive(Clone)]
@@ -248,6 +267,7 @@ impl Orders {
             }
             return Ok(Step::Costs(pending.price));
         }
+        self.leases.rules.check(&request.what.hash())?;
         let price = self.price(&request.what.hash(), request.duration)?;
         let images = match &request.what {
             What::Extend(hash) => {
@@ -302,8 +322,9 @@ impl Orders {
         Ok(())
     }
 
-    /// Whether there is a place for a pod, or it runs already.
+    /// Whether a manifest may run here, and there is a place for a pod or it runs already.
     pub(crate) fn check_room(&self, hash: &ManifestHash) -> Result<(), HttpError> {
+        self.leases.rules.check(hash)?;
         if self.leases.is_live(hash) || self.leases.admission.has_room_for(Machine::SMALL) {
             Ok(())
         } else {
@@ -399,12 +420,10 @@ impl Orders {
             }
             What::Upload(_) | What::Extend(_) => None,
         };
-        if let Err(error) = self
-            .leases
-            .store
-            .commit(Batch::new().order(order.clone()))
-            .await
-        {
+        let mut opening = Batch::new().order(order.clone());
+        let refund = request.refund(order.created_at_unix_ms);
+        opening.refunds.extend(refund.clone());
+        if let Err(error) = self.leases.store.commit(opening).await {
             // A second copy of the request may have been answered while this one was looked at.
             return match self.leases.store.order(order.id).await {
                 Ok(Some(Order {
@@ -430,7 +449,14 @@ impl Orders {
         }
         let progress = self.leases.progress.begin(hash);
         let placed = self
-            .place(&request, order.clone(), images, reservation, &progress)
+            .place(
+                &request,
+                order.clone(),
+                images,
+                reservation,
+                refund.map(|refund| refund.id),
+                &progress,
+            )
             .await;
         match placed {
             Ok(response) => response,
@@ -452,6 +478,7 @@ impl Orders {
         order: Order,
         images: Vec<ResolvedImage>,
         reservation: Option<Reservation>,
+        refund: Option<RefundId>,
         progress: &Arc<Progress>,
     ) -> Result<StoredResponse, PlaceError> {
         match &request.what {
@@ -464,11 +491,36 @@ impl Orders {
                     reservation,
                     progress: Arc::clone(progress),
                     owner: request.owner,
+                    refund,
                     form: request.form,
                 };
                 self.leases.place(purchase).await
             }
         }
+    }
+
+    /// What is left of an order that has failed is due to its payer, if it is known who he is, else owed
+    /// to its program.
+    async fn put_aside(
+        &self,
+        batch: &mut Batch,
+        order: &Order,
+        amount: u64,
+    ) -> Result<(), StoreError> {
+        let leases = &self.leases;
+        let (from, refund) = (Account::Order(order.id), RefundId::from(order.id));
+        let Some(refund) = leases.store.refund(refund).await? else {
+            let owed = Account::Owed(order.hash);
+            leases.transfer(batch, Reason::Return, from, owed, amount);
+            return Ok(());
+        };
+        leases.transfer(batch, Reason::Return, from, refund.account(), amount);
+        if amount > 0 {
+            let at_unix_ms = leases.clock.wall();
+            let step = (refund.record.id, RefundStep::Due { at_unix_ms });
+            batch.refund_steps.push(step);
+        }
+        Ok(())
     }
 
     /// Sends back what an order still holds, records the rest as owed, and answers.
@@ -503,14 +555,12 @@ impl Orders {
             .fail(response.clone())
             .expect("an order is answered once");
         let mut batch = Batch::new().order(order.clone());
-        self.leases.transfer(
-            &mut batch,
-            Reason::Return,
-            account,
-            Account::Owed(order.hash),
-            owed,
-        );
-        if let Err(error) = self.leases.commit_at_last(batch).await {
+        let recorded = match self.put_aside(&mut batch, &order, owed).await {
+            Ok(()) => self.leases.commit_at_last(batch).await,
+            Err(error) => Err(error),
+        };
+        self.leases.claims.wake();
+        if let Err(error) = recorded {
             tracing::error!(
                 error = &error as &dyn std::error::Error,
                 "refund not recorded"
@@ -543,19 +593,16 @@ impl Orders {
             let text = "the host was stopped before the pod ran";
             let error = HttpError::new(StatusCode::INTERNAL_SERVER_ERROR, text)
                 .cause(Trouble::HostStopped)
-                .next("upload the same manifest again: what is owed is used for it")
+                .next(
+                    "upload the same manifest again: what is owed is used for it, unless it goes \
+                     where you wanted it",
+                )
                 .money(0, owed);
             order
                 .fail(response_of(&error))
                 .expect("an open order has no answer");
             let mut batch = Batch::new();
-            self.leases.transfer(
-                &mut batch,
-                Reason::Return,
-                account,
-                Account::Owed(order.hash),
-                held,
-            );
+            self.put_aside(&mut batch, &order, held).await?;
             self.leases.store.commit(batch.order(order)).await?;
         }
         // Money that came too late for an order that was answered already.
@@ -568,9 +615,7 @@ impl Orders {
                 && late > 0
             {
                 let mut batch = Batch::new();
-                let owed = Account::Owed(order.hash);
-                self.leases
-                    .transfer(&mut batch, Reason::Return, account.clone(), owed, late);
+                self.put_aside(&mut batch, &order, late).await?;
                 self.leases.store.commit(batch).await?;
             }
         }

@@ -257,6 +257,7 @@ impl Tester {
     async fn upload(&mut self) -> Result<String> {
         let document = document(&self.image);
         let hash = Upload::parse(document.as_bytes())?.hash();
+        self.host.leases.rules.expect_own(hash);
         // One at a time, and before anything is paid, so that whatever happens it can be settled.
         self.settle().await?;
         let mut record = self.record.clone();

@@ -6,7 +6,7 @@
 //! packet with an authentic token and content ──▶ connected ──stream opened──▶ takes what there is room for
 //!                                                    │ lease over, host ends, idle, or another needs the place
 //!                                                    ▼
-//!                                                 closed
+//!                              what came over it and was not used goes back ──▶ closed
 //! ```
 //!
 //! The token says what is paid and has a nonce of its own (`terms.rs`), so each query has its own
@@ -14,7 +14,12 @@
 //! is fulfilled. It is the lease that decides whether it takes a packet (`leases/top_up.rs`); what a
 //! stream may carry is only told so that payers need not try.
 //!
+//! When a lease ends, whatever of its money came over a connection that is still open, and was not used, goes
+//! back over that connection, if its payer takes money (`leases/share.rs`). The rest of a lease is owed.
+//!
 //! Traps:
+//! - A packet that comes while a lease ends is answered when it has ended: an answer that says that the
+//!   connection is over would cut off what is on its way back.
 //! - What a stream takes is fixed when it is opened, because the room of a lease grows with every
 //!   millisecond that passes: a limit that followed it would be used up a few units at a time. A stream
 //!   that is full and wants more is closed, as RFC 9 has it, so that its payer does not wait for ever.
@@ -26,14 +31,17 @@ mod recent;
 mod terms;
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use anyhow::Result;
 use async_trait::async_trait;
 use codius_ledger::{Account, Asset, Rate};
-use ilp_connector::{AccountId, Commit, Connector, Receiver, SpendLimit};
+use ilp_connector::{AccountId, Commit, Connector, LedgerAccount, Receiver, SpendLimit};
 use ilp_link::stream::{Observed, PacketSender, StreamConnection, SystemEntropy};
 use ilp_packet::{Address, ErrorCode, Prepare, Reject, Reply};
 use ilp_stream::{
@@ -47,7 +55,7 @@ use tokio::time::timeout;
 use tracing::Instrument;
 
 use crate::{
-    leases::{Leases, TopUpError},
+    leases::{GIVE_BACK_PATIENCE, Leases, Payer, Share, TopUpError},
     till,
 };
 
@@ -61,6 +69,8 @@ const SECRET_LABEL: &[u8] = b"codius_spsp";
 const MAX_CONNECTIONS: usize = 1024;
 /// A connection ends after this long without an authentic packet, as the JavaScript payer's does.
 const IDLE_TIMEOUT_MILLIS: u64 = 60_000;
+/// How long a packet of ours may take: a lease that has ended waits for what goes back.
+const PACKET_TIMEOUT_MILLIS: u64 = 5_000;
 /// How long the other end may take to hear that a connection is over.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -98,6 +108,11 @@ type Connections = Arc<Mutex<Recent<Arc<Inflow>>>>;
 struct Inflow {
     payee: Payee,
     connection: StreamConnection,
+    outflow: Outflow,
+    /// What came of the money of a lease.
+    share: Mutex<Share>,
+    /// The lease knows of it.
+    is_known: AtomicBool,
 }
 
 impl Spsp {
@@ -167,9 +182,13 @@ impl Spsp {
         if let Some(known) = connections.get(token) {
             return Some(Arc::clone(known));
         }
+        let outflow = Outflow::default();
         let inflow = Arc::new(Inflow {
             payee,
-            connection: self.connect(token, &shared_secret, receipts),
+            connection: self.connect(token, &shared_secret, receipts, &outflow),
+            outflow,
+            share: Mutex::default(),
+            is_known: AtomicBool::new(false),
         });
         let quietest = connections.insert(token.to_owned(), Arc::clone(&inflow));
         drop(connections);
@@ -192,12 +211,14 @@ impl Spsp {
         token: &str,
         shared_secret: &SharedSecret,
         receipts: Option<ReceiptKey>,
+        outflow: &Outflow,
     ) -> StreamConnection {
         let clock = self.connector.clock();
         let config = Config {
             local_address: self.address().and_then(|it| it.with_suffix(token).ok()),
             asset: Some(till::asset_details(&self.asset)),
             idle_timeout_millis: IDLE_TIMEOUT_MILLIS,
+            packet_timeout_millis: PACKET_TIMEOUT_MILLIS,
             receipts,
             ..Config::default()
         };
@@ -205,7 +226,7 @@ impl Spsp {
             Connection::server(clock.now(), config, shared_secret, Box::new(SystemEntropy));
         let news = News {
             connector: self.connector.clone(),
-            limit: SpendLimit::new(0),
+            outflow: outflow.clone(),
         };
         StreamConnection::spawn(machine, Arc::new(news), clock)
     }
@@ -218,7 +239,7 @@ impl Spsp {
     }
 
     /// Records a packet for its payee, or says why not.
-    async fn take(&self, inflow: &Inflow, commit: Commit) -> Result<(), ErrorCode> {
+    async fn take(&self, inflow: &Arc<Inflow>, commit: Commit) -> Result<(), ErrorCode> {
         if commit.amount() == 0 {
             return Ok(());
         }
@@ -227,11 +248,23 @@ impl Spsp {
                 let credited = commit.credit(Account::Earned.to_string().into()).await;
                 return credited.map_err(|error| till::code_of(&error));
             }
-            Payee::Lease(hash) => match self.leases.top_up(&hash, commit).await {
-                Ok(()) => return Ok(()),
-                Err(TopUpError::NotRecorded(error)) => return Err(till::code_of(&error)),
-                Err(error @ (TopUpError::NotRunning | TopUpError::NoRoom)) => error,
-            },
+            Payee::Lease(hash) => {
+                if !inflow.is_known.swap(true, Ordering::AcqRel) {
+                    let payer: Weak<Inflow> = Arc::downgrade(inflow);
+                    self.leases.payers.add(hash, payer);
+                }
+                match self.leases.top_up(&hash, commit, &inflow.share).await {
+                    Ok(()) => return Ok(()),
+                    Err(TopUpError::NotRecorded(error)) => return Err(till::code_of(&error)),
+                    Err(error @ TopUpError::NoRoom) => error,
+                    Err(error @ TopUpError::NotRunning) => {
+                        if inflow.takes_money() {
+                            self.leases.at_rest(&hash).await;
+                        }
+                        error
+                    }
+                }
+            }
         };
         // Nothing of this connection would be taken after that. It is over before the packet is
         // answered, so that the answer says so, and nothing but the answer: the JavaScript payer leaves
@@ -268,12 +301,72 @@ impl Inflow {
             .with(|machine, _| machine.close(code, message));
     }
 
+    /// The stream by which its payer takes money back, and how much.
+    fn way_back(&self) -> Option<(StreamId, u64)> {
+        self.connection.with(|machine, _| {
+            let room = |stream| {
+                let sent = machine.stream_sent(stream).unwrap_or_default();
+                let takes = machine.remote_receive_max(stream).unwrap_or_default();
+                (stream, takes.saturating_sub(sent))
+            };
+            machine.open_streams().map(room).find(|(_, room)| *room > 0)
+        })
+    }
+
+    fn takes_money(&self) -> bool {
+        self.way_back().is_some()
+    }
+
     /// What a stream that is opened now may carry.
     fn room(&self, leases: &Leases) -> u64 {
         match self.payee {
             Payee::Host => Rate::MAX_PRICE,
             Payee::Lease(hash) => leases.room(&hash).unwrap_or_default(),
         }
+    }
+}
+
+#[async_trait]
+impl Payer for Inflow {
+    fn share(&self) -> Share {
+        lock_share(&self.share).clone()
+    }
+
+    async fn give_back(&self, from: &Account, amount: u64) -> u64 {
+        // Most payers take nothing, and are told of the end in the answer to their next packet.
+        let Some((stream, room)) = self.way_back() else {
+            return 0;
+        };
+        let amount = amount.min(room);
+        let limit = self.outflow.open(from, amount);
+        let connection = &self.connection;
+        let sent = |machine: &Connection| machine.stream_sent(stream).unwrap_or_default();
+        let opened = connection.with(|machine, _| {
+            let all = sent(machine).saturating_add(amount);
+            machine.set_send_max(stream, all).map(|()| all)
+        });
+        if let Ok(all) = opened {
+            let arrived = connection.until(|machine, observed| {
+                (sent(machine) >= all || observed.closed.is_some()).then_some(())
+            });
+            if timeout(GIVE_BACK_PATIENCE, arrived).await.is_err() {
+                tracing::warn!(amount, "the rest did not arrive in time");
+            }
+        }
+        // No further packet; what is on its way is answered before the books are read.
+        connection.with(|machine, _| {
+            let held = machine.stream_held(stream).unwrap_or_default();
+            let _ = machine.set_send_max(stream, sent(machine) + held);
+        });
+        connection
+            .until(|machine, _| {
+                (machine.stream_held(stream).unwrap_or_default() == 0).then_some(())
+            })
+            .await;
+        self.end(StreamErrorCode::NoError, "this program has ended");
+        let returned = limit.spent();
+        tracing::info!(amount, returned, "gave back what was not used");
+        returned
     }
 }
 
@@ -308,6 +401,12 @@ async fn attend(inflow: Arc<Inflow>, token: String, connections: Connections, le
             Step::Full(stream) => connection.with(|machine, _| turn_away(machine, stream)),
             Step::Over => break,
             Step::Closing => {
+                if leases.stops_pods() && inflow.takes_money() {
+                    // Its lease ends now, too, and what is left goes back first.
+                    let ended =
+                        connection.until(|_, observed| observed.closed.is_some().then_some(()));
+                    let _ = timeout(GIVE_BACK_PATIENCE, ended).await;
+                }
                 let text = "this host is being shut down";
                 let closing = connection.close(StreamErrorCode::NoError, text);
                 if timeout(CLOSE_TIMEOUT, closing).await.is_err() {
@@ -319,6 +418,10 @@ async fn attend(inflow: Arc<Inflow>, token: String, connections: Connections, le
     }
     lock(&connections).remove(&token, |it| Arc::ptr_eq(it, &inflow));
     let received = connection.with(|machine, _| machine.total_received());
+    if let Payee::Lease(hash) = inflow.payee {
+        drop(inflow);
+        leases.payers.tidy(&hash);
+    }
     if received > 0 {
         tracing::info!(received, "paid");
     }
@@ -364,20 +467,45 @@ fn turn_away(machine: &mut Connection, stream: StreamId) {
     }
 }
 
-/// Tells a payer what its connection takes. No money ever leaves by it.
+/// What may leave by a connection: nothing, until the lease that it pays is over.
+#[derive(Clone)]
+struct Outflow(Arc<Mutex<(LedgerAccount, SpendLimit)>>);
+
+impl Default for Outflow {
+    fn default() -> Self {
+        let account = Account::Earned.to_string().into();
+        Self(Arc::new(Mutex::new((account, SpendLimit::new(0)))))
+    }
+}
+
+impl Outflow {
+    fn open(&self, from: &Account, amount: u64) -> SpendLimit {
+        let limit = SpendLimit::new(amount);
+        let opened = (from.to_string().into(), limit.clone());
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = opened;
+        limit
+    }
+}
+
+/// Tells a payer what its connection takes, and sends what goes back.
 struct News {
     connector: Connector,
-    limit: SpendLimit,
+    outflow: Outflow,
 }
 
 #[async_trait]
 impl PacketSender for News {
     async fn send(&self, prepare: Prepare) -> Reply {
-        let account = Account::Earned.to_string().into();
-        self.connector
-            .originate(&account, &self.limit, prepare)
-            .await
+        let (account, limit) = {
+            let opened = self.outflow.0.lock();
+            opened.unwrap_or_else(PoisonError::into_inner).clone()
+        };
+        self.connector.originate(&account, &limit, prepare).await
     }
+}
+
+fn lock_share(share: &Mutex<Share>) -> MutexGuard<'_, Share> {
+    share.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn lock<T>(recent: &Mutex<Recent<T>>) -> MutexGuard<'_, Recent<T>> {

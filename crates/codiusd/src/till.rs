@@ -45,7 +45,7 @@ use ilp_stream::{
     server::{Credentials, ServerSecret},
 };
 use tokio::{
-    sync::watch,
+    sync::{Notify, watch},
     time::{Instant, timeout},
 };
 
@@ -85,6 +85,8 @@ struct Expected {
 #[derive(Default)]
 struct Intake {
     phase: watch::Sender<Phase>,
+    /// Those that wait are woken in the order in which they came, which those of a watch are not.
+    changed: Notify,
     recording: AtomicUsize,
 }
 
@@ -110,6 +112,7 @@ impl Intake {
             *now = phase.max(*now);
             later
         });
+        self.changed.notify_waiters();
     }
 
     /// The client has gone: money that waits is not taken.
@@ -121,14 +124,20 @@ impl Intake {
             }
             waiting
         });
+        self.changed.notify_waiters();
     }
 
     /// Waits until money is taken; none if it will not be. Safe to drop: the connector does when the
     /// packet expires.
     async fn begin(&self) -> Option<Recording<'_>> {
-        let mut phase = self.phase.subscribe();
-        // Cannot fail: the sender lives as long as we hold the intake.
-        let _ = phase.wait_for(|phase| *phase != Phase::Waiting).await;
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            if *self.phase.borrow() != Phase::Waiting {
+                break;
+            }
+            changed.await;
+        }
         // Counted before it is looked whether it is too late: see `Payment::shut`.
         self.recording.fetch_add(1, Ordering::SeqCst);
         let recording = Recording(self);

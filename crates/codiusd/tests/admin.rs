@@ -224,6 +224,7 @@ async fn the_operator_sees_pods_and_accounts_and_sets_the_price() -> Result<()> 
     ensure!(info(&world).await?["costPerMonth"] == 2.5);
 
     through_the_port(&world).await?;
+    rules(&world, &program, &other, &busybox).await?;
 
     // It holds over a restart; the tool says so when nobody is there.
     world.stop()?;
@@ -232,6 +233,63 @@ async fn the_operator_sees_pods_and_accounts_and_sets_the_price() -> Result<()> 
     ensure!(!done && text.contains("start codiusd"), "{text}");
     world.run()?;
     ensure!(info(&world).await?["costPerMonth"] == 2.5);
+    let (_, text) = tool(&world, &["rules"])?;
+    ensure!(
+        text.contains(&hash),
+        "a rule holds over a restart, too: {text}"
+    );
+    Ok(())
+}
+
+/// What is denied is refused before anybody pays, and what runs of it can be stopped.
+async fn rules(world: &World, program: &str, other: &str, busybox: &str) -> Result<()> {
+    let hash = hash_of(program).to_string();
+    let (done, text) = tool(world, &["images"])?;
+    ensure!(
+        done && text.contains(busybox) && text.contains("MiB in all"),
+        "{text}"
+    );
+    let (done, text) = tool(world, &["deny", "busybox"])?;
+    ensure!(!done && text.contains("docker.io/busybox"), "{text}");
+
+    let registry = busybox.split('/').next().context("no registry")?;
+    let (done, text) = tool(world, &["deny", registry])?;
+    let advice = format!("codiusd admin stop {hash}");
+    ensure!(done && text.contains(&advice), "{text}");
+    let wallet = world.wallet().await?;
+    let refused = world
+        .client()
+        .upload(other, 600, &wallet, PRICE_LIMIT)
+        .await;
+    let refused = format!("{:?}", refused.err().context("it was taken")?);
+    ensure!(
+        refused.contains("403") && refused.contains("not_allowed"),
+        "{refused}"
+    );
+    ensure!(
+        refused.contains(&format!("deny = \\\"{registry}\\\"")),
+        "{refused}"
+    );
+    ensure!(wallet.moved().paid == 0, "{:?}", wallet.moved());
+    let (done, text) = tool(world, &["undeny", registry])?;
+    ensure!(done, "{text}");
+    let (done, text) = tool(world, &["undeny", registry])?;
+    ensure!(!done && text.contains("admin rules"), "{text}");
+
+    // By its hash; it runs until it is stopped, and nobody makes it longer.
+    let (done, text) = tool(world, &["deny", &hash])?;
+    ensure!(done && text.contains(&advice), "{text}");
+    let refused = world
+        .client()
+        .upload(program, 600, &wallet, PRICE_LIMIT)
+        .await;
+    ensure!(refused.is_err() && wallet.moved().paid == 0, "{refused:?}");
+    let (done, text) = tool(world, &["stop", &hash])?;
+    ensure!(done && text.contains("are owed"), "{text}");
+    let (_, text) = tool(world, &["pods"])?;
+    ensure!(text == "POD\n", "{text}");
+    let (done, text) = tool(world, &["stop", &hash])?;
+    ensure!(!done && text.contains("no pod found"), "{text}");
     Ok(())
 }
 

@@ -4,6 +4,7 @@ use codius_manifest::ManifestHash;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::RefundState;
 use crate::{AssetInfo, EndReason, Units, UnixMillis};
 
 /// Body of `POST /api/v2/leases`.
@@ -15,6 +16,10 @@ pub struct CreateLeaseRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub private: Option<Value>,
     pub duration_seconds: u64,
+    /// Where money goes that is not used: a payment pointer (`$host/path`) or the URL it stands for. What
+    /// is due is sent there when the lease ends, however it does, and sent again until it has arrived.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refund_to: Option<String>,
 }
 
 /// Without the private values.
@@ -23,6 +28,7 @@ impl std::fmt::Debug for CreateLeaseRequest {
         out.debug_struct("CreateLeaseRequest")
             .field("manifest", &self.manifest)
             .field("duration_seconds", &self.duration_seconds)
+            .field("refund_to", &self.refund_to)
             .finish_non_exhaustive()
     }
 }
@@ -59,6 +65,14 @@ pub struct LeaseReply {
     pub owner: Option<String>,
     /// How it ended; `None` while it has not.
     pub ended: Option<Ended>,
+    /// When it has ended: what the host owes to whoever runs the same manifest next, as it came from
+    /// payers who have not said who they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owed: Option<Units>,
+    /// What is his who paid for it: when it has ended, and before to its owner. `None` if he has neither
+    /// signed his request nor said where unused money goes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refund: Option<RefundState>,
 }
 
 /// Where a lease is in its life.

@@ -7,10 +7,12 @@ mod host;
 mod lease;
 mod log;
 mod quote;
+mod refund;
 mod stop;
 
 pub use host::{Capacity, DurationRange, HostReply, IsolationInfo, MachineInfo, Price};
 pub use lease::{CreateLeaseRequest, Ended, ExtendLeaseRequest, LeaseReply, LeaseState};
 pub use log::{LogLine, LogStreamName};
 pub use quote::{QuoteReply, QuoteRequest};
+pub use refund::{RefundReply, RefundRequest, RefundState};
 pub use stop::{RefundTo, StopReply, StopRequest};

@@ -9,8 +9,8 @@ use crate::Units;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StopRequest {
-    /// Where the unused money shall go. Without it the host keeps it for the next upload of the same
-    /// manifest.
+    /// Where the unused money shall go. Without it the host sends it to the lease's payment pointer, if
+    /// there is one; else it keeps it until its owner runs the manifest again, or draws it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refund: Option<RefundTo>,
 }
@@ -42,7 +42,7 @@ pub struct StopReply {
     pub used: Units,
     /// What has arrived at `refund.destination_account` by this request.
     pub refunded: Units,
-    /// What the host owes to whoever runs the same manifest next. A part of it may be of others, who
-    /// were owed it when the lease began.
+    /// What the host still owes: to this owner for this lease, and to whoever runs the same manifest
+    /// next, as payers who have not said who they are left it.
     pub owed: Units,
 }

@@ -31,6 +31,18 @@ impl Host {
         Ok(Self { store, directory })
     }
 
+    /// The same directory, as another process finds it.
+    pub(crate) fn opened_again(self, insecure: &[String], limits: ImageLimits) -> Result<Self> {
+        let Self { store, directory } = self;
+        drop(store);
+        let config = RegistryConfig {
+            insecure: insecure.to_vec(),
+            ..RegistryConfig::default()
+        };
+        let store = ImageStore::open(directory.path(), limits, &config)?;
+        Ok(Self { store, directory })
+    }
+
     pub(crate) async fn pull(
         &self,
         reference: &str,
@@ -108,6 +120,22 @@ pub(crate) fn paths(image: &PreparedImage) -> Result<Vec<String>> {
 /// The contents of one file of the block image.
 pub(crate) fn contents(image: &PreparedImage, path: &str) -> Result<String> {
     unsquashfs(&["-cat"], image, &[path])
+}
+
+/// The same, whatever it is.
+pub(crate) fn bytes(image: &PreparedImage, path: &str) -> Result<Vec<u8>> {
+    let output = Command::new("unsquashfs")
+        .arg("-cat")
+        .arg(&image.block_image)
+        .arg(path)
+        .output()
+        .context("unsquashfs cannot be started; install the Debian package squashfs-tools")?;
+    ensure!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(output.stdout)
 }
 
 pub(crate) fn unsquashfs(

@@ -14,11 +14,14 @@ use tokio::net::UnixStream;
 
 use super::{
     SOCKET,
+    house::{ImagesReport, RuleChange, RuleChanged, StopPod, StoppedPod},
     reports::{AccountsReport, PeersReport, PodReport, Pods, Uptime},
 };
+use crate::rules::RulesReport;
 
 /// How long the host may take.
 const TIMEOUT: Duration = Duration::from_secs(30);
+const MIB: u64 = 1 << 20;
 
 /// What an operator asks a host that runs.
 #[derive(Debug, Subcommand)]
@@ -40,6 +43,25 @@ pub(crate) enum AdminCommand {
     SetPrice {
         /// In whole units of the asset, such as 10 or 0.5
         price: serde_json::Number,
+    },
+    /// The images that are here, and what they take on disk
+    Images,
+    /// Who may run what: the rules of the configuration and those made here
+    Rules,
+    /// Refuse a manifest or images from now on, also after a restart
+    Deny {
+        /// A manifest hash, or a pattern such as docker.io/team/app, docker.io/team/*, *.example, sha256:…
+        rule: String,
+    },
+    /// Take back what `deny` has said
+    Undeny {
+        /// As `rules` shows it
+        rule: String,
+    },
+    /// End a pod; what it has not used stays owed to those who paid
+    Stop {
+        /// Its manifest hash
+        hash: String,
     },
 }
 
@@ -78,6 +100,20 @@ async fn ask(command: &AdminCommand, socket: &Path) -> Result<String> {
         AdminCommand::SetPrice { price } => {
             let body = format!("{{\"hostCostPerMonth\":{price}}}");
             (Method::POST, "/config".to_owned(), body)
+        }
+        AdminCommand::Images => (Method::GET, "/images".to_owned(), String::new()),
+        AdminCommand::Rules => (Method::GET, "/rules".to_owned(), String::new()),
+        AdminCommand::Deny { rule } => {
+            let body = serde_json::to_string(&RuleChange::Deny(rule.clone()))?;
+            (Method::POST, "/rules".to_owned(), body)
+        }
+        AdminCommand::Undeny { rule } => {
+            let body = serde_json::to_string(&RuleChange::Undeny(rule.clone()))?;
+            (Method::POST, "/rules".to_owned(), body)
+        }
+        AdminCommand::Stop { hash } => {
+            let body = serde_json::to_string(&StopPod { id: hash.clone() })?;
+            (Method::POST, "/stopPod".to_owned(), body)
         }
     };
     call(socket, method, &path, body).await
@@ -225,6 +261,54 @@ fn shown(command: &AdminCommand, text: &str) -> Result<String> {
                         format!("in {} s", peer.next_check_secs),
                     ]
                 }),
+            )
+        }
+        AdminCommand::Images => {
+            let report: ImagesReport = read(text)?;
+            let head = ["IMAGE", "MIB", "LAST USED", "PINNED", "DIGEST"];
+            let rows = report.images.into_iter().map(|image| {
+                vec![
+                    image.reference,
+                    image.bytes.div_ceil(MIB).to_string(),
+                    image.used.to_string(),
+                    yes(image.pinned),
+                    image.digest,
+                ]
+            });
+            let taken = report.bytes_taken.div_ceil(MIB);
+            format!("{}{taken} MiB in all\n", table(&head, rows))
+        }
+        AdminCommand::Rules => {
+            let report: RulesReport = read(text)?;
+            let lists = [
+                ("images allow", report.allow),
+                ("images deny", report.deny),
+                ("images pin", report.pin),
+                ("pods allow_hashes", report.allow_hashes),
+                ("pods deny_hashes", report.deny_hashes),
+                ("denied here", report.denied_here),
+            ];
+            let rows = lists.into_iter().flat_map(|(list, rules)| {
+                rules
+                    .into_iter()
+                    .map(move |rule| vec![list.to_owned(), rule])
+            });
+            table(&["LIST", "RULE"], rows)
+        }
+        AdminCommand::Deny { rule } => {
+            let changed: RuleChanged = read(text)?;
+            let running = changed.running.into_iter().map(|hash| {
+                format!("It runs here, and goes on until: codiusd admin stop {hash}\n")
+            });
+            let said = format!("{rule} is denied from now on.\n");
+            std::iter::once(said).chain(running).collect()
+        }
+        AdminCommand::Undeny { rule } => format!("{rule} is not denied any more.\n"),
+        AdminCommand::Stop { hash } => {
+            let stopped: StoppedPod = read(text)?;
+            let owed = stopped.owed;
+            format!(
+                "{hash} has ended; {owed} (smallest units) are owed to those who paid for it.\n"
             )
         }
         AdminCommand::SetPrice { price } => {

@@ -50,7 +50,7 @@ pub(crate) struct Api {
     pub(crate) orders: Arc<Orders>,
     pub(crate) spsp: Arc<Spsp>,
     pub(crate) peers: Arc<Peers>,
-    pub(crate) refunds: Refunds,
+    pub(crate) refunds: Arc<Refunds>,
     pub(crate) signatures: Signatures,
     /// A place for each reader of logs.
     pub(crate) log_followers: Arc<Semaphore>,

@@ -16,16 +16,18 @@ use codius_api::{PodStatusReply, QuoteReply, Units};
 use codius_ledger::{OrderId, RequestDigest};
 use codius_manifest::Upload;
 
-use super::{Shared, answer, json, query};
+use super::{Api, Shared, answer, json, query};
 use crate::{
     config::Quote,
     http_error::HttpError,
     leases::ReplyForm,
     orders::{PaidRequest, What, no_pod},
+    refund::{InvalidPointer, PaymentPointer},
 };
 
 const TOKEN_BYTES: usize = 16;
 const PAY_TOKEN: &str = "pay-token";
+const REFUND_TO: &str = "refund-to";
 /// What a request without a body says: JSON of the wrong shape, not what is no JSON.
 const NO_BODY: &[u8] = b"null";
 
@@ -74,6 +76,7 @@ pub(super) async fn upload(
             return Err(error);
         }
     };
+    let refund_to = refund_to(&api, &headers)?;
     let digest = digest(&method, &uri, &body);
     let request = PaidRequest {
         id,
@@ -81,6 +84,7 @@ pub(super) async fn upload(
         duration,
         what: What::Upload(Arc::new(upload)),
         owner: None,
+        refund_to,
         form: ReplyForm::V1,
     };
     Ok(answer(api.orders.handle(request).await?))
@@ -110,6 +114,7 @@ pub(super) async fn extend(
                 duration,
                 what: What::Extend(hash),
                 owner: None,
+                refund_to: None,
                 form: ReplyForm::V1,
             })
             .await?,
@@ -134,6 +139,26 @@ pub(super) async fn show(State(api): Shared, uri: Uri) -> Result<Response, HttpE
         manifest: shown.upload.manifest().as_value().clone(),
     };
     Ok(json(StatusCode::OK, &reply))
+}
+
+/// Where unused money goes: a header that the original did not have.
+fn refund_to(api: &Api, headers: &HeaderMap) -> Result<Option<PaymentPointer>, HttpError> {
+    let Some(text) = headers.get(REFUND_TO) else {
+        return Ok(None);
+    };
+    // What is no text is no pointer.
+    let pointer = api.refunds.pointer(text.to_str().unwrap_or_default());
+    pointer
+        .map(Some)
+        .map_err(|error| not_paid("`Refund-To`", error))
+}
+
+/// A payment pointer that this host does not pay.
+pub(super) fn not_paid(what: &str, error: InvalidPointer) -> HttpError {
+    let text = format!("{what} is not a payment pointer that this host pays");
+    HttpError::new(StatusCode::BAD_REQUEST, text)
+        .detail(error.to_string())
+        .next("give `$host/path`, or an https:// URL, at a public address")
 }
 
 /// What a token is bound to.

@@ -48,7 +48,7 @@ impl Leases {
 
     /// Ends every lease that runs: settled, and what is not used is owed. One that is being started is
     /// left to the next call.
-    pub(crate) async fn end_all(&self) {
+    pub(crate) async fn end_all(self: &Arc<Self>) {
         let slots = self.live();
         let ending = slots.iter().map(|slot| async move {
             let Ok(mut state) = tokio::time::timeout(START_PATIENCE, slot.state.lock()).await

@@ -49,7 +49,8 @@ impl Leases {
                 LeaseState::Ended { .. } => {}
                 LeaseState::Starting => {
                     tracing::warn!(pod = %hash, "was being started when the host ended; its money is owed");
-                    self.abandon(record.lease, EndReason::StartFailed).await?;
+                    self.abandon(record.lease, record.origin, EndReason::StartFailed)
+                        .await?;
                     undone.push(hash);
                 }
                 LeaseState::Running(_) | LeaseState::Paused | LeaseState::Frozen(_) => {
@@ -76,25 +77,34 @@ impl Leases {
         Ok(undone)
     }
 
-    /// Ends a lease that cannot go on: what it has not used is owed.
-    pub(super) async fn abandon(&self, lease: Lease, reason: EndReason) -> Result<(), StoreError> {
-        match self.abandonment(lease, reason).await? {
-            Some(batch) => self.store.commit(batch).await,
-            None => Ok(()),
+    /// Ends a lease that cannot go on: what it has not used is owed, or due to its payer.
+    pub(super) async fn abandon(
+        &self,
+        lease: Lease,
+        origin: LeaseOrigin,
+        reason: EndReason,
+    ) -> Result<(), StoreError> {
+        if let Some(batch) = self.abandonment(lease, origin, reason).await? {
+            self.store.commit(batch).await?;
+            self.claims.wake();
         }
+        Ok(())
     }
 
     /// What is written of the end of a lease that cannot go on; nothing if it is over.
     async fn abandonment(
         &self,
         mut lease: Lease,
+        origin: LeaseOrigin,
         reason: EndReason,
     ) -> Result<Option<Batch>, StoreError> {
         // Nobody knows how long it ran since it was last charged.
         lease.recover(self.boot, self.clock.steady(), false);
         let balance = self.balance(&Account::Lease(lease.hash())).await?;
         let ended = lease.end(self.clock.steady(), balance, reason);
-        Ok(ended.ok().map(|settled| self.settlement(lease, settled)))
+        Ok(ended
+            .ok()
+            .map(|settled| self.settlement(lease, settled, origin)))
     }
 
     /// Ends a lease that is not running any more and whose end could not be written, when the disk was
@@ -103,7 +113,7 @@ impl Leases {
         match self.store.lease(hash).await? {
             Some(left) if !left.lease.is_ended() => {
                 tracing::warn!(pod = %hash, "a lease was not ended in the books; ended now");
-                self.abandon(left.lease, EndReason::Lost).await
+                self.abandon(left.lease, left.origin, EndReason::Lost).await
             }
             Some(_) | None => Ok(()),
         }
@@ -123,7 +133,7 @@ impl Leases {
         let hash = lease.hash();
         let Some((spec, upload, images)) = upload.and_then(|upload| self.read(&upload)) else {
             tracing::error!(pod = %hash, "its record cannot be read; its money is owed");
-            self.abandon(lease, EndReason::Lost).await?;
+            self.abandon(lease, origin, EndReason::Lost).await?;
             return Ok(None);
         };
         let slot = self.slot(hash);
@@ -185,6 +195,14 @@ impl Leases {
 
     async fn restart(self: Arc<Self>, mut left: Left) {
         let hash = left.slot.hash;
+        // Written before it is started, as soon as that can be. Else a process that is killed now leaves a
+        // lease that seems to run since its last count, and a pod that runs: the next one would charge the
+        // time in between.
+        let paused = self.commit_at_last(Batch::new().lease(left.lease)).await;
+        if let Err(error) = paused {
+            tracing::error!(pod = %hash, error = &error as &dyn std::error::Error, "not started again");
+            return;
+        }
         let outcome = match self.start(&left.spec, &left.images, &left.progress).await {
             Ok(pod) => match self.go_on(&mut left, pod).await {
                 Ok(()) => Ok(()),
@@ -219,10 +237,11 @@ impl Leases {
     ) -> Result<(), StoreError> {
         self.routes.remove(&left.slot.hash);
         left.progress.push(LeaseEventKind::Ended { reason: shown });
-        match self.abandonment(left.lease, reason).await? {
-            Some(batch) => self.commit_at_last(batch).await,
-            None => Ok(()),
+        if let Some(batch) = self.abandonment(left.lease, left.origin, reason).await? {
+            self.commit_at_last(batch).await?;
+            self.claims.wake();
         }
+        Ok(())
     }
 
     /// What the store has of an upload, as it was when it was uploaded.

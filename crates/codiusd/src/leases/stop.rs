@@ -6,32 +6,42 @@
 //! starting? ── yes ──▶ refused: nothing is charged until it runs
 //!     │ no
 //!     ▼
-//! settled: earned + owed ──▶ its pod is stopped ──▶ (the caller sends what is his)
+//! settled: earned + due ──▶ its pod is stopped ──▶ (the caller sends what is his)
 //! ```
 //!
-//! The lock of the hash is held until the caller has sent the money: no upload of the same manifest
-//! uses what is on its way. Whoever is killed in between leaves the money where the books say: owed.
+//! What is due is claimed before the lease ends and until the caller has sent it: neither the queue of
+//! refunds nor his next upload uses what is on its way. Whoever is killed in between leaves the money
+//! where the books say: due to him.
 
 use std::sync::Arc;
 
-use codius_ledger::{Account, LeaseState, Settlement};
+use codius_ledger::{Account, Lease, LeaseState, RefundId, Settlement};
 use codius_manifest::ManifestHash;
 use codius_signature::KeyId;
-use codius_store::{StoreError, StoredLease};
+use codius_store::{LeaseOrigin, StoreError, StoredLease};
 use thiserror::Error;
-use tokio::sync::OwnedMutexGuard;
 
-use super::{End, Leases, Running};
+use super::{End, Leases, refund::Due};
 
 /// A lease that is over.
 pub(crate) struct Ending {
     /// What it has cost in its whole life.
     pub(crate) used: u64,
-    /// How much of what is owed to its program may be sent to its owner: what was paid for this lease
-    /// and not used. Nothing if it was over already.
-    pub(crate) refundable: u64,
-    /// Held until the money has been sent.
-    _lock: OwnedMutexGuard<Option<Running>>,
+    /// Where what its owner has not used is.
+    pub(crate) refund: Option<RefundId>,
+    /// What of it may be sent to him now: none if there is nothing, or it is being sent already.
+    pub(crate) due: Option<Due>,
+}
+
+/// How much of what a lease has not used is due to its payer: what was paid for it. What was owed to its
+/// program when it began was used first; what is left of that is of others, whom nobody knows. All of it
+/// is, if nobody knows its payer either.
+pub(super) fn due(ended: &Lease, settled: Settlement, origin: &LeaseOrigin) -> u64 {
+    if origin.refund.is_none() {
+        return 0;
+    }
+    let of_others = origin.carried.saturating_sub(ended.parts().charged);
+    settled.refund.saturating_sub(of_others)
 }
 
 /// Why a lease was not stopped. Nothing has changed, except where said.
@@ -86,13 +96,11 @@ impl Leases {
             }
         };
         let before = self.owned(&hash, key).await?;
-        let mut unused = 0;
-        if lock.is_some() {
-            unused = self
-                .end_locked(&slot, &mut lock, End::Stopped)
-                .await?
-                .refund;
+        let refund = before.origin.refund;
+        let claim = if lock.is_some() {
+            self.end_locked(&slot, &mut lock, End::Stopped).await?.1
         } else {
+            let claim = self.claim(refund);
             match before.lease.state() {
                 LeaseState::Ended { .. } => {}
                 LeaseState::Starting
@@ -102,15 +110,13 @@ impl Leases {
                     self.settle_leftover(hash).await?;
                 }
             }
-        }
+            claim
+        };
         let after = self.owned(&hash, key).await?;
-        let used = after.lease.parts().charged;
-        // What was owed to the program when the lease began was used first.
-        let of_others = after.origin.carried.saturating_sub(used);
         Ok(Ending {
-            used,
-            refundable: unused.saturating_sub(of_others),
-            _lock: lock,
+            used: after.lease.parts().charged,
+            refund,
+            due: self.due_of(claim).await?,
         })
     }
 
@@ -118,12 +124,72 @@ impl Leases {
     pub(crate) async fn stop_own(self: &Arc<Self>, hash: &ManifestHash) -> Result<(), StoreError> {
         let slot = self.slot(*hash);
         let mut state = slot.state.lock().await;
-        let _: Settlement = self.end_locked(&slot, &mut state, End::HostStopped).await?;
+        let (_, _): (Settlement, _) = self.end_locked(&slot, &mut state, End::HostStopped).await?;
         Ok(())
     }
 
-    /// What is owed to whoever runs this manifest next.
-    pub(crate) async fn owed(&self, hash: ManifestHash) -> Result<u64, StoreError> {
-        self.balance(&Account::Owed(hash)).await
+    /// What the host owes after a lease: to its owner, and to whoever runs this manifest next.
+    pub(crate) async fn owed(
+        &self,
+        hash: ManifestHash,
+        refund: Option<RefundId>,
+    ) -> Result<u64, StoreError> {
+        let mut owed = self.balance(&Account::Owed(hash)).await?;
+        if let Some(refund) = refund {
+            owed = owed.saturating_add(self.balance(&Account::Refund(refund)).await?);
+        }
+        Ok(owed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use codius_ledger::{Asset, BootId, EndReason, Millis, Rate};
+
+    use super::*;
+
+    /// A lease of a unit a second that has run so long of what it had.
+    fn ended(seconds: u64, balance: u64) -> (Lease, Settlement) {
+        let asset = Asset::new("XRP", 6).unwrap();
+        let rate = Rate::per_month("2.628".parse().unwrap(), &asset).unwrap();
+        let mut lease = Lease::new(ManifestHash::from_bytes([1; 32]), 0, rate);
+        lease.begin(BootId([1; 16]), Millis(0)).unwrap();
+        let now = Millis(seconds * 1000);
+        let settled = lease.end(now, balance, EndReason::Lost).unwrap();
+        (lease, settled)
+    }
+
+    fn of(carried: u64, is_known: bool) -> LeaseOrigin {
+        LeaseOrigin {
+            owner: None,
+            carried,
+            refund: is_known.then_some(RefundId::from_bytes([1; 32])),
+        }
+    }
+
+    #[test]
+    fn what_was_owed_to_the_program_is_used_first_and_is_due_to_nobody() {
+        for (seconds, carried, expected) in [
+            (0, 0, 300),
+            (0, 100, 200),
+            (30, 100, 200),
+            (100, 100, 200),
+            (150, 100, 150),
+            (300, 100, 0),
+            (0, 300, 0),
+            (400, 300, 0),
+        ] {
+            let (lease, settled) = ended(seconds, 300);
+            assert_eq!(settled.earned + settled.refund, 300);
+            let due = due(&lease, settled, &of(carried, true));
+            assert_eq!(due, expected, "{seconds} s, {carried} carried");
+            assert!(due <= settled.refund);
+        }
+    }
+
+    #[test]
+    fn nothing_is_due_to_a_payer_whom_nobody_knows() {
+        let (lease, settled) = ended(30, 300);
+        assert_eq!(due(&lease, settled, &of(0, false)), 0);
     }
 }

@@ -17,12 +17,14 @@
 //! - The lock is held for seconds while a pod starts or stops. Both are seen from what is shown, so
 //!   that most packets do not wait for it; those that do are rejected by the connector in time.
 
+use std::sync::{Mutex, PoisonError};
+
 use codius_ledger::{Account, Millis, Seconds};
 use codius_manifest::ManifestHash;
 use ilp_connector::{Commit, CommitError};
 use thiserror::Error;
 
-use super::{Leases, Running};
+use super::{Leases, Running, Share};
 
 /// Why a packet was not added to a lease. Except where said, nothing was recorded, and the packet has
 /// to be rejected.
@@ -55,11 +57,22 @@ impl Leases {
         )
     }
 
-    /// Adds a packet to a running lease. It is durable when this returns, and the expiry has moved.
+    /// Waits until nobody starts, changes or ends the lease of a hash: one that is over is settled then, and
+    /// what is left of it has gone back.
+    pub(crate) async fn at_rest(&self, hash: &ManifestHash) {
+        let slot = self.slots().get(hash).and_then(std::sync::Weak::upgrade);
+        if let Some(slot) = slot {
+            drop(slot.state.lock().await);
+        }
+    }
+
+    /// Adds a packet to a running lease, and to the share of its payer. It is durable when this returns, and
+    /// the expiry has moved.
     pub(crate) async fn top_up(
         &self,
         hash: &ManifestHash,
         commit: Commit,
+        share: &Mutex<Share>,
     ) -> Result<(), TopUpError> {
         let slot = self.slots().get(hash).and_then(std::sync::Weak::upgrade);
         let slot = slot.ok_or(TopUpError::NotRunning)?;
@@ -84,7 +97,13 @@ impl Leases {
         )?;
         let account = Account::Lease(*hash);
         match commit.credit(account.to_string().into()).await {
-            Ok(()) => running.balance = balance,
+            Ok(()) => {
+                let lease = running.lease.parts();
+                let before = lease.charged.saturating_add(running.balance);
+                let mut share = share.lock().unwrap_or_else(PoisonError::into_inner);
+                share.add(lease.created_at_unix_ms, before, amount, lease.charged);
+                running.balance = balance;
+            }
             Err(error @ CommitError::Failed(_)) => {
                 match self.balance(&account).await {
                     Ok(balance) => running.balance = balance,

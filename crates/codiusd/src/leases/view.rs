@@ -3,9 +3,11 @@
 
 use codius_api::{
     EndReason as ApiEndReason, PodReply, Units, UnixMillis,
-    v2::{Ended, LeaseReply, LeaseState},
+    v2::{Ended, LeaseReply, LeaseState, RefundState},
 };
-use codius_ledger::{Account, EndReason, Lease, LeaseState as LedgerState, StoredResponse};
+use codius_ledger::{
+    Account, EndReason, Lease, LeaseState as LedgerState, RefundId, StoredResponse,
+};
 use codius_manifest::{Manifest, ManifestHash, Upload};
 use codius_signature::KeyId;
 use codius_store::{LeaseOrigin, StoreError};
@@ -56,13 +58,55 @@ impl Leases {
             }
             LedgerState::Ended { .. } => LeaseState::Ended,
         };
-        Ok(Some(self.reply(
+        let mut reply = self.reply(
             &lease,
             state,
             balance,
             upload.as_ref().map(Upload::manifest),
             stored.origin.owner.map(KeyId::from_bytes),
-        )))
+        );
+        if state == LeaseState::Ended {
+            reply.owed = Some(Units(self.balance(&Account::Owed(*hash)).await?));
+            reply.refund = self.refund_state(stored.origin.refund, false).await?;
+        }
+        Ok(Some(reply))
+    }
+
+    /// The same for its owner, if this is his key, who alone may know where his money goes.
+    pub(crate) async fn view_for(
+        &self,
+        hash: &ManifestHash,
+        key: &KeyId,
+    ) -> Result<Option<LeaseReply>, StoreError> {
+        let Some(mut reply) = self.view(hash).await? else {
+            return Ok(None);
+        };
+        if let Some(stored) = self.store.lease(*hash).await?
+            && stored.origin.owner == Some(*key.as_bytes())
+        {
+            reply.refund = self.refund_state(stored.origin.refund, true).await?;
+        }
+        Ok(Some(reply))
+    }
+
+    async fn refund_state(
+        &self,
+        refund: Option<RefundId>,
+        for_owner: bool,
+    ) -> Result<Option<RefundState>, StoreError> {
+        let Some(id) = refund else {
+            return Ok(None);
+        };
+        let Some(refund) = self.store.refund(id).await? else {
+            return Ok(None);
+        };
+        Ok(Some(RefundState {
+            to: refund.record.destination.filter(|_| for_owner),
+            due: Units(refund.due),
+            sent: Units(refund.sent),
+            next_try: refund.next_try_unix_ms.map(UnixMillis::new),
+            trouble: refund.trouble.filter(|_| for_owner),
+        }))
     }
 
     fn reply(
@@ -101,6 +145,8 @@ impl Leases {
             asset: self.asset.clone(),
             owner: owner.map(|owner| owner.to_string()),
             ended,
+            owed: None,
+            refund: None,
         }
     }
 

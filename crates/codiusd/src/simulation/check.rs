@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use codius_ledger::StoredResponse;
-use codius_store::simulated::rusqlite::Connection;
+use codius_store::simulated::rusqlite::{self, Connection};
 
 use super::{
     client::Purchase,
@@ -64,7 +64,7 @@ impl World {
             let mut model = lock(&self.model);
             let mut wrong = model.add_up(connection)?;
             wrong.extend(model.orders(connection, &around, at_rest)?);
-            Ok::<_, codius_store::simulated::rusqlite::Error>(wrong)
+            Ok::<_, rusqlite::Error>(wrong)
         });
         match wrong {
             Ok(wrong) => wrong.into_iter().for_each(|wrong| self.violation(wrong)),

@@ -103,6 +103,7 @@ pub(super) fn upload_request(
         duration: Seconds(secs),
         what: What::Upload(Arc::clone(upload)),
         owner: signed.then(|| key_of(client)),
+        refund_to: None,
         form: ReplyForm::V2,
     }
 }
@@ -115,6 +116,7 @@ pub(super) fn extend_request(client: &Client, hash: ManifestHash, secs: u64) -> 
         duration: Seconds(secs),
         what: What::Extend(hash),
         owner: None,
+        refund_to: None,
         form: ReplyForm::V1,
     }
 }

@@ -425,7 +425,17 @@ impl Driver for PretendedDriver {
 
     async fn stop(&self, pod: &ManifestHash, grace: Duration) -> Result<(), DriverError> {
         self.incarnation.must_live().await;
-        let known = lock(&self.world.machines).pods.contains_key(pod);
+        let known = {
+            let mut machines = lock(&self.world.machines);
+            match machines.pods.get_mut(pod) {
+                // Its programs end, whether the host lives to see it or not.
+                Some(machine) => {
+                    machine.exited = true;
+                    true
+                }
+                None => false,
+            }
+        };
         if !known {
             return Ok(());
         }

@@ -24,7 +24,7 @@ use crate::{
     orders::Orders,
     pod_money::{PacketLimits, PodMoney, PodPort},
     price::PriceTag,
-    refund::Refunds,
+    refund::{Reach, Refunds},
     routes::Routes,
     spsp::Spsp,
     till::Till,
@@ -136,7 +136,12 @@ impl Host {
         orders
             .recover(snapshot.open_orders, &undone, &snapshot.balances)
             .await?;
-        let refunds = Arc::new(Refunds::new(connector.clone(), asset));
+        let refunds = Arc::new(Refunds::new(
+            connector.clone(),
+            asset,
+            Reach::Loopback,
+            leases.closing.clone(),
+        )?);
         Ok(Arc::new(Self {
             incarnation,
             leases,

@@ -59,6 +59,8 @@ thread_local! {
 pub fn run(seed: u64, shown: bool) -> Outcome {
     note_panics();
     PANICS.take();
+    // Nothing is sent by TLS here, but a host has what it takes. It is chosen once for the process.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)

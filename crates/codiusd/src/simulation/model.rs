@@ -199,20 +199,17 @@ impl Model {
         self.pods.remove(hash);
     }
 
-    /// What a stop has told its owner.
+    /// What a stop has told its owner. While the rest of its lease was sent to him, the next lease of the
+    /// hash may have begun, and even ended.
     pub(super) fn stopped(&self, hash: &ManifestHash, used: u64) -> Option<String> {
         let hash = hash.to_string();
-        let last = self
-            .leases
-            .values()
-            .rev()
-            .find(|lease| lease.hash == hash)?;
-        (last.charged != used).then(|| {
-            format!(
-                "a stop has told that {used} was used, and {} was charged",
-                last.charged
-            )
-        })
+        let of_hash = self.leases.values().filter(|lease| lease.hash == hash);
+        let ended: Vec<u64> = of_hash
+            .filter(|lease| lease.state == "ended")
+            .map(|lease| lease.charged)
+            .collect();
+        (!ended.contains(&used))
+            .then(|| format!("a stop has told that {used} was used, and {ended:?} were charged"))
     }
 
     /// Takes up what was written, and says what is wrong with it.
@@ -353,6 +350,17 @@ impl Model {
             if run_ms < lease.run_ms || charged < lease.charged {
                 wrong.push(format!("lease {hash} has run or cost less than before"));
             }
+            match (lease.state.as_str(), state.as_str()) {
+                // What it runs until it is held still is the host's loss; how long that may take is looked
+                // at beside this.
+                ("running", "paused") => lease.close(now_ms),
+                // One that was started again is paid from when that is written, whoever has started it.
+                ("paused", "running") if lease.open_since.is_some() => {
+                    lease.open_since = Some(now_ms);
+                    lease.thaws += 1;
+                }
+                _ => {}
+            }
             (lease.state, lease.reason) = (state, reason);
             lease.frozen = frozen;
             let before_ms = std::mem::replace(&mut lease.run_ms, run_ms);
@@ -363,7 +371,8 @@ impl Model {
             // An end is seen at once, and counted when what was being written is.
             let over_ms = match lease.open_since {
                 Some(_) => 0,
-                None => self.write_ms,
+                // Others may have been at the lease just then.
+                None => 4 * self.write_ms,
             } + lease.thaws * self.write_ms;
             if run_ms > observed + over_ms + ROUNDING_MS {
                 wrong.push(format!(
@@ -383,7 +392,7 @@ impl Model {
             }
             if ended {
                 self.ended += 1;
-                let slack = self.write_ms + ROUNDING_MS;
+                let slack = (1 + lease.thaws) * self.write_ms + ROUNDING_MS;
                 let clean = !lease.disturbed && lease.reason.as_deref() != Some("start_failed");
                 if clean && run_ms + slack < lease.observed_ms(now_ms) {
                     let observed = lease.observed_ms(now_ms);
@@ -595,8 +604,12 @@ fn may_move(from: &str, to: &str, reason: &str) -> bool {
         ("order", "lease", "payment") => true,
         ("owed", "lease", "payment") | ("lease", "owed", "return") => same_hash(),
         ("lease", "earned", "charge") => true,
-        ("lease", "order", "return") | ("order", "owed", "return") => true,
-        ("order" | "owed", "local", "refund") => true,
+        ("lease", "order", "return") | ("order", "owed" | "refund", "return") => true,
+        // What has not been used is its payer's, in an account of his own, until he has it or it runs his
+        // next lease.
+        ("lease", "refund", "return") | ("refund", "lease", "payment" | "return") => true,
+        ("refund", "refund", "return") => true,
+        ("order" | "owed" | "refund", "local", "refund") => true,
         _ => false,
     }
 }

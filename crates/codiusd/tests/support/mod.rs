@@ -435,18 +435,7 @@ impl World {
 
     /// Pushes an image that holds the example program.
     pub(crate) async fn hello(&self) -> Result<String> {
-        let program = Path::new(env!("CARGO_BIN_EXE_codiusd"))
-            .ancestors()
-            .nth(2)
-            .context("no target directory")?;
-        let program =
-            program.join("guest-build/x86_64-unknown-linux-gnu/guest/codius-example-hello");
-        let bytes = fs::read(&program).with_context(|| {
-            format!(
-                "{} is missing; run the tests with `cargo xtask test`",
-                program.display()
-            )
-        })?;
+        let bytes = fs::read(hello_program()?)?;
         let layer = Layer::new().entry(Entry::file("hello", 0o755, bytes));
         let image = ImageBuilder::new()
             .layer(layer)
@@ -480,6 +469,28 @@ impl Drop for World {
             eprintln!("--- log of codiusd\n{}", self.log());
         }
     }
+}
+
+fn target_dir() -> Result<&'static Path> {
+    let program = Path::new(env!("CARGO_BIN_EXE_codiusd"));
+    program.ancestors().nth(2).context("no target directory")
+}
+
+/// Where the guest's kernel and initramfs are.
+pub(crate) fn guest_dir() -> Result<PathBuf> {
+    Ok(target_dir()?.join("guest"))
+}
+
+/// The example program, which `cargo xtask test` builds.
+pub(crate) fn hello_program() -> Result<PathBuf> {
+    let built = "guest-build/x86_64-unknown-linux-gnu/guest/codius-example-hello";
+    let program = target_dir()?.join(built);
+    ensure!(
+        program.is_file(),
+        "{} is missing; run the tests with `cargo xtask test`",
+        program.display()
+    );
+    Ok(program)
 }
 
 /// Where the addresses of the pods of this test's hosts begin: ranges that no other test of this machine

@@ -46,6 +46,11 @@ fn status(reply: &Reply, expected: u16) -> Result<()> {
     Ok(())
 }
 
+fn balance_of(balances: &[(String, i64)], name: &str) -> i64 {
+    let found = balances.iter().find(|(account, _)| account == name);
+    found.map_or(0, |it| it.1)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_owner_creates_reads_extends_and_stops_a_lease_and_gets_the_rest_back() -> Result<()> {
     let mut world = World::start(Settings {
@@ -271,7 +276,7 @@ async fn what_a_refund_could_not_send_stays_owed_even_if_the_host_is_killed_over
     drop(account);
     world.kill()?;
 
-    // then what left is the payee's, and all the rest is owed, and nothing is anywhere twice.
+    // then what left is the payee's, and all the rest is due to the owner, and nothing is anywhere twice.
     let (mut used, mut owed) = (0, 0);
     for (account, balance) in world.balances().await? {
         match account.as_str() {
@@ -281,7 +286,7 @@ async fn what_a_refund_could_not_send_stays_owed_even_if_the_host_is_killed_over
             ),
             "earned" => used = u64::try_from(balance)?,
             other => {
-                ensure!(other == format!("owed:{hash}"), "{other} has {balance}");
+                ensure!(other.starts_with("refund:"), "{other} has {balance}");
                 owed = u64::try_from(balance)?;
             }
         }
@@ -291,7 +296,7 @@ async fn what_a_refund_could_not_send_stays_owed_even_if_the_host_is_killed_over
         "{used} {owed} of {paid}"
     );
 
-    // The next process of the host says the same, and sends nothing twice.
+    // The next process of the host says the same, sends the rest to whoever takes it, and nothing twice.
     world.run()?;
     let owner = Caller::new(&world, 1)?;
     let account = Account::open(&world).await?;
@@ -299,15 +304,16 @@ async fn what_a_refund_could_not_send_stays_owed_even_if_the_host_is_killed_over
     let stop = Call::post(format!("{path}/stop"), &json!({ "refund": again.to }));
     let stopped = stopped_of(&owner.signed(stop).await?)?;
     ensure!(
-        (stopped.used.0, stopped.refunded.0, stopped.owed.0) == (used, 0, owed),
+        (stopped.used.0, stopped.refunded.0, stopped.owed.0) == (used, owed, 0),
         "{stopped:?}"
     );
-    ensure!(again.received() == 0);
+    ensure!(again.received() == owed);
     world.nothing_remains().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_others_have_paid_runs_a_program_and_goes_to_no_owner() -> Result<()> {
+async fn what_is_left_is_its_owners_or_runs_the_program_if_nobody_knows_whose_it_is() -> Result<()>
+{
     let mut world = World::start(Settings::default())?;
     let busybox = world.busybox().await?;
     let (first, second) = (Caller::new(&world, 1)?, Caller::new(&world, 2)?);
@@ -335,7 +341,7 @@ async fn what_others_have_paid_runs_a_program_and_goes_to_no_owner() -> Result<(
     status(&early, 409)?;
     ensure!(!early.header("retry-after").is_empty(), "{early:?}");
 
-    // Without a place to send it to, the rest stays with the program,
+    // Without a place to send it to, the rest stays its owner's,
     let paid = account.paid();
     let stopped = stopped_of(&first.signed(stop(&json!({}))).await?)?;
     ensure!(
@@ -343,7 +349,8 @@ async fn what_others_have_paid_runs_a_program_and_goes_to_no_owner() -> Result<(
         "{stopped:?} of {paid}"
     );
 
-    // and whoever runs it next has more time for it,
+    // and runs nothing for somebody else,
+    let kept = stopped.owed.0;
     let mut short = body.clone();
     short["duration_seconds"] = json!(60);
     let creation = Call::post("/api/v2/leases", &short).with_token();
@@ -352,17 +359,29 @@ async fn what_others_have_paid_runs_a_program_and_goes_to_no_owner() -> Result<(
         lease.owner == Some(second.key.id().to_string()),
         "{lease:?}"
     );
-    ensure!(lease.balance.0 > stopped.owed.0, "{lease:?}");
+    let price = account.paid() - paid;
+    ensure!(lease.balance.0 <= price && price < kept, "{lease:?}");
     status(&first.signed(stop(&json!({}))).await?, 403)?;
-    // but gets back only what he has paid.
     let refund = account.listen(u64::MAX)?;
-    let passed_on = stopped.owed.0;
     let stopped = stopped_of(&second.signed(stop(&json!({ "refund": refund.to }))).await?)?;
     ensure!(
-        stopped.refunded.0 == account.paid() - paid && refund.received() == stopped.refunded.0,
-        "{stopped:?}"
+        stopped.refunded.0 + stopped.used.0 == price && stopped.owed.0 == 0,
+        "{stopped:?} of {price}"
     );
-    ensure!(stopped.owed.0 + stopped.used.0 == passed_on, "{stopped:?}");
+    // but runs it for himself, and what is left of both comes back.
+    let before = account.paid();
+    let creation = Call::post("/api/v2/leases", &short).with_token();
+    let lease = lease_of(&first.paid(&account, &creation, true).await?)?;
+    ensure!(lease.balance.0 > kept, "{lease:?} {kept}");
+    let his = account.listen(u64::MAX)?;
+    let stopped = stopped_of(&first.signed(stop(&json!({ "refund": his.to }))).await?)?;
+    let price = account.paid() - before;
+    ensure!(
+        stopped.refunded.0 + stopped.used.0 == kept + price
+            && his.received() == stopped.refunded.0
+            && stopped.owed.0 == 0,
+        "{stopped:?} of {kept} + {price}"
+    );
 
     // A lease that nobody has signed for is nobody's,
     let creation = Call::post("/api/v2/leases", &short).with_token();
@@ -380,16 +399,32 @@ async fn what_others_have_paid_runs_a_program_and_goes_to_no_owner() -> Result<(
     let lease = lease_of(&first.paid(&account, &creation, true).await?)?;
     ensure!(lease.owner.is_none(), "{lease:?}");
 
+    // What is left of it runs the program for whoever is next, and is never sent to him.
+    world.stop()?;
     let paid = account.paid();
+    drop(account);
+    let left = balance_of(&world.balances().await?, &format!("owed:{hash}"));
+    ensure!(left > 0, "nothing is left");
+    world.run()?;
+    let (second, account) = (Caller::new(&world, 2)?, Account::open(&world).await?);
+    let creation = Call::post("/api/v2/leases", &short).with_token();
+    let lease = lease_of(&second.paid(&account, &creation, true).await?)?;
+    ensure!(i64::try_from(lease.balance.0)? > left, "{lease:?} {left}");
+    let last = account.listen(u64::MAX)?;
+    let stopped = stopped_of(&second.signed(stop(&json!({ "refund": last.to }))).await?)?;
+    ensure!(
+        stopped.refunded.0 == account.paid() && last.received() == stopped.refunded.0,
+        "{stopped:?}"
+    );
+    ensure!(
+        i64::try_from(stopped.owed.0 + stopped.used.0)? == left,
+        "{stopped:?} {left}"
+    );
+
     world.stop()?;
     let balances = world.balances().await?;
-    let of = |name: &str| {
-        balances
-            .iter()
-            .find(|(account, _)| account == name)
-            .map_or(0, |it| it.1)
-    };
-    let received = i64::try_from(refund.received())?;
+    let of = |name: &str| balance_of(&balances, name);
+    let received = i64::try_from(refund.received() + his.received())?;
     ensure!(
         of("local:clients") == received - i64::try_from(paid)?,
         "{paid} {received} {balances:?}"

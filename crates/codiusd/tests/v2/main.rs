@@ -5,6 +5,8 @@ mod caller;
 mod document;
 mod errors;
 mod lease;
+mod pointer;
+mod refunds;
 mod schemathesis;
 #[path = "../support/mod.rs"]
 mod support;

@@ -12,7 +12,6 @@ use codius_api::{
     Units,
     v2::{CreateLeaseRequest, ExtendLeaseRequest, LeaseState, StopReply, StopRequest},
 };
-use codius_ledger::Account;
 use codius_manifest::ManifestHash;
 use codius_signature::KeyId;
 use tracing::Instrument;
@@ -33,7 +32,7 @@ use crate::{
 
 /// For how long a refund is tried before the rest stays owed. With the time that its last packet may
 /// take it is over within 15 s.
-const REFUND_PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const REFUND_PATIENCE: Duration = Duration::from_secs(10);
 /// When it is worth to ask again while a lease is starting, in seconds.
 const STARTING_RETRY_SECS: u16 = 5;
 
@@ -52,6 +51,11 @@ pub(super) async fn create(
     let request: CreateLeaseRequest = body::parse(&body)?;
     let duration = body::duration(request.duration_seconds, api.max_duration)?;
     let upload = body::upload(request.manifest, request.private)?;
+    let refund_to = request
+        .refund_to
+        .map(|text| api.refunds.pointer(&text))
+        .transpose()
+        .map_err(|error| pods::not_paid("`refund_to`", error))?;
     if let Some(signed) = &signed {
         api.signatures.once(signed, Purpose::Create)?;
     }
@@ -61,17 +65,29 @@ pub(super) async fn create(
         duration,
         what: What::Upload(Arc::new(upload)),
         owner: signed.map(|signed| signed.key),
+        refund_to,
         form: ReplyForm::V2,
     };
     Ok(answer(api.orders.handle(request).await?))
 }
 
-/// `GET /api/v2/leases/{hash}`: anyone may ask.
+/// `GET /api/v2/leases/{hash}`: anyone may ask. Its owner, who signs, is told where his money goes.
 pub(super) async fn show(
     State(api): Shared,
+    method: Method,
+    uri: Uri,
     LeaseHash(hash): LeaseHash,
+    headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    match api.leases.view(&hash).await? {
+    let signed = api.signatures.who(&method, &uri, &headers, b"").await?;
+    let lease = match signed {
+        Some(signed) => {
+            api.signatures.once(&signed, Purpose::Control)?;
+            api.leases.view_for(&hash, &signed.key).await?
+        }
+        None => api.leases.view(&hash).await?,
+    };
+    match lease {
         Some(lease) => Ok(json(StatusCode::OK, &lease)),
         None => Err(unknown(&hash.to_string()).into()),
     }
@@ -96,6 +112,7 @@ pub(super) async fn extend(
         duration,
         what: What::Extend(hash),
         owner: None,
+        refund_to: None,
         form: ReplyForm::V2,
     };
     match api.orders.handle(request).await {
@@ -155,16 +172,17 @@ pub(crate) async fn end_and_refund(
     to: Option<Destination>,
 ) -> Result<StopReply, StopError> {
     let ending = leases.stop(hash, key).await?;
-    let refunded = match to {
-        Some(to) => {
-            let from = Account::Owed(hash);
+    let refunded = match (to, &ending.due) {
+        (Some(to), Some(due)) => {
             refunds
-                .send(&from, ending.refundable, to, REFUND_PATIENCE)
+                .send(&due.account(), due.amount, to, REFUND_PATIENCE)
                 .await
         }
-        None => 0,
+        (Some(_), None) | (None, _) => 0,
     };
-    let owed = leases.owed(hash).await?;
+    // Nobody is at it any more.
+    drop(ending.due);
+    let owed = leases.owed(hash, ending.refund).await?;
     tracing::info!(used = ending.used, refunded, owed, "stopped");
     Ok(StopReply {
         manifest_hash: hash,
@@ -207,7 +225,7 @@ fn starting() -> HttpError {
         .header(header::RETRY_AFTER, HeaderValue::from(STARTING_RETRY_SECS))
 }
 
-fn invalid_destination(error: InvalidDestination) -> HttpError {
+pub(super) fn invalid_destination(error: InvalidDestination) -> HttpError {
     HttpError::new(StatusCode::BAD_REQUEST, error.to_string())
         .next("give the address and the secret of a STREAM server that listens now, or no `refund`")
 }

@@ -12,6 +12,7 @@ mod logs;
 mod openapi;
 mod problem;
 mod quotes;
+mod refunds;
 
 use std::sync::Arc;
 
@@ -39,6 +40,7 @@ pub(super) fn router() -> Router<Arc<Api>> {
         .route("/api/v2/leases/{hash}", get(leases::show))
         .route("/api/v2/leases/{hash}/extend", post(leases::extend))
         .route("/api/v2/leases/{hash}/stop", post(leases::stop))
+        .route("/api/v2/leases/{hash}/refund", post(refunds::draw))
         .route("/api/v2/leases/{hash}/logs", get(logs::lines))
         .route("/api/v2/leases/{hash}/events", get(events::events))
         .method_not_allowed_fallback(other_method)
