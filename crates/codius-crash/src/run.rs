@@ -564,6 +564,10 @@ impl Run {
         for what in wrong {
             self.violated(what);
         }
+        let notes = self.notebook.notes();
+        if notes.counts.placed == 0 || notes.counts.visited == 0 || notes.tally.paid == 0 {
+            self.violated("no program has run for money: this run shows nothing");
+        }
         self.check_at_any_time()
     }
 

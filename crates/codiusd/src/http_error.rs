@@ -10,7 +10,7 @@ use codius_manifest::ManifestError;
 use codius_pod::{DriverError, ImageError, StartError};
 
 /// An error reply.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct HttpError {
     body: Box<ErrorBody>,
     header: Option<(HeaderName, HeaderValue)>,

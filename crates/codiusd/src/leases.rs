@@ -58,6 +58,7 @@ use tracing::Instrument;
 pub(crate) use share::{GIVE_BACK_PATIENCE, Payer, Payers, Share};
 pub(crate) use stop::StopError;
 pub(crate) use top_up::TopUpError;
+use unwritten::Unwritten;
 pub(crate) use view::ReplyForm;
 
 use crate::{
@@ -112,6 +113,7 @@ pub(crate) struct Leases {
     pub(crate) tasks: TaskTracker,
     /// Who is at the refund of a lease that has ended.
     pub(crate) claims: Claims,
+    pub(crate) unwritten: Unwritten,
     /// What `closing` means for pods.
     stop_pods: AtomicBool,
     slots: Mutex<HashMap<ManifestHash, Weak<Slot>>>,
@@ -212,6 +214,7 @@ impl Leases {
             closing: CancellationToken::new(),
             tasks: TaskTracker::new(),
             claims: Claims::default(),
+            unwritten: Unwritten::new(),
             stop_pods: AtomicBool::new(false),
             slots: Mutex::default(),
         })

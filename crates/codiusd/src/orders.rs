@@ -22,7 +22,7 @@ use std::{
     time::Duration,
 };
 
-use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header::RETRY_AFTER};
 use codius_api::{LeaseEventKind, Trouble, Units};
 use codius_ledger::{
     Account, Order, OrderId, OrderKind, OrderState, Reason, RefundId, Repeat, RequestDigest,
@@ -51,6 +51,9 @@ const MAX_PENDING: usize = 4096;
 /// How long a refund may take before the rest is recorded as owed.
 const REFUND_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// How long a request waits while nothing can be written, as when the disk is full.
+const UNWRITTEN_PATIENCE: Duration = Duration::from_secs(30);
+
 /// How long a payer may take, once it is answered, to end its stream.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -71,7 +74,11 @@ struct Table {
     carried_out: HashMap<OrderId, CarriedOut>,
 }
 
-type Coming = watch::Receiver<Option<StoredResponse>>;
+/// What an order comes to: an answer that is in the books and the same for ever, or an error that is kept
+/// nowhere, after which the same request may be sent again.
+type Outcome = Result<StoredResponse, HttpError>;
+
+type Coming = watch::Receiver<Option<Outcome>>;
 
 impl Table {
     /// The answer that is on its way for this request's token, if there is one.
@@ -210,13 +217,10 @@ impl Orders {
     }
 
     /// Takes a paid request as far as it goes: to its answer, or to the demand for money.
-    pub(crate) async fn handle(
-        self: &Arc<Self>,
-        request: PaidRequest,
-    ) -> Result<StoredResponse, HttpError> {
+    pub(crate) async fn handle(self: &Arc<Self>, request: PaidRequest) -> Outcome {
         let joined = self.table().joined(&request)?;
         if let Some(answer) = joined {
-            return wait(answer).await;
+            return self.outcome(answer).await;
         }
         let known = self.leases.store.order(request.id).await;
         if let Some(order) = known.map_err(|error| unreadable(&error))? {
@@ -227,7 +231,7 @@ impl Orders {
             };
         }
         let price = match self.ready_to_pay(&request).await? {
-            Step::Joined(answer) => return wait(answer).await,
+            Step::Joined(answer) => return self.outcome(answer).await,
             Step::Costs(price) => price,
         };
         let payment = self.till.payment(&request.id);
@@ -252,10 +256,23 @@ impl Orders {
         };
         match pending {
             Ok(pending) => self.carry_out(request, pending, payment, sender),
-            Err(Some(theirs)) => return wait(theirs).await,
+            Err(Some(theirs)) => return self.outcome(theirs).await,
             Err(None) => return Err(self.demand(&request.id, price)),
         }
-        wait(answer).await
+        self.outcome(answer).await
+    }
+
+    /// What an order that is carried out comes to. It goes on while nothing can be written, and who waits
+    /// for it may come back.
+    async fn outcome(&self, mut coming: Coming) -> Outcome {
+        tokio::select! {
+            biased;
+            outcome = coming.wait_for(Option::is_some) => match outcome {
+                Ok(outcome) => outcome.clone().unwrap_or_else(|| Err(HttpError::internal())),
+                Err(_) => Err(HttpError::internal()),
+            },
+            () = self.leases.unwritten.lasts(UNWRITTEN_PATIENCE) => Err(unwritten()),
+        }
     }
 
     /// Makes sure that the order is pending, checking at its first appearance all that can be checked
@@ -363,16 +380,15 @@ impl Orders {
         request: PaidRequest,
         pending: Pending,
         payment: Option<Arc<Payment>>,
-        sender: watch::Sender<Option<StoredResponse>>,
+        sender: watch::Sender<Option<Outcome>>,
     ) {
         let id = request.id;
         let orders = Arc::clone(self);
         let span = tracing::info_span!("order", hash = %request.what.hash());
         self.leases.tasks.spawn(
             async move {
-                let response = orders.fulfil(request, pending, payment.as_deref()).await;
-                // The answer is in the store by now, except where it could not be written.
-                sender.send_replace(Some(response));
+                let outcome = orders.fulfil(request, pending, payment.as_deref()).await;
+                sender.send_replace(Some(outcome));
                 orders.table().carried_out.remove(&id);
                 if let Some(payment) = payment {
                     payment.ended(END_TIMEOUT).await;
@@ -390,7 +406,7 @@ impl Orders {
         request: PaidRequest,
         pending: Pending,
         payment: Option<&Payment>,
-    ) -> StoredResponse {
+    ) -> Outcome {
         let Pending { price, images, .. } = pending;
         let hash = request.what.hash();
         let order = Order {
@@ -408,14 +424,14 @@ impl Orders {
             created_at_unix_ms: self.leases.clock.wall(),
         };
         if self.leases.drain.is_on() {
-            return response_of(&drain::refusal());
+            return Err(drain::refusal());
         }
         // Room first: money is not taken for what there is no room for.
         let reservation = match &request.what {
             What::Upload(_) if !self.leases.is_live(&hash) => {
                 match self.leases.admission.reserve(Machine::SMALL) {
                     Ok(reservation) => Some(reservation),
-                    Err(_) => return response_of(&full()),
+                    Err(_) => return Err(full()),
                 }
             }
             What::Upload(_) | What::Extend(_) => None,
@@ -429,8 +445,8 @@ impl Orders {
                 Ok(Some(Order {
                     state: OrderState::Done { response } | OrderState::Failed { response },
                     ..
-                })) => response,
-                _ => response_of(&unreadable(&error)),
+                })) => Ok(response),
+                _ => Err(unreadable(&error)),
             };
         }
         if let Some(payment) = payment {
@@ -459,15 +475,15 @@ impl Orders {
             )
             .await;
         match placed {
-            Ok(response) => response,
+            Ok(response) => Ok(response),
             Err(error) => {
-                let response = self.give_back(order, payment, refusal(error, &hash)).await;
+                let outcome = self.give_back(order, payment, refusal(error, &hash)).await;
                 // Others may watch a pod of this hash that goes on.
                 let goes_on = self.leases.shown(&hash).is_some();
                 if matches!(request.what, What::Upload(_)) && !goes_on {
-                    progress.push(failed(&response));
+                    progress.push(failed(&outcome));
                 }
-                response
+                outcome
             }
         }
     }
@@ -529,14 +545,14 @@ impl Orders {
         mut order: Order,
         payment: Option<&Payment>,
         error: HttpError,
-    ) -> StoredResponse {
+    ) -> Outcome {
         let account = Account::Order(order.id);
         if let Some(payment) = payment {
             payment.shut().await;
         }
         let held = match self.balance(&account).await {
             Ok(held) => held,
-            Err(error) => return response_of(&unreadable(&error)),
+            Err(error) => return Err(unreadable(&error)),
         };
         if held > 0
             && let Some(payment) = payment
@@ -546,7 +562,7 @@ impl Orders {
         // What left is what the ledger says, not what we meant to send.
         let owed = match self.balance(&account).await {
             Ok(rest) => rest,
-            Err(error) => return response_of(&unreadable(&error)),
+            Err(error) => return Err(unreadable(&error)),
         };
         let refunded = held.saturating_sub(owed);
         let response = response_of(&error.money(refunded, owed));
@@ -560,13 +576,11 @@ impl Orders {
             Err(error) => Err(error),
         };
         self.leases.claims.wake();
-        if let Err(error) = recorded {
-            tracing::error!(
-                error = &error as &dyn std::error::Error,
-                "refund not recorded"
-            );
+        match recorded {
+            Ok(()) => Ok(response),
+            // The next start of the host answers.
+            Err(error) => Err(unreadable(&error)),
         }
-        response
     }
 
     /// Answers the orders that an earlier process left open: their money is owed to their program.
@@ -631,13 +645,6 @@ impl Orders {
     }
 }
 
-async fn wait(mut answer: Coming) -> Result<StoredResponse, HttpError> {
-    match answer.wait_for(Option::is_some).await {
-        Ok(answer) => answer.clone().ok_or_else(HttpError::internal),
-        Err(_) => Err(HttpError::internal()),
-    }
-}
-
 fn response_of(error: &HttpError) -> StoredResponse {
     let body = serde_json::to_string(error.body()).expect("an error body is JSON");
     StoredResponse {
@@ -647,8 +654,11 @@ fn response_of(error: &HttpError) -> StoredResponse {
 }
 
 /// The event that tells a failed start to those who watch it.
-fn failed(response: &StoredResponse) -> LeaseEventKind {
-    let body: Option<codius_api::ErrorBody> = serde_json::from_str(&response.body).ok();
+fn failed(outcome: &Outcome) -> LeaseEventKind {
+    let body: Option<codius_api::ErrorBody> = match outcome {
+        Ok(response) => serde_json::from_str(&response.body).ok(),
+        Err(error) => Some(error.body().clone()),
+    };
     let (cause, message, refunded, owed) = match body {
         Some(body) => (body.cause, body.message, body.refunded, body.owed),
         None => (None, String::new(), None, None),
@@ -733,6 +743,18 @@ fn closing() -> HttpError {
     )
     .cause(Trouble::HostStopped)
     .next("take another host, or come back later")
+}
+
+/// The disk is full, most likely.
+fn unwritten() -> HttpError {
+    HttpError::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "this host cannot write to its disk",
+    )
+    .detail("the request goes on when it can; nothing that was paid is lost")
+    .cause(Trouble::HostError)
+    .next("send the same request with the same `Pay-Token` again in a minute")
+    .header(RETRY_AFTER, HeaderValue::from_static("60"))
 }
 
 fn unreadable(error: &StoreError) -> HttpError {

@@ -196,6 +196,7 @@ impl Refunds {
                 (machine.stream_held(stream).unwrap_or_default() == 0).then_some(())
             })
             .await;
+        limit.settled().await;
         let closing = connection.close(StreamErrorCode::NoError, "");
         if timeout(CLOSE_TIMEOUT, closing).await.is_err() {
             tracing::debug!("the payee did not hear that its refund is over");

@@ -363,6 +363,7 @@ impl Payer for Inflow {
                 (machine.stream_held(stream).unwrap_or_default() == 0).then_some(())
             })
             .await;
+        limit.settled().await;
         self.end(StreamErrorCode::NoError, "this program has ended");
         let returned = limit.spent();
         tracing::info!(amount, returned, "gave back what was not used");

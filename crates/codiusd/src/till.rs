@@ -155,6 +155,8 @@ impl Drop for Recording<'_> {
 #[derive(Clone)]
 pub(crate) struct Payment {
     connection: StreamConnection,
+    /// What goes back by it.
+    refunds: SpendLimit,
     intake: Arc<Intake>,
     payer: Option<AccountId>,
 }
@@ -283,14 +285,16 @@ impl Till {
             };
             let entropy = Box::new(SystemEntropy);
             let machine = Connection::server(clock.now(), config, &opened.shared_secret, entropy);
+            let limit = SpendLimit::new(expected.price);
             let sender = Refunds {
                 connector: self.connector.clone(),
                 account: expected.account.clone(),
-                limit: SpendLimit::new(expected.price),
+                limit: limit.clone(),
             };
             let connection = StreamConnection::spawn(machine, Arc::new(sender), clock);
             Payment {
                 connection,
+                refunds: limit,
                 intake: Arc::clone(&expected.intake),
                 payer: from.cloned(),
             }
@@ -513,6 +517,7 @@ impl Payment {
             let _ = machine.set_send_max(stream, sent + held);
         });
         answered.await;
+        self.refunds.settled().await;
     }
 
     /// Tells the payer that it is over, stream and connection.

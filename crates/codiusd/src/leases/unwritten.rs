@@ -7,11 +7,52 @@
 use std::{sync::Arc, time::Duration};
 
 use codius_store::{Batch, StoreError};
+use tokio::{sync::watch, time::Instant};
 
 use super::{Leases, Slot};
 
 /// How often it is tried.
 const TRY_EVERY: Duration = Duration::from_secs(2);
+
+/// Since when nothing can be written that must be.
+#[derive(Debug)]
+pub(crate) struct Unwritten(watch::Sender<Option<Instant>>);
+
+impl Unwritten {
+    pub(super) fn new() -> Self {
+        Self(watch::Sender::new(None))
+    }
+
+    fn failed(&self) {
+        self.0.send_if_modified(|since| {
+            let begins = since.is_none();
+            since.get_or_insert_with(Instant::now);
+            begins
+        });
+    }
+
+    fn is_over(&self) {
+        self.0.send_if_modified(|since| since.take().is_some());
+    }
+
+    /// Waits until it has lasted so long.
+    pub(crate) async fn lasts(&self, patience: Duration) {
+        let mut since = self.0.subscribe();
+        loop {
+            let begun = *since.borrow_and_update();
+            let lasted = async {
+                match begun {
+                    Some(begun) => tokio::time::sleep_until(begun + patience).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                changed = since.changed() => changed.expect("the sender is `self`"),
+                () = lasted => return,
+            }
+        }
+    }
+}
 
 impl Leases {
     /// Writes what must be written, however long it takes: to the end of the host, or until the store says
@@ -20,8 +61,12 @@ impl Leases {
         loop {
             let error = match self.store.commit(batch.clone()).await {
                 Err(error) if error.may_pass() => error,
-                done => return done,
+                done => {
+                    self.unwritten.is_over();
+                    return done;
+                }
             };
+            self.unwritten.failed();
             tracing::error!(
                 error = &error as &dyn std::error::Error,
                 "tried again until there is room"
@@ -55,5 +100,38 @@ impl Leases {
                 }
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_a_write_is_told_when_it_fails_for_long() {
+        let unwritten = Unwritten::new();
+        let began = Instant::now();
+        unwritten.failed();
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        unwritten.failed();
+        unwritten.lasts(PATIENCE).await;
+        assert_eq!(began.elapsed(), PATIENCE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_begins_anew_once_something_was_written() {
+        let unwritten = Unwritten::new();
+        let began = Instant::now();
+        unwritten.failed();
+        let written_between = async {
+            tokio::time::sleep(Duration::from_secs(20)).await;
+            unwritten.is_over();
+            tokio::time::sleep(Duration::from_secs(20)).await;
+            unwritten.failed();
+        };
+        tokio::join!(unwritten.lasts(PATIENCE), written_between);
+        assert_eq!(began.elapsed(), Duration::from_secs(70));
     }
 }

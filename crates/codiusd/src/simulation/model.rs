@@ -477,7 +477,7 @@ impl Model {
                 }
             } else if !running.contains(hash) {
                 troubled.insert((
-                    format!("paid and not running {hash}"),
+                    format!("paid and not running {hash} {id}"),
                     around.start_bound_ms,
                 ));
             } else if lease.state == "running" {
