@@ -168,9 +168,14 @@ impl Model {
         }
     }
 
-    /// A new process has found it running, if not ready: it costs from now on.
+    /// A new process has found it running, if not ready: it costs from now on. While its lease was paused in
+    /// the books it cost nothing, though a process before may have found it, and died before it wrote so.
     pub(super) fn pod_attached(&mut self, hash: &ManifestHash, now_ms: u64) {
         if let Some(lease) = self.lease_of_pod(hash) {
+            if lease.state == "paused" {
+                lease.close(now_ms);
+                lease.lost_ms = lease.window_ms.saturating_sub(lease.run_ms);
+            }
             lease.open_since.get_or_insert(now_ms);
         }
     }
