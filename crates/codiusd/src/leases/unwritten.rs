@@ -11,7 +11,7 @@ use codius_store::{Batch, StoreError};
 use super::{Leases, Slot};
 
 /// How often it is tried.
-const TRY_EVERY: Duration = Duration::from_secs(2);
+pub(super) const TRY_EVERY: Duration = Duration::from_secs(2);
 
 impl Leases {
     /// Writes what must be written, however long it takes: to the end of the host, or until the store says
