@@ -21,7 +21,10 @@ mod visit;
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -91,6 +94,8 @@ pub(crate) struct SelfTest {
     token: String,
     stats: Mutex<Stats>,
     open: watch::Sender<bool>,
+    /// For the end of a drain.
+    waits: AtomicBool,
 }
 
 /// Makes the gate, and the test if there is one. What an earlier test left is settled before anything
@@ -133,6 +138,7 @@ impl SelfTest {
             token: HEXLOWER.encode(&rand::random::<[u8; 32]>()),
             stats: Mutex::default(),
             open: watch::Sender::new(open),
+            waits: AtomicBool::new(false),
         })
     }
 
@@ -201,10 +207,12 @@ impl Tester {
         let drain = &self.host.leases.drain;
         if drain.is_on() {
             tracing::warn!("draining: the self-test waits until `codiusd drain --undo`");
+            self.test.waits.store(true, Ordering::Release);
         }
         while drain.is_on() {
             tokio::time::sleep(DRAIN_LOOK).await;
         }
+        self.test.waits.store(false, Ordering::Release);
     }
 
     /// One test with its repetitions. Says whether it was passed.
