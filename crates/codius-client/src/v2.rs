@@ -1,10 +1,12 @@
 //! Version 2 of the API: leases that have an owner, who signs for what only he may do.
 
 use codius_api::v2::{
-    ExtendLeaseRequest, HostReply, LeaseReply, LogLine, QuoteReply, StopReply, StopRequest,
+    ExtendLeaseRequest, HostReply, LeaseReply, LogLine, QuoteReply, RefundReply, RefundRequest,
+    StopReply, StopRequest,
 };
 use codius_manifest::ManifestHash;
 use reqwest::{Method, RequestBuilder, Response, StatusCode, header};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use url::form_urlencoded;
 
@@ -144,6 +146,28 @@ impl HostClient {
         self.get(&format!("/api/v2/leases/{hash}")).await
     }
 
+    /// The same with what is told to its owner alone, if the signer is its owner.
+    pub async fn lease_of(
+        &self,
+        hash: &ManifestHash,
+        signer: &Signer,
+    ) -> Result<LeaseReply, ClientError> {
+        let path = format!("/api/v2/leases/{hash}");
+        let response = self
+            .send_signed(signer, || {
+                self.signed(
+                    signer,
+                    self.request(Method::GET, &path),
+                    &Method::GET,
+                    &path,
+                    "",
+                )
+                .timeout(self.answer_timeout)
+            })
+            .await?;
+        self.read(response, Receipt::default()).await
+    }
+
     /// Ends a lease of the signer.
     pub async fn stop(
         &self,
@@ -152,10 +176,30 @@ impl HostClient {
         signer: &Signer,
     ) -> Result<StopReply, ClientError> {
         let path = format!("/api/v2/leases/{hash}/stop");
-        let body = json!(stop).to_string();
+        self.control(&path, json!(stop).to_string(), signer).await
+    }
+
+    /// Draws what is due to the signer for leases of a program that have ended.
+    pub async fn draw(
+        &self,
+        hash: &ManifestHash,
+        to: &RefundRequest,
+        signer: &Signer,
+    ) -> Result<RefundReply, ClientError> {
+        let path = format!("/api/v2/leases/{hash}/refund");
+        self.control(&path, json!(to).to_string(), signer).await
+    }
+
+    /// Something that only an owner may have done, and that takes its time.
+    async fn control<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: String,
+        signer: &Signer,
+    ) -> Result<T, ClientError> {
         let response = self
             .send_signed(signer, || {
-                self.signed(signer, self.post(&path, &body), &Method::POST, &path, &body)
+                self.signed(signer, self.post(path, &body), &Method::POST, path, &body)
                     .timeout(self.paid_timeout)
             })
             .await?;

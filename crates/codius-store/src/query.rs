@@ -217,7 +217,14 @@ mod tests {
     use crate::{books, checkpoint, lease_money, writer};
 
     /// What grows with the age of a host, and may therefore not be gone through from end to end.
-    const GROWING: [&str; 5] = ["accounts", "transactions", "postings", "leases", "orders"];
+    const GROWING: [&str; 6] = [
+        "accounts",
+        "transactions",
+        "postings",
+        "leases",
+        "orders",
+        "refunds",
+    ];
     /// Indexes that hold only what is going on, however old the host is.
     const BOUNDED: [&str; 3] = [
         "accounts_with_money",
@@ -270,6 +277,7 @@ mod tests {
             books::leases_query(),
             lease_money::LEASES_OF_PROGRAM.to_owned(),
             lease_money::MOVEMENTS.to_owned(),
+            lease_money::REFUND_MOVEMENTS.to_owned(),
             writer::FIND_ACCOUNT.to_owned(),
             writer::OLD_LEASES.to_owned(),
             writer::OLD_ORDERS.to_owned(),

@@ -98,7 +98,9 @@ impl Disk {
         let before = lock(&current).take();
         let connection = before.expect("there is one database").into_connection();
         let tray = Arc::<Tray>::default();
-        let slot: Slot = Arc::new(Mutex::new(Some(Writer::new(connection, Arc::clone(&tray)))));
+        let writer = Writer::new(connection, Arc::clone(&tray));
+        let poisoned = writer.poisoned();
+        let slot: Slot = Arc::new(Mutex::new(Some(writer)));
         *current = Arc::clone(&slot);
 
         let (jobs, job_queue) = mpsc::channel(QUEUE_LEN);
@@ -110,7 +112,7 @@ impl Disk {
             faults,
         ));
         tokio::spawn(read(slot, question_queue));
-        Store::simulated(jobs, tray, questions)
+        Store::simulated(jobs, tray, questions, poisoned)
     }
 
     /// Looks at the database as it is, past every store.

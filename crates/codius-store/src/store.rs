@@ -11,7 +11,7 @@ use std::{
 use codius_ledger::{Account, Order, OrderId, RefundId};
 use codius_manifest::ManifestHash;
 use rusqlite::{Connection, OpenFlags};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
     Batch, Entry, Pruned, Snapshot, StoreError, StoredLease, StoredRefund, Verified,
@@ -41,6 +41,7 @@ struct Inner {
     jobs: mpsc::Sender<Job>,
     tray: Arc<Tray>,
     questions: mpsc::Sender<Question>,
+    poisoned: watch::Receiver<bool>,
 }
 
 pub(crate) type Question = Box<dyn FnOnce(&Connection) + Send>;
@@ -67,6 +68,7 @@ impl Store {
         let (questions, question_queue) = mpsc::channel::<Question>(READ_QUEUE_LEN);
         let tray = Arc::<Tray>::default();
         let writer = Writer::new(connection, Arc::clone(&tray));
+        let poisoned = writer.poisoned();
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
             thread::Builder::new()
                 .name(name.to_owned())
@@ -97,6 +99,7 @@ impl Store {
                 jobs,
                 tray,
                 questions,
+                poisoned,
             }),
         })
     }
@@ -107,6 +110,7 @@ impl Store {
         jobs: mpsc::Sender<Job>,
         tray: Arc<Tray>,
         questions: mpsc::Sender<Question>,
+        poisoned: watch::Receiver<bool>,
     ) -> Self {
         Self {
             inner: Arc::new(Inner {
@@ -114,6 +118,7 @@ impl Store {
                 jobs,
                 tray,
                 questions,
+                poisoned,
             }),
         }
     }
@@ -140,6 +145,17 @@ impl Store {
         let (closed, wait) = oneshot::channel();
         if self.inner.jobs.send(Job::Close(closed)).await.is_ok() {
             let _ = wait.await;
+        }
+    }
+
+    /// Waits for a write that fails so that nobody knows what is on the disk. From then on nothing is
+    /// written ([`StoreError::Poisoned`]), and only a process that opens the file anew can go on. Safe to
+    /// drop while waiting.
+    pub async fn poisoned(&self) {
+        let mut poisoned = self.inner.poisoned.clone();
+        if poisoned.wait_for(|is_so| *is_so).await.is_err() {
+            // It was closed, and nothing was wrong with it.
+            std::future::pending::<()>().await;
         }
     }
 

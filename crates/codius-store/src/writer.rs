@@ -12,7 +12,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use codius_ledger::{Account, Transaction};
 use rusqlite::{Connection, OptionalExtension, params};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
     Batch, StoreError,
@@ -62,7 +62,7 @@ pub(crate) struct Writer {
     accounts: HashMap<Account, Cached>,
     /// Accounts whose balance in memory is not in the database yet.
     dirty: Vec<Account>,
-    poisoned: bool,
+    poisoned: watch::Sender<bool>,
 }
 
 /// How a group was written.
@@ -102,7 +102,7 @@ impl Writer {
 
     /// As after a write that has failed so that nobody knows what is on the disk.
     pub(crate) fn poison(&mut self) {
-        self.poisoned = true;
+        self.poisoned.send_replace(true);
     }
 }
 
@@ -122,8 +122,17 @@ impl Writer {
             sums: Sums::default(),
             accounts: HashMap::new(),
             dirty: Vec::new(),
-            poisoned: false,
+            poisoned: watch::Sender::new(false),
         }
+    }
+
+    /// Tells whether nothing is written any more, now and later.
+    pub(crate) fn poisoned(&self) -> watch::Receiver<bool> {
+        self.poisoned.subscribe()
+    }
+
+    fn is_poisoned(&self) -> bool {
+        *self.poisoned.borrow()
     }
 
     /// Works until it is told to close or nobody is left to tell it anything.
@@ -171,7 +180,7 @@ impl Writer {
         }
         packets = self.tray.close();
         self.commit(&mut group, &mut packets);
-        if !self.poisoned
+        if !self.is_poisoned()
             && let Err(error) =
                 self.connection
                     .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| {
@@ -197,14 +206,14 @@ impl Writer {
     }
 
     pub(crate) fn write(&mut self, group: &[(Batch, Answer<()>)], packets: &[Packet]) -> Written {
-        if self.poisoned {
+        if self.is_poisoned() {
             return Written::Alike(Err(StoreError::Poisoned));
         }
         let error = match self.write_all(group, packets) {
             Ok(()) => return Written::Alike(Ok(())),
             Err(error) => self.roll_back(error),
         };
-        if self.poisoned || !error.is_of_batch() || group.len() + packets.len() == 1 {
+        if self.is_poisoned() || !error.is_of_batch() || group.len() + packets.len() == 1 {
             return Written::Alike(Err(error));
         }
         match self.write_each(group, packets) {
@@ -286,7 +295,7 @@ impl Writer {
             self.connection.is_autocommit() || self.connection.execute_batch("ROLLBACK").is_ok();
         if error.poisons() || !undone {
             tracing::error!(%error, "a write to the database has failed; no more is written");
-            self.poisoned = true;
+            self.poisoned.send_replace(true);
         }
         error
     }
@@ -458,7 +467,7 @@ impl Writer {
         before_unix_ms: u64,
         limit: usize,
     ) -> Result<Pruned, StoreError> {
-        if self.poisoned {
+        if self.is_poisoned() {
             return Err(StoreError::Poisoned);
         }
         self.prune_rows(before_unix_ms, limit)

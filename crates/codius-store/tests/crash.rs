@@ -309,6 +309,8 @@ fn child_on_a_broken_disk() {
             assert!(written < 10_000, "the limit is small");
         };
         assert!(matches!(error, StoreError::Failed { .. }), "{error:?}");
+        // Who holds it hears of it, however late he asks.
+        store.poisoned().await;
         let error = store.commit(Batch::new()).await.unwrap_err();
         assert!(matches!(error, StoreError::Poisoned), "{error}");
         let error = store.prune(0, 1).await.unwrap_err();

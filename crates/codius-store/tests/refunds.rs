@@ -8,7 +8,9 @@ use codius_ledger::{
     Account, Asset, EndReason, Lease, Millis, OrderId, Rate, Reason, RefundId, Transaction,
 };
 use codius_manifest::ManifestHash;
-use codius_store::{Batch, LeaseOrigin, RefundRecord, RefundStep, Store, StoreError, StoredUpload};
+use codius_store::{
+    Batch, LeaseOrigin, LeaseRow, RefundRecord, RefundStep, Store, StoreError, StoredUpload,
+};
 use tempfile::TempDir;
 
 const HASH: ManifestHash = ManifestHash::from_bytes([1; 32]);
@@ -183,4 +185,67 @@ async fn what_is_due_is_never_pruned() {
     let kept = store.refund(id(1)).await.unwrap().unwrap();
     assert_eq!((kept.due, kept.next_try_unix_ms), (70, Some(100)));
     assert_eq!(store.refund(id(2)).await.unwrap(), None);
+}
+
+/// What the books say was sent back of each lease, and when the last of it was.
+async fn sent_back(store: &Store) -> Vec<(i128, Option<u64>)> {
+    let rows = store.books(|books| books.leases(0, 100)).await.unwrap();
+    let of = |row: &LeaseRow| (row.money.refunded, row.money.moved_at_unix_ms);
+    rows.iter().map(of).collect()
+}
+
+#[tokio::test]
+async fn the_books_of_leases_count_what_was_sent_back_of_either_kind() {
+    let (_dir, path) = place();
+    let store = Store::open(&path).unwrap();
+    let at = |moment, reason, from, to, amount| {
+        Transaction::transfer(moment, reason, from, to, amount).unwrap()
+    };
+
+    // Given two leases whose owner has signed, and of one of which a part was sent,
+    store.commit(ended(1, None, 70)).await.unwrap();
+    store.commit(ended(2, None, 30)).await.unwrap();
+    let (first, second) = (Account::Refund(id(1)), Account::Refund(id(2)));
+    let part = at(100, Reason::Refund, first.clone(), Account::Parent, 7);
+    store.commit(part).await.unwrap();
+    // and a lease of the same program whose payer nobody knows, with a debt that was sent back in part,
+    let rate = Rate::per_month("10".parse().unwrap(), &Asset::new("XRP", 9).unwrap()).unwrap();
+    let mut lease = Lease::new(HASH, 40, rate);
+    let upload = StoredUpload {
+        upload_json: "{}".into(),
+        images_json: "[]".into(),
+    };
+    let (paid, owed) = (Account::Lease(HASH), Account::Owed(HASH));
+    let begun = Batch::new()
+        .new_lease_from(lease, upload, LeaseOrigin::default())
+        .transaction(at(40, Reason::Payment, Account::Parent, paid.clone(), 40));
+    store.commit(begun).await.unwrap();
+    let settled = lease.end(Millis(0), 40, EndReason::Lost).unwrap();
+    assert_eq!(settled.refund, 40);
+    let over = Batch::new()
+        .lease(lease)
+        .transaction(at(50, Reason::Return, paid, owed.clone(), 40))
+        .transaction(at(60, Reason::Refund, owed, Account::Parent, 25));
+    store.commit(over).await.unwrap();
+    assert_eq!(
+        sent_back(&store).await,
+        [(7, Some(100)), (0, None), (25, Some(60))]
+    );
+
+    // when the owner draws, which puts the rest of one into the other, and a packet brings most of it,
+    let drawn = Batch::new()
+        .transaction(at(200, Reason::Return, first, second.clone(), 63))
+        .transaction(at(210, Reason::Refund, second.clone(), Account::Parent, 80));
+    store.commit(drawn).await.unwrap();
+
+    // then it is told of the lease whose it was, the older money first;
+    assert_eq!(
+        sent_back(&store).await,
+        [(57, Some(210)), (30, Some(210)), (25, Some(60))]
+    );
+    // and what goes into another lease instead was not sent back.
+    let used = at(300, Reason::Payment, second, Account::Lease(HASH), 13);
+    store.commit(used).await.unwrap();
+    let (refunded, _): (Vec<_>, Vec<_>) = sent_back(&store).await.into_iter().unzip();
+    assert_eq!(refunded, [57, 30, 25]);
 }

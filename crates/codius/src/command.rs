@@ -19,6 +19,7 @@ use crate::{
     pods::{self, PodsArguments},
     price::{self, PriceArguments},
     project::CODIUS_FILE,
+    refund,
     run::{self, RunArguments},
     state_file::{DEFAULT_FILE, Options},
     status, stop, tail, upload,
@@ -74,6 +75,8 @@ enum Command {
     Logs(LogArguments),
     /// End a program before its time and get back what was not used
     Stop(StopArguments),
+    /// Get what hosts still owe for programs that have ended
+    Refund(RefundArguments),
     /// Check the Interledger connection that pays; nothing is paid
     Wallet(WalletArguments),
     /// Work with manifests
@@ -331,6 +334,8 @@ pub(crate) struct PodArguments {
     /// A host that runs it; can be repeated [default: the one in HASH.host, or those it was uploaded to]
     #[arg(long, value_name = "URL")]
     pub(crate) host: Vec<String>,
+    #[command(flatten)]
+    pub(crate) key: KeyArguments,
     /// Print the answer as JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -345,7 +350,8 @@ pub(crate) struct StopArguments {
     pub(crate) host: Vec<String>,
     #[command(flatten)]
     pub(crate) state: StateArguments,
-    /// Leave what was not used with the host, for the next upload of the same manifest
+    /// Ask for no money now: what was not used goes to the pointer of --refund-to, or waits for `codius refund`
+    /// or your next upload of the same manifest
     #[arg(long)]
     pub(crate) no_refund: bool,
     /// Interledger connection (BTP) that it comes back to [default: as for upload]
@@ -356,6 +362,31 @@ pub(crate) struct StopArguments {
     /// Do not ask
     #[arg(short = 'y', long)]
     pub(crate) assume_yes: bool,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RefundArguments {
+    /// The program: its hash, HASH.host, or its URL [default: as in the state file]
+    pub(crate) hash: Option<String>,
+    /// All that state files here and the record of pods know of
+    #[arg(short, long, conflicts_with = "hash")]
+    pub(crate) all: bool,
+    /// A host that ran it; can be repeated. With --all, only these
+    #[arg(long, value_name = "URL")]
+    pub(crate) host: Vec<String>,
+    /// Have it sent to this payment pointer, like $wallet.example/alice [default: over the own connection, now]
+    #[arg(long, value_name = "POINTER")]
+    pub(crate) to: Option<String>,
+    /// Interledger connection (BTP) that it comes to [default: as for upload]
+    #[arg(long, value_name = "URL", conflicts_with = "to")]
+    pub(crate) ilp: Option<String>,
+    #[command(flatten)]
+    pub(crate) state: StateArguments,
+    #[command(flatten)]
+    pub(crate) key: KeyArguments,
     /// Print the result as JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -441,6 +472,7 @@ fn carry_out(command: Command) -> Result<(), Failure> {
             Command::Status(arguments) => status::status(arguments).await,
             Command::Logs(arguments) => logs::logs(arguments).await,
             Command::Stop(arguments) => stop::stop(arguments).await,
+            Command::Refund(arguments) => refund::refund(arguments).await,
             Command::Manifest(ManifestCommand::Hash { file, json }) => manifest::hash(&file, json),
             Command::Manifest(ManifestCommand::Validate { file, json }) => {
                 manifest::validate(&file, json)
@@ -478,6 +510,8 @@ mod tests {
             "codius extend-hash",
             "codius run --ahead 1s",
             "codius run h --codius-file x",
+            "codius refund h --all",
+            "codius refund --to $a --ilp b",
         ] {
             assert!(fails(refused), "{refused}");
         }
@@ -496,6 +530,7 @@ mod tests {
             "codius run",
             "codius run --host a --ahead 30s --max 0.5 -y --json",
             "codius run h --host a -y",
+            "codius refund -a --host a --to $w.example/a",
         ] {
             assert!(!fails(taken), "{taken}");
         }

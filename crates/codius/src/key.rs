@@ -28,20 +28,33 @@ impl Key {
             Some(file) => file.to_owned(),
             None => default_path()?,
         };
-        match fs::metadata(&path) {
+        Self::at(&path).unwrap_or_else(|| Self::make(&path))
+    }
+
+    /// The same, and none is made.
+    pub(crate) fn existing(file: Option<&Path>) -> Result<Option<Self>, Failure> {
+        let path = match file {
+            Some(file) => Some(file.to_owned()),
+            None => default_path().ok(),
+        };
+        path.and_then(|path| Self::at(&path)).transpose()
+    }
+
+    fn at(path: &Path) -> Option<Result<Self, Failure>> {
+        Some(match fs::metadata(path) {
             Ok(metadata) => {
                 if metadata.permissions().mode() & 0o077 != 0 {
-                    return Err(Failure::new(
+                    return Some(Err(Failure::new(
                         USAGE,
                         format!("the key {} can be read by others", path.display()),
                     )
-                    .note(format!("Next: chmod 600 {}", path.display())));
+                    .note(format!("Next: chmod 600 {}", path.display()))));
                 }
-                Self::read(&path)
+                Self::read(path)
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Self::make(&path),
-            Err(error) => Err(unreadable(&path, &error)),
-        }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+            Err(error) => Err(unreadable(path, &error)),
+        })
     }
 
     /// What signs requests.

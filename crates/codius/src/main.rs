@@ -44,6 +44,7 @@ mod project;
 mod purchase;
 mod question;
 mod raw_log;
+mod refund;
 mod report;
 mod run;
 mod standing;

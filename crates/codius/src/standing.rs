@@ -1,8 +1,11 @@
 //! How a program stands at a host: asked by version 2 of the API, and of hosts of the first generation by
 //! version 1.
 
-use codius_api::{AssetInfo, ErrorBody, UnixMillis, v2::LeaseState};
-use codius_client::{ClientError, HostClient};
+use codius_api::{
+    AssetInfo, ErrorBody, UnixMillis,
+    v2::{LeaseState, RefundState},
+};
+use codius_client::{ClientError, HostClient, Signer};
 use codius_manifest::ManifestHash;
 use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
@@ -30,6 +33,11 @@ pub(crate) struct Standing {
     pub(crate) owner: Option<String>,
     /// What is left of its money, and what it costs; a host of the first generation does not tell.
     pub(crate) money: Option<Money>,
+    /// What belongs to whoever uploads the same manifest next, in smallest units; a host of the first
+    /// generation does not tell.
+    pub(crate) owed: Option<u64>,
+    /// What is due to who has paid, and what has been sent to him.
+    pub(crate) refund: Option<RefundState>,
     /// The public part.
     pub(crate) manifest: Option<Value>,
 }
@@ -130,8 +138,26 @@ impl Standing {
                     scale: lease.asset.scale,
                 },
             }),
+            owed: Some(lease.owed.map_or(0, |owed| owed.0)),
+            refund: lease.refund.map(readable),
             manifest: lease.manifest,
         })
+    }
+
+    /// Asks a host where the refund of the signer goes, and why it has not arrived; nothing changes if he is
+    /// not the owner, or nothing is due.
+    pub(crate) async fn ask_as_owner(&mut self, signer: &Signer) {
+        let due = self.refund.as_ref().is_some_and(|refund| refund.due.0 > 0);
+        if !due || self.owner.as_deref() != Some(signer.id().to_string().as_str()) {
+            return;
+        }
+        let Ok(client) = HostClient::new(&self.host) else {
+            return;
+        };
+        let client = client.answering_within(QUOTE_TIMEOUT);
+        if let Ok(lease) = client.lease_of(&self.hash, signer).await {
+            self.refund = lease.refund.map(readable);
+        }
     }
 
     async fn of_the_first(client: &HostClient, hash: ManifestHash) -> Result<Self, Failure> {
@@ -146,6 +172,8 @@ impl Standing {
                 created_at: None,
                 owner: None,
                 money: None,
+                owed: None,
+                refund: None,
                 manifest: Some(pod.manifest),
             }),
             Err(ClientError::Refused { body, .. }) if is_missing(&body) => {
@@ -166,6 +194,8 @@ impl Standing {
             created_at: None,
             owner: None,
             money: None,
+            owed: None,
+            refund: None,
             manifest: None,
         }
     }
@@ -214,6 +244,8 @@ impl Standing {
             "per_month_display": money.and_then(Money::per_month),
             "asset": money.map(|money| &money.asset),
             "owner": self.owner,
+            "owed": self.owed.map(|owed| owed.to_string()),
+            "refund": self.refund,
             "ended": match &self.state {
                 State::Ended(reason) => json!({ "reason": reason }),
                 _ => Value::Null,
@@ -231,6 +263,15 @@ impl Money {
     pub(crate) fn per_month(&self) -> Option<String> {
         let units = per_month(&self.price_per_second)?;
         Some(amount::format(units, &self.asset))
+    }
+}
+
+/// Without what could move a terminal's cursor.
+fn readable(refund: RefundState) -> RefundState {
+    RefundState {
+        to: refund.to.as_deref().map(one_line),
+        trouble: refund.trouble.as_deref().map(one_line),
+        ..refund
     }
 }
 

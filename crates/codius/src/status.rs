@@ -3,16 +3,25 @@
 use serde_json::{Value, json};
 
 use crate::{
+    amount,
     command::PodArguments,
     failure::{Failure, REFUSED, one_line},
+    key::Key,
     pod_address::PodAddress,
-    standing::{Standing, State},
+    standing::{Money, Standing, State},
 };
 
 pub(crate) async fn status(arguments: PodArguments) -> Result<(), Failure> {
     let PodAddress { hash, hosts } = PodAddress::known(&arguments.hash, &arguments.host)?;
     let programs = hosts.into_iter().map(|host| (hash, host)).collect();
-    let standings = Standing::of_all(programs).await;
+    let mut standings = Standing::of_all(programs).await;
+    // To look needs no key, and makes none.
+    if let Some(key) = Key::existing(arguments.key.key_file.as_deref())? {
+        let signer = key.signer();
+        for standing in &mut standings {
+            standing.ask_as_owner(&signer).await;
+        }
+    }
     if arguments.json {
         println!("{:#}", in_json(&standings));
     } else {
@@ -86,6 +95,7 @@ fn in_words(standing: &Standing) -> String {
             lines.push(("costs", format!("{per_month} a month")));
         }
     }
+    lines.extend(money_back(standing));
     if let Some(owner) = &standing.owner {
         lines.push(("owner", owner.clone()));
     }
@@ -102,6 +112,39 @@ fn in_words(standing: &Standing) -> String {
         whole += &format!("  {name:<11} {value}\n");
     }
     whole
+}
+
+/// What the host still owes, whose it is and how he gets it; and what has gone back.
+fn money_back(standing: &Standing) -> Vec<(&'static str, String)> {
+    let mut lines = Vec::new();
+    let Some(Money { asset, .. }) = &standing.money else {
+        return lines;
+    };
+    let amount = |units| amount::format(units, asset);
+    if let Some(refund) = &standing.refund {
+        if refund.sent.0 > 0 {
+            lines.push(("went back", amount(refund.sent.0)));
+        }
+        if refund.due.0 > 0 {
+            let to = refund.to.as_deref().unwrap_or("the payer's pointer");
+            let how = match refund.next_try {
+                Some(next) => format!("the host sends it to {to}, next at {next}"),
+                None => "codius refund gets it, or the owner's next upload uses it".to_owned(),
+            };
+            lines.push(("due", format!("{}; {how}", amount(refund.due.0))));
+            if let Some(trouble) = &refund.trouble {
+                lines.push(("last try", trouble.clone()));
+            }
+        }
+    }
+    if let Some(owed @ 1..) = standing.owed {
+        let owed = amount(owed);
+        lines.push((
+            "owed",
+            format!("{owed}; the next upload of this manifest uses it, whosever it is"),
+        ));
+    }
+    lines
 }
 
 /// The members of the first host stand at the top as well.

@@ -34,7 +34,7 @@ pub(crate) async fn stop(arguments: StopArguments) -> Result<(), Failure> {
             let url = arguments.ilp.clone().unwrap_or_else(default_url);
             let connected = Wallet::connect(&url).await.map_err(|error| {
                 Failure::from(error)
-                    .note("Next: start it, or give --no-refund: what was not used stays with the host for the next upload of this manifest.")
+                    .note("Next: start it, or give --no-refund: what was not used stays yours, and codius refund gets it later.")
             })?;
             Some(connected)
         }
@@ -52,13 +52,16 @@ pub(crate) async fn stop(arguments: StopArguments) -> Result<(), Failure> {
             outcome = stopping => outcome,
             _ = tokio::signal::ctrl_c() => {
                 return Err(Failure::new(INTERRUPTED, "interrupted; the host may have stopped it already")
-                    .note("What did not come back is owed to the next upload of the same manifest.")
-                    .note(format!("Next: codius status {hash} --host {host}")));
+                    .note("What did not come back stays yours.")
+                    .note(format!("Next: codius status {hash} --host {host} shows what is due, codius refund gets it.")));
             }
         };
         match outcome {
             Ok(one) => {
-                pod_record::ended(&hash, host);
+                // What still owes something is kept, for `codius refund --all`.
+                if one.owed == 0 {
+                    pod_record::ended(&hash, host);
+                }
                 if !arguments.json {
                     tell(&one);
                 }
@@ -172,7 +175,8 @@ fn tell(stopped: &Stopped) {
     }
     if stopped.owed > 0 {
         println!(
-            "  owed        {}; the next upload of this manifest uses it, and codius stop tries again to get it back",
+            "  owed        {}; what is yours of it goes to the upload's --refund-to; without one, codius refund gets \
+             it, or your next upload of this manifest uses it",
             stopped.owed_display
         );
     }

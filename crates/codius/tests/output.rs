@@ -26,6 +26,7 @@ async fn the_help_of_every_command() {
         &["status"],
         &["logs"],
         &["stop"],
+        &["refund"],
         &["manifest"],
     ] {
         let name = format!("help {}", words.join(" "));

@@ -37,6 +37,11 @@ pub(crate) fn backup(arguments: &BackupArguments, data_dir: &Path) -> Result<()>
     let copied = copied.map_err(|error| match error {
         StoreError::Exists { .. } => anyhow::Error::from(error)
             .context("no backup was made; take another name, or --force to replace the file"),
+        StoreError::Open { ref path, .. } if *path == database => anyhow::Error::from(error).context(
+            "no backup was made; name the host's data directory with --data-dir, as its configuration does",
+        ),
+        StoreError::Open { .. } => anyhow::Error::from(error)
+            .context("no backup was made; name a file in a directory that is there and can be written to"),
         error => anyhow::Error::from(error).context("no backup was made"),
     })?;
     println!("{}", told(&arguments.file, copied));
@@ -45,6 +50,13 @@ pub(crate) fn backup(arguments: &BackupArguments, data_dir: &Path) -> Result<()>
 
 /// Makes a copy the database of a data directory that has none.
 pub(crate) fn restore(arguments: &RestoreArguments, data_dir: &Path) -> Result<()> {
+    // Before anything is made for it.
+    fs::File::open(&arguments.file).with_context(|| {
+        format!(
+            "nothing was restored; name a file that `codiusd backup` has made, {} cannot be read",
+            arguments.file.display()
+        )
+    })?;
     make_private_dir(data_dir)?;
     let copied = codius_store::restore(&arguments.file, &data_dir.join(DATABASE));
     let copied = copied.map_err(|error| match error {

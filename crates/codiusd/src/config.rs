@@ -424,7 +424,12 @@ impl Config {
     /// Reads and checks a file.
     pub(crate) fn load(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read {}", path.display()))?;
+            .with_context(|| {
+                format!(
+                    "cannot read {}; name a file that is there with --config (README.md has one to begin with), or take --local for a host to try out",
+                    path.display()
+                )
+            })?;
         let config: Self =
             toml::from_str(&text).with_context(|| format!("{} is not valid", path.display()))?;
         config

@@ -1,4 +1,8 @@
 //! One host, from its configuration to its end: wiring, start-up and shutdown, each in one place.
+//!
+//! Trap: after a write that has failed so that nobody knows what is on the disk, only another process can go
+//! on. So this one ends then, by itself and with an error; whoever holds it (systemd, `codiusd keep`) starts
+//! the next, and pods and waiting connections see no more of it than of an update.
 
 use std::{
     fs,
@@ -9,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use codius_api::AssetInfo;
 use codius_image::{ImageLimits, ImageStore, RegistryConfig};
 use codius_ledger::{BootId, Seconds};
@@ -36,6 +40,7 @@ use crate::{
     config::{Accelerator, Config, InterledgerMode, OnShutdown},
     drain::{self, Drain},
     leases::{Leases, Wiring},
+    ledger::DATABASE,
     listeners::{Held, Listeners},
     orders::Orders,
     peers::Peers,
@@ -75,7 +80,7 @@ pub(crate) async fn run(config: Config, held: Held) -> Result<()> {
     let guest_dir = guest_dir(&config)?;
 
     let clock = Clock::system();
-    let store = Store::open(&data_dir.join("codius.db"))?;
+    let store = Store::open(&data_dir.join(DATABASE))?;
     // Only one process has it open: no other one hears requests from now on.
     let began_unix_ms = clock.wall();
     let snapshot = store.load().await?;
@@ -348,11 +353,19 @@ pub(crate) async fn run(config: Config, held: Held) -> Result<()> {
             tracing::error!(?error, "the books are not looked after any more");
             (Told::WrongBooks, error)
         }
+        () = store.poisoned() => (Told::BrokenStore, Some(anyhow!(
+            "a write to {} has failed, so this process cannot know what is written; the next one reads it. Pods \
+             were left running. Next: start codiusd again if nothing does; if it ends in this way again, look \
+             at the disk (`dmesg`)",
+            data_dir.join(DATABASE).display()
+        ))),
     };
     tracing::info!("{told}: ending");
     tell_holder(NotifyState::Stopping);
 
-    let stop_pods = config.pods.on_shutdown == OnShutdown::Stop && told != Told::HandOver;
+    // Of pods that end now it could not be written that they did.
+    let leaves_pods = matches!(told, Told::HandOver | Told::BrokenStore);
+    let stop_pods = config.pods.on_shutdown == OnShutdown::Stop && !leaves_pods;
     let ending = async {
         closing.cancel();
         // Requests first, while all that they need still works: uploads that are being carried out, too.
@@ -410,6 +423,8 @@ enum Told {
     /// To end and to leave the pods to another process, whatever `pods.on_shutdown` says.
     HandOver,
     WrongBooks,
+    /// Nothing can be written any more until the database is opened anew.
+    BrokenStore,
 }
 
 impl std::fmt::Display for Told {
@@ -419,6 +434,7 @@ impl std::fmt::Display for Told {
             Self::Terminate => "SIGTERM",
             Self::HandOver => "SIGHUP (pods are left to the next process)",
             Self::WrongBooks => "the books are wrong",
+            Self::BrokenStore => "the database has failed (pods are left to the next process)",
         })
     }
 }

@@ -21,7 +21,10 @@ mod visit;
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -48,6 +51,8 @@ use visit::Visitor;
 const DURATION_SECS: u64 = 300;
 /// How long after a failed test the next one begins.
 const NEXT_TEST: Duration = Duration::from_secs(300);
+/// How often a test that waits for the end of a drain looks for it.
+const DRAIN_LOOK: Duration = Duration::from_secs(2);
 /// How long an upload may take, image and start of the machine included.
 const UPLOAD_TIMEOUT: Duration = Duration::from_secs(120);
 /// Where it is kept what was passed and what has to be settled.
@@ -89,6 +94,8 @@ pub(crate) struct SelfTest {
     token: String,
     stats: Mutex<Stats>,
     open: watch::Sender<bool>,
+    /// For the end of a drain.
+    waits: AtomicBool,
 }
 
 /// Makes the gate, and the test if there is one. What an earlier test left is settled before anything
@@ -131,6 +138,7 @@ impl SelfTest {
             token: HEXLOWER.encode(&rand::random::<[u8; 32]>()),
             stats: Mutex::default(),
             open: watch::Sender::new(open),
+            waits: AtomicBool::new(false),
         })
     }
 
@@ -177,8 +185,14 @@ impl Tester {
                 .spawn(registry.serve(closing.clone()));
         }
         let testing = async {
-            while !self.passes().await {
-                tokio::time::sleep(NEXT_TEST).await;
+            loop {
+                self.wait_for_sales().await;
+                if self.passes().await {
+                    return;
+                }
+                if !self.host.leases.drain.is_on() {
+                    tokio::time::sleep(NEXT_TEST).await;
+                }
             }
         };
         tokio::select! {
@@ -186,6 +200,19 @@ impl Tester {
             // What was begun is settled at the next start.
             () = closing.cancelled() => {}
         }
+    }
+
+    /// A host that is being drained sells nothing, not to its test either: that says nothing about it.
+    async fn wait_for_sales(&self) {
+        let drain = &self.host.leases.drain;
+        if drain.is_on() {
+            tracing::warn!("draining: the self-test waits until `codiusd drain --undo`");
+            self.test.waits.store(true, Ordering::Release);
+        }
+        while drain.is_on() {
+            tokio::time::sleep(DRAIN_LOOK).await;
+        }
+        self.test.waits.store(false, Ordering::Release);
     }
 
     /// One test with its repetitions. Says whether it was passed.
@@ -206,6 +233,9 @@ impl Tester {
         self.test.open.send_replace(outcome.is_ok());
         match &outcome {
             Ok(()) => tracing::info!(uri = %self.public_uri, "self-test passed"),
+            Err(error) if self.host.leases.drain.is_on() => {
+                tracing::warn!("draining: the self-test was cut off: {error:#}");
+            }
             Err(error) => tracing::error!(
                 uri = %self.public_uri,
                 "self-test failed, and nobody can upload: {error:#}. Next: see that public_uri and \

@@ -4,6 +4,7 @@ mod support;
 
 use std::{
     net::TcpListener,
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -127,4 +128,28 @@ async fn a_host_that_is_not_found_under_its_public_name_stays_closed() -> Result
         world.balances().await?
     );
     Ok(())
+}
+
+/// A host that is being drained sells nothing to its test either, which says nothing about the host.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_test_waits_for_the_end_of_a_drain_and_does_not_fail() -> Result<()> {
+    // Given a host that is being drained, and has never tested itself,
+    let mut world = World::start(Settings::default())?;
+    let drained = Command::new(env!("CARGO_BIN_EXE_codiusd"))
+        .args(["drain", "--data-dir"])
+        .arg(world.data_dir())
+        .output()?;
+    ensure!(drained.status.success(), "{drained:?}");
+    world.stop()?;
+
+    // when it is started again and would test itself, then it says what it waits for.
+    world.settings.tests_itself = true;
+    world.run()?;
+    world.logged("draining: the self-test waits", 0).await?;
+    let (status, body) = get(&world, "/version", None).await?;
+    ensure!(status == 503, "{body}");
+    let message = "Self Test Waits: this host is being drained";
+    ensure!(body["message"] == message, "{body}");
+    ensure!(!world.log().contains("self-test failed"), "{}", world.log());
+    world.stop()
 }

@@ -14,6 +14,10 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use support::{Settings, World, hash_of, shell};
 
+/// How often, and how soon after each other, something is looked for that comes by itself.
+const LOOKS: usize = 300;
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+
 /// A directory to work in and a home with the uploader's key.
 struct Uploader {
     place: tempfile::TempDir,
@@ -177,4 +181,121 @@ async fn an_uploader_owns_what_he_has_paid_and_gets_back_what_he_has_not_used() 
     ensure!(ended["state"] == "ended", "{ended:#}");
     ensure!(ended["ended"]["reason"] == "stopped", "{ended:#}");
     Ok(())
+}
+
+/// What has to come back over all ways together, to the unit.
+const PRICE_OF_600_SECS: u64 = 2_283_106;
+
+#[tokio::test]
+async fn an_uploader_draws_what_is_due_to_him_and_sees_it_before() -> Result<()> {
+    let mut world = World::start(Settings::default())?;
+    let busybox = world.busybox().await?;
+    let uploader = Uploader::new(&manifest(&busybox, "sleep 3"))?;
+    let host = world.api.clone();
+    let upload = ["upload", "-y", "-o", "--json", "--host", &host, "-d", "600"];
+
+    // Given a program that has ended by itself before its time,
+    let uploaded = uploader.run(&world, &upload).await?;
+    ensure!(uploaded.code == Some(0), "{uploaded:#?}");
+    let hash = uploaded.json()?["manifestHash"].clone();
+    let hash = hash.as_str().context("no hash")?;
+    let look = ["status", hash, "--json"];
+    let status = ended(&uploader, &world, hash).await?;
+    let units = |value: &Value| -> Result<u64> {
+        let text = value.as_str();
+        Ok(text.with_context(|| format!("{value:#}"))?.parse()?)
+    };
+    let due = units(&status["refund"]["due"])?;
+    ensure!(due > 0 && due < PRICE_OF_600_SECS, "{status:#}");
+    let shown = uploader.run(&world, &["status", hash]).await?;
+    ensure!(shown.out.contains("  due         0.00"), "{shown:#?}");
+    ensure!(shown.out.contains("codius refund"), "{shown:#?}");
+
+    // then nobody else gets what is due, and a pointer that no host pays is refused;
+    let home = tempfile::tempdir()?;
+    let named = ["refund", hash, "--host", &host];
+    let stranger = uploader.run_at(&world, home.path(), &named).await?;
+    ensure!(stranger.code == Some(4), "{stranger:#?}");
+    let wrong = [&named[..], &["--to", "$10.0.0.1"]].concat();
+    let refused = uploader.run(&world, &wrong).await?;
+    ensure!(refused.code == Some(4), "{refused:#?}");
+
+    // its owner can have it sent to a pointer, and sees that this one does not work;
+    let nobody = "http://127.0.0.1:1/";
+    let sent = uploader.run(&world, &["refund", "--to", nobody]).await?;
+    ensure!(sent.code == Some(0), "{sent:#?}");
+    let to = format!("the host sends it to {nobody}");
+    ensure!(sent.out.contains(&to), "{sent:#?}");
+    let mut tried = Value::Null;
+    for _ in 0..LOOKS {
+        tried = uploader.run(&world, &look).await?.json()?;
+        if tried["refund"]["trouble"].is_string() {
+            break;
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+    let asked = format!("{nobody}.well-known/pay");
+    ensure!(tried["refund"]["to"] == asked, "{tried:#}");
+    ensure!(tried["refund"]["trouble"].is_string(), "{tried:#}");
+    let shown = uploader.run(&world, &["status", hash]).await?;
+    ensure!(shown.out.contains("  last try "), "{shown:#?}");
+
+    // and he gets it over his own connection, once.
+    let drawn = uploader.run(&world, &["refund", "--json"]).await?;
+    ensure!(drawn.code == Some(0), "{drawn:#?}");
+    let drawn = drawn.json()?;
+    let of = &drawn["hosts"][0];
+    ensure!(units(&of["received"])? == due, "{drawn:#}");
+    ensure!(
+        of["owed"] == "0" && of["refunded"] == of["received"],
+        "{drawn:#}"
+    );
+    let again = uploader.run(&world, &["refund"]).await?;
+    ensure!(again.code == Some(0), "{again:#?}");
+    ensure!(again.out == "nothing is due\n", "{again:#?}");
+    let shown = uploader.run(&world, &["status", hash]).await?;
+    ensure!(shown.out.contains("  went back   0.00"), "{shown:#?}");
+    ensure!(!shown.out.contains("  due "), "{shown:#?}");
+
+    // What a stop has left with the host is found again without a name.
+    let uploaded = uploader.run(&world, &upload).await?;
+    ensure!(uploaded.code == Some(0), "{uploaded:#?}");
+    let stopped = uploader.run(&world, &["stop", "-y", "--no-refund"]).await?;
+    ensure!(stopped.code == Some(0), "{stopped:#?}");
+    ensure!(
+        stopped.out.contains("codius refund gets it"),
+        "{stopped:#?}"
+    );
+    fs::remove_file(uploader.place.path().join("default.codiusstate.json"))?;
+    let all = uploader.run(&world, &["refund", "--all", "--json"]).await?;
+    ensure!(all.code == Some(0), "{all:#?}");
+    let all = all.json()?;
+    let second = units(&all["hosts"][0]["received"])?;
+    ensure!(second > 0 && all["failed"] == json!([]), "{all:#}");
+    let none = uploader.run(&world, &["refund", "--all"]).await?;
+    ensure!(none.out == "nothing is due\n", "{none:#?}");
+
+    // Then the books hold nothing of his.
+    world.stop()?;
+    let balances = world.balances().await?;
+    let earned = i64::try_from(2 * PRICE_OF_600_SECS - due - second)?;
+    let expected = [
+        ("local:clients".to_owned(), -earned),
+        ("earned".to_owned(), earned),
+    ];
+    ensure!(balances == expected, "{balances:?}");
+    Ok(())
+}
+
+/// How a program stands once it has ended.
+async fn ended(uploader: &Uploader, world: &World, hash: &str) -> Result<Value> {
+    for _ in 0..LOOKS {
+        let status = uploader.run(world, &["status", hash, "--json"]).await?;
+        let status = status.json()?;
+        if status["state"] == "ended" {
+            return Ok(status);
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+    anyhow::bail!("it has not ended\n{}", world.log())
 }

@@ -92,7 +92,10 @@ impl Session {
                     .note(by_hand()));
             }
         };
-        pod_record::ended(&self.hash, self.host.origin());
+        // What still owes something, or may, is kept for `codius refund --all`.
+        if stopped.as_ref().is_some_and(|stopped| stopped.owed.0 == 0) {
+            pod_record::ended(&self.hash, self.host.origin());
+        }
         let mut moved = self.moved(payer);
         moved.refunded = moved.refunded.saturating_add(received);
         self.tell_end(over, stopped.as_ref(), moved, payer)
@@ -186,7 +189,7 @@ impl Session {
         let owed = stopped.map(|stopped| stopped.owed);
         if let Some(Units(owed @ 1..)) = owed {
             text += &format!(
-                "\n  owed        {}; the next upload of this manifest uses it",
+                "\n  owed        {}; codius refund gets what is yours of it, or your next upload of this manifest uses it",
                 amount::format(owed, &self.asset)
             );
         }

@@ -26,7 +26,7 @@ use codius_store::{Batch, LeaseOrigin, StoreError, StoredLease, StoredUpload};
 use futures_util::future::try_join_all;
 use tokio::{sync::OwnedMutexGuard, task::JoinHandle};
 
-use super::{Leases, PinnedImage, PlaceError, Running, Slot, frost};
+use super::{Leases, PinnedImage, PlaceError, Running, Slot, frost, unwritten};
 use crate::progress::Progress;
 
 /// How long the start of the daemon waits for the answers of all pods. Those that are busy take longer.
@@ -258,11 +258,8 @@ impl Leases {
         ))
     }
 
-    /// Lets a lease go on with a pod that runs.
-    async fn go_on(self: &Arc<Self>, left: &mut Left, pod: Pod) -> Result<(), StoreError> {
-        let slot = Arc::clone(&left.slot);
-        let mut lease = left.lease;
-        let balance = self.balance(&Account::Lease(slot.hash)).await?;
+    /// A lease as it goes on from now: one that can be paid for runs.
+    fn resumed(&self, mut lease: Lease, balance: u64) -> Lease {
         let now = self.clock.steady();
         let paid = lease.remaining_ms(now, balance) >= frost::RESUME_MS;
         match lease.state() {
@@ -274,10 +271,49 @@ impl Leases {
             | LeaseState::Ended { .. } => Ok(()),
         }
         .expect("a paused or frozen lease can be resumed");
-        // One that goes on as it was needs no room on the disk, and is watched and charged in any case.
-        if lease != left.recorded {
-            self.store.commit(Batch::new().lease(lease)).await?;
-        }
+        lease
+    }
+
+    /// Lets a lease go on with a pod that runs, as soon as that can be written.
+    async fn go_on(self: &Arc<Self>, left: &mut Left, mut pod: Pod) -> Result<(), StoreError> {
+        let slot = Arc::clone(&left.slot);
+        let balance = self.balance(&Account::Lease(slot.hash)).await?;
+        let lease = loop {
+            let lease = self.resumed(left.lease, balance);
+            // One that goes on as it was needs no room on the disk, and is watched and charged in any case.
+            if lease == left.recorded {
+                break lease;
+            }
+            match self.store.commit(Batch::new().lease(lease)).await {
+                Ok(()) => break lease,
+                Err(error) if error.may_pass() => {
+                    tracing::error!(
+                        pod = %slot.hash,
+                        error = &error as &dyn std::error::Error,
+                        "held still until it can be written that it goes on"
+                    );
+                }
+                Err(error) => return Err(error),
+            }
+            // Without a record it must not run, and nothing is charged.
+            if !pod.frozen {
+                if let Err(error) = self.supervisor.freeze(&slot.hash).await {
+                    tracing::warn!(pod = %slot.hash, %error, "could not be held still");
+                }
+                pod.frozen = true;
+            }
+            tokio::select! {
+                biased;
+                // The next process takes it up, or starts it again.
+                () = self.closing.cancelled() => {
+                    if self.stops_pods() {
+                        self.supervisor.stop(&slot.hash, Duration::ZERO).await;
+                    }
+                    return Ok(());
+                }
+                () = tokio::time::sleep(unwritten::TRY_EVERY) => {}
+            }
+        };
         let expires_at = self.expiry(&lease, balance);
         let is_still = pod.frozen;
         let mut running = Running {

@@ -12,7 +12,7 @@ use tokio::{sync::watch, time::Instant};
 use super::{Leases, Slot};
 
 /// How often it is tried.
-const TRY_EVERY: Duration = Duration::from_secs(2);
+pub(super) const TRY_EVERY: Duration = Duration::from_secs(2);
 
 /// Since when nothing can be written that must be.
 #[derive(Debug)]

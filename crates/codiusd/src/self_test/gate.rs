@@ -1,6 +1,6 @@
 //! Who may speak to the host before it has passed its test: only the test.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use axum::{
     extract::{Request, State},
@@ -23,7 +23,9 @@ pub(crate) async fn gate(
         return next.run(request).await;
     }
     let stats = test.stats();
-    let message = if stats.running {
+    let message = if test.waits.load(Ordering::Acquire) {
+        "Self Test Waits: this host is being drained"
+    } else if stats.running {
         "Self Test Running"
     } else {
         "Self Test Failed"
