@@ -559,6 +559,7 @@ async fn open_driver(
         },
         pool: config.pool()?,
         nameservers: config.network.nameservers.clone(),
+        egress: config.egress.policy(),
         uid_base: MicrovmConfig::DEFAULT_UID_BASE,
     });
     Ok(driver.await?)
