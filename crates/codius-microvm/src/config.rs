@@ -2,6 +2,7 @@
 
 use std::{fmt, net::Ipv4Addr, os::unix::ffi::OsStrExt, path::Path, path::PathBuf, str::FromStr};
 
+use codius_pod::EgressPolicy;
 use thiserror::Error;
 
 use crate::network::Ipv4Pool;
@@ -20,6 +21,8 @@ pub struct MicrovmConfig {
     pub pool: Ipv4Pool,
     /// Name servers of the pods. They are reachable for pods at port 53 even if they are private.
     pub nameservers: Vec<Ipv4Addr>,
+    /// What pods may reach, and how much.
+    pub egress: EgressPolicy,
     /// The QEMU process of slot n runs as user and group `uid_base + n`.
     pub uid_base: u32,
 }

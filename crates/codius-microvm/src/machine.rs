@@ -174,7 +174,13 @@ impl Launch<'_> {
                 "-netdev",
                 &format!("tap,id=net,fd={}", network.tap.as_raw_fd()),
             );
-            line.add("-device", "virtio-net-device,netdev=net");
+            line.add(
+                "-device",
+                &format!(
+                    "virtio-net-device,netdev=net,mac={}",
+                    crate::network::GUEST_MAC
+                ),
+            );
         }
         line.add("-device", "virtio-balloon-device,free-page-reporting=on");
         line.add(

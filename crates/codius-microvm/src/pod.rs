@@ -14,7 +14,7 @@ use std::{
     fs::{self, File},
     future::Future,
     io,
-    os::unix::fs::OpenOptionsExt,
+    os::{fd::OwnedFd, unix::fs::OpenOptionsExt},
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
@@ -260,14 +260,9 @@ async fn launch(
     let (connecting, noted) = (Arc::clone(shared), record.clone());
     let prepared = step(steps, "connect the pod's network", move || {
         connecting.places.records.write(&noted)?;
-        network::connect(
-            &connecting.places.programs,
-            &namespace,
-            &name,
-            block,
-            connecting.pool,
-            &connecting.nameservers,
-        )?;
+        connecting
+            .egress
+            .connect(&namespace, &name, &noted.hash, slot)?;
         InterledgerPort::bind(&namespace, block)
     });
     let console_dir = dir.clone();
@@ -477,6 +472,10 @@ async fn take_up(
     let watch = handle.watch().map_err(failed("watch QEMU"))?;
     let name = shared.places.instance.pod_name(record.slot);
     let namespace = network::open_namespace(&name).map_err(failed("enter its network"))?;
+    // The policy may be another than when it was started.
+    renew_rules(shared, &namespace, &record)
+        .await
+        .map_err(failed("set its firewall rules"))?;
     let interledger = InterledgerPort::bind(&namespace, shared.pool.block(record.slot))
         .map_err(failed("open its Interledger port"))?;
     let socket = ShortDir::open(&shared.places.pod_dir(&record.hash))
@@ -498,6 +497,20 @@ async fn take_up(
         interledger,
         stillness,
     })
+}
+
+async fn renew_rules(
+    shared: &Arc<Shared>,
+    namespace: &OwnedFd,
+    record: &PodRecord,
+) -> io::Result<()> {
+    let (shared, namespace) = (Arc::clone(shared), namespace.try_clone()?);
+    let (hash, slot) = (record.hash, record.slot);
+    let renewed =
+        tokio::task::spawn_blocking(move || shared.egress.renew(&namespace, &hash, slot)).await;
+    renewed
+        .map_err(io::Error::other)
+        .and_then(|renewed| renewed)
 }
 
 /// Gets in step with the agent of a pod that was started earlier, and tells what ended while nobody

@@ -19,8 +19,8 @@ use std::{
 use codius_manifest::ManifestHash;
 use codius_microvm::{AcceleratorChoice, Instance, Ipv4Pool, MicrovmConfig, MicrovmDriver};
 use codius_pod::{
-    ContainerStart, Driver, Duplex, ImageConfig, Machine, PodEvent, PodEvents, PodStart,
-    PreparedImage,
+    ContainerStart, Driver, Duplex, EgressPolicy, ImageConfig, Machine, PodEvent, PodEvents,
+    PodStart, PreparedImage,
 };
 use tempfile::TempDir;
 use tokio::{
@@ -66,6 +66,7 @@ impl TestHost {
                 accelerator: AcceleratorChoice::Auto,
                 pool,
                 nameservers: Vec::new(),
+                egress: EgressPolicy::default(),
                 uid_base: MicrovmConfig::DEFAULT_UID_BASE,
             },
             image,
