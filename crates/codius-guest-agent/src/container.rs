@@ -111,6 +111,7 @@ impl Container {
                     etc,
                     &cgroup,
                     [&child_stdout, &child_stderr],
+                    &report,
                 );
                 let _ = std::fs::File::from(report).write_all(message.as_bytes());
                 sys::exit(127);
@@ -226,8 +227,9 @@ fn become_container(
     etc: &EtcFiles,
     cgroup: &Cgroup,
     outputs: [&OwnedFd; 2],
+    report: &OwnedFd,
 ) -> String {
-    match enter(name, image, etc, cgroup, outputs) {
+    match enter(name, image, etc, cgroup, outputs, report) {
         Ok(()) => program::run(config, &etc.hostname),
         Err(message) => message,
     }
@@ -239,6 +241,7 @@ fn enter(
     etc: &EtcFiles,
     cgroup: &Cgroup,
     [stdout, stderr]: [&OwnedFd; 2],
+    report: &OwnedFd,
 ) -> Result<(), String> {
     // The namespace shows the group in which the process is when it is made.
     cgroup
@@ -253,5 +256,9 @@ fn enter(
     rustix::stdio::dup2_stderr(stderr.as_fd()).map_err(said)?;
     drop(null);
     setsid().map_err(said)?;
+    // Not only at `execve`: until then the image decides about paths that we take, and through
+    // `/proc/self/fd` a directory of the agent's would be a way out.
+    sys::close_descriptors_but(report)
+        .map_err(|error| format!("the agent's files stay open: {error}"))?;
     root::enter(image, name, etc)
 }

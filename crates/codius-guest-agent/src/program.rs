@@ -117,10 +117,17 @@ fn account_file(path: &str) -> Result<String, String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
+/// Trap: a path below `/proc/self/fd` may lead out of the container, if the process still had a directory
+/// open from outside. It has none (`container`); and a place that has no path from our root is refused.
 fn enter_workdir(workdir: &str) -> Result<(), String> {
     let workdir = if workdir.is_empty() { "/" } else { workdir };
     fs::create_dir_all(workdir)
         .and_then(|()| std::env::set_current_dir(workdir))
+        .and_then(|()| std::env::current_dir())
+        .and_then(|place| match place.is_absolute() {
+            true => Ok(()),
+            false => Err(io::Error::other("it is not in the container")),
+        })
         .map_err(|error| format!("the working directory {workdir:?} cannot be used: {error}"))
 }
 

@@ -97,6 +97,24 @@ pub(crate) fn close_descriptors() {
     let _ = unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) };
 }
 
+/// Closes all descriptors but the first three and this one.
+pub(crate) fn close_descriptors_but(kept: &impl AsFd) -> io::Result<()> {
+    let kept = kept.as_fd().as_raw_fd().unsigned_abs();
+    for (first, last) in [
+        (3, kept.saturating_sub(1)),
+        (kept.saturating_add(1).max(3), libc::c_uint::MAX),
+    ] {
+        if first > last {
+            continue;
+        }
+        // SAFETY: only for a child that uses none of the parent's other descriptors any more.
+        if unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
 /// Adds the bytes to the kernel's entropy as fully random and reseeds its generator.
 pub(crate) fn add_entropy(bytes: &[u8; 32]) -> io::Result<()> {
     /// `struct rand_pool_info` with a buffer.
