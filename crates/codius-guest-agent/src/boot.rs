@@ -67,7 +67,6 @@ fn leave_initramfs() -> io::Result<()> {
         "run",
         "run/images",
         "run/scratch",
-        "run/shm",
         "run/codius",
         "run/root",
     ] {

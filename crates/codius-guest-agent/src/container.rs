@@ -28,7 +28,9 @@ use crate::{
 
 /// The longest text that a failed start is heard with.
 const MAX_REPORT_BYTES: usize = 4096;
-const NAMESPACES: libc::c_int = libc::CLONE_NEWPID | libc::CLONE_NEWNS;
+/// Its own of everything but the network, which is the pod's. The control groups follow in `enter`.
+const NAMESPACES: libc::c_int =
+    libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
 /// What shells and we report for a process that was killed: 128 + SIGKILL.
 const KILLED_CODE: i32 = 137;
 
