@@ -74,6 +74,17 @@ impl Image {
         fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
     }
 
+    pub(crate) fn mode(&self, path: &str, mode: u32) {
+        let path = self.directory.path().join(path);
+        fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+    }
+
+    /// Puts the hostile program there (`examples/hostile`).
+    pub(crate) fn hostile(&self, path: &str, mode: u32) {
+        fs::copy(hostile(), self.directory.path().join(path)).unwrap();
+        self.mode(path, mode);
+    }
+
     pub(crate) fn link(&self, target: &str, path: &str) {
         std::os::unix::fs::symlink(target, self.directory.path().join(path)).unwrap();
     }
@@ -419,6 +430,17 @@ fn guest() -> PathBuf {
         "there is no guest image: run `cargo xtask guest`"
     );
     guest
+}
+
+/// Where `cargo xtask test` puts the hostile program.
+fn hostile() -> PathBuf {
+    let built = "../../target/guest-build/x86_64-unknown-linux-gnu/guest/examples/hostile";
+    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join(built);
+    assert!(
+        program.exists(),
+        "there is no hostile program: run `cargo xtask test hostile`"
+    );
+    program
 }
 
 /// The host's clock rate: without it, the distribution's kernel does not boot under emulation.
