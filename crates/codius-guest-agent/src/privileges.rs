@@ -80,6 +80,23 @@ pub(crate) fn give_up(account: &Account) -> io::Result<()> {
     sys::reset_signals()
 }
 
+/// For a process of the agent's that works for the containers: another user, no capability, the containers'
+/// filter.
+pub(crate) fn renounce(user: u32) -> io::Result<()> {
+    limit()?;
+    clear_ambient_capability_set()?;
+    bound(CapabilitySet::empty())?;
+    sys::set_user(user, user, &[])?;
+    let nothing = CapabilitySets {
+        effective: CapabilitySet::empty(),
+        permitted: CapabilitySet::empty(),
+        inheritable: CapabilitySet::empty(),
+    };
+    set_capabilities(None, nothing)?;
+    set_no_new_privs(true)?;
+    filter_calls()
+}
+
 /// From here on only calls that the filter allows. Last, because it knows nothing of what we still need.
 pub(crate) fn filter_calls() -> io::Result<()> {
     sys::install_filter(&seccomp::filter())
