@@ -88,7 +88,6 @@ fn misbehave(port: &mut File, how: &str) -> io::Result<()> {
         }
         "endless-line" => for_ever(port, &[b'x'; 1 << 16]),
         "empty-lines" => for_ever(port, &[b'\n'; 1 << 16]),
-        "tiny-lines" => for_ever(port, &b"{}\n".repeat(1 << 14)),
         "deep" => for_ever(port, &[vec![b'['; 60_000], vec![b'\n']].concat()),
         "wide" => {
             let many = "\"waiting\",".repeat(6000);
