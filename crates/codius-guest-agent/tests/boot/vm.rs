@@ -19,8 +19,8 @@ use tempfile::TempDir;
 
 /// Between two attaches that are not answered.
 const ATTACH_INTERVAL: Duration = Duration::from_secs(1);
-/// Software emulation on a busy machine is slow; nothing here takes a tenth of this.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(90);
+/// Software emulation on a busy machine is slow; on one that is not, nothing here takes a tenth of this.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(240);
 
 /// A root file system that becomes a block image.
 pub(crate) struct Image {
