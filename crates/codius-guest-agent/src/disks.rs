@@ -13,8 +13,6 @@ use crate::notice;
 
 pub(crate) const IMAGES: &str = "/run/images";
 pub(crate) const SCRATCH: &str = "/run/scratch";
-/// Memory that all containers share at `/dev/shm`, as they share System V memory.
-pub(crate) const SHARED_MEMORY: &str = "/run/shm";
 
 /// Device names by serial number.
 #[derive(Debug)]
@@ -66,14 +64,6 @@ impl Disks {
                 )
             })
             .map_err(|error| format!("the shared volume cannot be made: {error}"))?;
-        mount(
-            "shm",
-            SHARED_MEMORY,
-            "tmpfs",
-            MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
-            c"mode=1777,size=64m",
-        )
-        .map_err(|error| format!("the shared memory cannot be made: {error}"))?;
         notice::prepare()
     }
 

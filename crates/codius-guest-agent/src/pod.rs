@@ -26,6 +26,7 @@ use crate::{
     forward, kernel_log, network,
     outbox::Outbox,
     root::EtcFiles,
+    settings,
     sockets::{Reach, reach},
     sys::{self, Forked},
     watch::PortWatch,
@@ -105,6 +106,7 @@ impl Pod {
             .map_err(|error| format!("host name: {error}"))?;
         network::configure(config.network.as_ref()).map_err(io("network"))?;
         cgroup::prepare().map_err(io("control groups"))?;
+        settings::apply();
         let disks = Disks::find().map_err(io("disks"))?;
         disks.mount_scratch()?;
         if let Some(network) = &config.network {

@@ -44,6 +44,11 @@ pub struct TestHost {
 
 impl TestHost {
     pub fn new() -> Self {
+        Self::with_programs(&[])
+    }
+
+    /// With these programs in `/bin` of the image, beside busybox.
+    pub fn with_programs(programs: &[&Path]) -> Self {
         let _ = tracing_subscriber::fmt()
             .with_test_writer()
             .with_env_filter("debug")
@@ -57,7 +62,7 @@ impl TestHost {
         let pool: Ipv4Pool = format!("10.{}.{}.0/24", 64 + (number >> 8), number & 0xff)
             .parse()
             .expect("a pool");
-        let image = busybox_image(dir.path());
+        let image = busybox_image(dir.path(), programs);
         Self {
             config: MicrovmConfig {
                 state_dir: dir.path().join("state"),
@@ -191,8 +196,19 @@ pub fn guest_dir() -> PathBuf {
     dir.canonicalize().expect("it exists")
 }
 
+/// A program that means no good, as `cargo xtask test` builds it (an example of `codius-guest-agent`).
+pub fn hostile_program() -> PathBuf {
+    let built = "../../target/guest-build/x86_64-unknown-linux-gnu/guest/examples/hostile";
+    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join(built);
+    assert!(
+        program.exists(),
+        "no hostile program: run `cargo xtask test hostile`"
+    );
+    program
+}
+
 /// A block image of busybox with all its names.
-fn busybox_image(dir: &Path) -> PreparedImage {
+fn busybox_image(dir: &Path, programs: &[&Path]) -> PreparedImage {
     let busybox = Path::new("/bin/busybox");
     assert!(
         busybox.exists(),
@@ -214,6 +230,10 @@ fn busybox_image(dir: &Path) -> PreparedImage {
         .filter(|name| *name != "busybox")
     {
         symlink("busybox", root.join("bin").join(name)).expect("a symbolic link");
+    }
+    for program in programs {
+        let name = program.file_name().expect("a program has a name");
+        fs::copy(program, root.join("bin").join(name)).expect("a program is copied");
     }
     fs::write(root.join("etc/passwd"), "root:x:0:0:root:/:/bin/sh\n").expect("passwd");
     fs::write(root.join("www/index.html"), "hello from the pod\n").expect("a page");
