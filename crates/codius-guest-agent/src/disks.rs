@@ -6,6 +6,7 @@
 
 use std::{collections::BTreeMap, fs, io};
 
+use crate::devices;
 use codius_guest_protocol::SCRATCH_SERIAL;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
@@ -23,7 +24,26 @@ pub(crate) struct Disks {
 }
 
 impl Disks {
-    pub(crate) fn find() -> io::Result<Self> {
+    /// Gives disks to their driver until those with these serial numbers are there: a machine may have more
+    /// than its pod needs.
+    pub(crate) fn find(serials: &[&str]) -> io::Result<Self> {
+        let mut disks = Self::look()?;
+        devices::bind(devices::Kind::Disk, || {
+            disks = Self::look()?;
+            Ok(disks.has(serials))
+        })?;
+        if !disks.has(serials) {
+            disks = Self::look()?;
+        }
+        Ok(disks)
+    }
+
+    fn has(&self, serials: &[&str]) -> bool {
+        let mut serials = serials.iter();
+        serials.all(|serial| self.by_serial.contains_key(*serial))
+    }
+
+    fn look() -> io::Result<Self> {
         let mut by_serial = BTreeMap::new();
         for disk in fs::read_dir("/sys/block")? {
             let disk = disk?;
@@ -66,14 +86,6 @@ impl Disks {
                 )
             })
             .map_err(|error| format!("the shared volume cannot be made: {error}"))?;
-        mount(
-            "shm",
-            SHARED_MEMORY,
-            "tmpfs",
-            MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
-            c"mode=1777,size=64m",
-        )
-        .map_err(|error| format!("the shared memory cannot be made: {error}"))?;
         notice::prepare()
     }
 
@@ -102,6 +114,17 @@ impl Disks {
 /// Where the image with this serial is mounted. The serial is the host's word and no path.
 fn image_directory(serial: &str) -> String {
     format!("{IMAGES}/{}", serial.replace('/', "_"))
+}
+
+/// Mounts the memory that containers share; it needs no disk.
+pub(crate) fn mount_shared_memory() -> io::Result<()> {
+    Ok(mount(
+        "shm",
+        SHARED_MEMORY,
+        "tmpfs",
+        MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
+        c"mode=1777,size=64m",
+    )?)
 }
 
 /// The shared volume, as the agent sees it.

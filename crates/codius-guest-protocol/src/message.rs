@@ -12,6 +12,9 @@ pub enum HostMessage {
     Attach { nonce: String },
     /// Starts the pod. Accepted once; a later one changes nothing and is not answered.
     Configure(Box<PodConfig>),
+    /// Does all that can be done before the pod is known, then answers [`AgentMessage::Warmed`]: the machine
+    /// is to become a template. Only before `Configure`.
+    Warm,
     /// Asks for a [`AgentMessage::Pong`].
     Ping { id: u64 },
     /// Until when the pod is paid for, whenever that changes. An agent that knows no such message passes
@@ -31,6 +34,8 @@ pub enum AgentMessage {
         configured: bool,
         containers: Vec<ContainerStatus>,
     },
+    /// The answer to [`HostMessage::Warm`]. The agent now only waits.
+    Warmed,
     /// All containers of the pod have been started.
     Started,
     /// The pod's port is open on an address that the host can reach.

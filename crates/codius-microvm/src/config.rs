@@ -2,6 +2,7 @@
 
 use std::{fmt, net::Ipv4Addr, os::unix::ffi::OsStrExt, path::Path, path::PathBuf, str::FromStr};
 
+use codius_pod::Machine;
 use thiserror::Error;
 
 use crate::network::Ipv4Pool;
@@ -20,6 +21,9 @@ pub struct MicrovmConfig {
     pub pool: Ipv4Pool,
     /// Name servers of the pods. They are reachable for pods at port 53 even if they are private.
     pub nameservers: Vec<Ipv4Addr>,
+    /// The machine that most pods have. A template of it is made at once, in the background, and of others when
+    /// a pod of them was started; pods are clones of templates. None: every pod is booted.
+    pub warm: Option<Machine>,
     /// The QEMU process of slot n runs as user and group `uid_base + n`.
     pub uid_base: u32,
 }

@@ -33,6 +33,7 @@ use crate::{
     programs::Programs,
     record::{Phase, PodRecord, Records},
     remains::{Places, Swept},
+    template::{self, Shape, Templates},
 };
 
 /// What is asked of one pod at the same time.
@@ -54,6 +55,8 @@ pub(crate) struct Shared {
     pub(crate) accelerator: Accelerator,
     pub(crate) pool: Ipv4Pool,
     pub(crate) nameservers: Vec<Ipv4Addr>,
+    /// None: every pod is booted.
+    pub(crate) templates: Option<Arc<Templates>>,
     isolation_reason: String,
     swept: Swept,
     state: Mutex<State>,
@@ -164,7 +167,12 @@ impl MicrovmDriver {
             .slots
             .used
             .extend(kept.iter().map(|record| record.slot));
-        Ok(Self {
+        if config.warm.is_none() {
+            template::remove_all(&state_dir)
+                .map_err(OpenError::host("remove templates of an earlier run"))?;
+        }
+        let templates = config.warm.map(|_| Arc::new(Templates::new(&state_dir)));
+        let driver = Self {
             shared: Arc::new(Shared {
                 places,
                 guest,
@@ -175,9 +183,21 @@ impl MicrovmDriver {
                 swept: found,
                 state: Mutex::new(state),
                 closing: CancellationToken::new(),
+                templates,
                 _lock: lock,
             }),
-        })
+        };
+        if let Some(machine) = config.warm {
+            template::want(&driver.shared, Shape::of(machine, 1));
+        }
+        Ok(driver)
+    }
+
+    /// Waits until no template is being made: from then on a pod of a machine that has one is cloned.
+    pub async fn warmed(&self) {
+        if let Some(templates) = &self.shared.templates {
+            templates.idle().await;
+        }
     }
 
     /// Why the pods of this host are isolated as they are: a sentence for the operator.

@@ -103,7 +103,7 @@ impl Places {
 
     /// Kills QEMU processes of this instance by their name (an argument of ours) and user, and says how
     /// many.
-    fn kill_strays(&self, is_stray: impl Fn(u16) -> bool) -> io::Result<usize> {
+    pub(crate) fn kill_strays(&self, is_stray: impl Fn(u16) -> bool) -> io::Result<usize> {
         let mut killed = 0;
         let prefix = self.instance.pod_prefix();
         for entry in fs::read_dir("/proc")? {

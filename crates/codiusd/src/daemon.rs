@@ -37,7 +37,7 @@ use crate::{
     api::{self, Api},
     bookkeeper::Bookkeeper,
     clock::{self, Clock},
-    config::{Accelerator, Config, InterledgerMode, OnShutdown},
+    config::{Accelerator, Config, InterledgerMode, OnShutdown, Warm},
     drain::{self, Drain},
     leases::{Leases, Wiring},
     ledger::DATABASE,
@@ -559,6 +559,10 @@ async fn open_driver(
         },
         pool: config.pool()?,
         nameservers: config.network.nameservers.clone(),
+        warm: match config.pods.warm {
+            Warm::Auto | Warm::On => Some(codius_pod::Machine::SMALL),
+            Warm::Off => None,
+        },
         uid_base: MicrovmConfig::DEFAULT_UID_BASE,
     });
     Ok(driver.await?)

@@ -5,15 +5,19 @@
 //! payment, to the first byte that the visitor gets. The client's way back from the host is part of
 //! that, because the visitor only comes when `codius upload` has returned.
 //!
-//! The peer is the same machine with nothing in it: the pod's own QEMU options (taken from a running
+//! Three ways of starting are measured: *cold* (booted), *warm* (a clone of a template, as hosts do unless told
+//! otherwise), and *restored* (an experiment beside the host, see `restored.rs`).
+//!
+//! The first peer is the same machine with nothing in it: the pod's own QEMU options (taken from a running
 //! pod, so that they cannot drift apart) without disks, network and balloon, timed from the start of
-//! QEMU to the agent's first word. Both are run in turn, and each pair gives one ratio.
+//! QEMU to the agent's first word. The others are containers of others (`containers.rs`), if they are
+//! installed. All are run in turn, and each pair gives one ratio.
 
 use std::{
     fs,
     io::{ErrorKind, Read, Write},
     os::unix::net::UnixStream,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -26,15 +30,21 @@ use codius_guest_protocol::{
 use codius_testkit::Registry;
 use serde_json::json;
 
-use super::median;
+use super::{
+    containers::{Podman, Runsc, is_installed},
+    median,
+    restored::Saved,
+};
 use crate::{
     build, demo,
-    demo::{Host, Uploaded},
+    demo::{Host, Uploaded, Variant},
     guest, packages,
 };
 
 /// The most that a start may take, in bare boots.
-const AIM: f64 = 1.7;
+const COLD_AIM: f64 = 1.4;
+const WARM_AIM: f64 = 0.4;
+const RESTORED_AIM: f64 = 0.1;
 /// What each run buys: little, so that few earlier pods run beside the one that is timed.
 const LEASE_SECS: u64 = 30;
 /// A pod that is cut off by this is broken, not slow.
@@ -51,7 +61,7 @@ const NONCE: &str = "bench";
 pub(super) fn run(runs: u32, yes: bool) -> Result<()> {
     packages::require_root("this benchmark")?;
     packages::ensure(&[packages::HOST], yes)?;
-    let programs = build::programs(build::Profile::Release)?;
+    let programs = build::programs(super::profile())?;
     let guest_dir = guest::default_dir();
     let guest = guest::build(&guest_dir, &guest::Options::default())?;
     let hello = guest::build_static(&guest_dir, "codius-example-hello")?;
@@ -67,9 +77,15 @@ pub(super) fn run(runs: u32, yes: bool) -> Result<()> {
 
     let registry = Registry::start()?;
     let image = demo::push_hello(&runtime, &registry, &hello)?;
-    let mut host = Host::start(&programs.codiusd, place.path(), &guest_dir, 0, &registry)?;
-    let codius_json = place.path().join("codius.json");
-    let upload = |host: &Host, name: &str| {
+    let host_of = |variant: Variant, name: &str| -> Result<(Host, PathBuf)> {
+        let dir = place.path().join(name);
+        fs::create_dir(&dir)?;
+        let host = Host::start_as(&programs.codiusd, &dir, &guest_dir, 0, &registry, &variant)?;
+        Ok((host, dir))
+    };
+    let (mut cold_host, cold_dir) = host_of(Variant::cold(), "cold")?;
+    let upload = |host: &Host, dir: &Path, name: &str| {
+        let codius_json = dir.join("codius.json");
         fs::write(&codius_json, codius_file(name, &image))?;
         let uploaded = demo::upload(&programs.codius, host, &codius_json, LEASE_SECS)?;
         let first_byte = first_byte(&uploaded)?;
@@ -78,65 +94,138 @@ pub(super) fn run(runs: u32, yes: bool) -> Result<()> {
 
     // The first one pulls the image; it is also the one whose machine is copied.
     let bare_dir = tempfile::tempdir_in(place.path())?;
-    upload(&host, "warm-up")?;
-    let options = machine_options(host.process_id())?;
+    upload(&cold_host, &cold_dir, "warm-up")?;
+    let options = machine_options(cold_host.process_id())?;
     let bare_boot = || bare_boot(&guest, &options, bare_dir.path());
     bare_boot()?;
+    let (mut warm_host, warm_dir) = host_of(Variant::warm(), "warm")?;
+    warm_host.wait_for_template()?;
+    upload(&warm_host, &warm_dir, "warm-up")?;
+    let saved = Saved::make(&place.path().join("saved"), &guest, &options, &hello)?;
+    saved.first_byte()?;
+    let podman = is_installed("podman")
+        .then(|| Podman::with(&place.path().join("podman"), &image))
+        .transpose()?;
+    let runsc = is_installed("runsc")
+        .then(|| Runsc::with(&place.path().join("runsc"), &hello))
+        .transpose()?;
 
-    let (mut pods, mut bare) = (Vec::new(), Vec::new());
+    let mut rounds = Vec::new();
     for run in 0..runs {
         ensure!(!interrupted.is_finished(), "interrupted");
         let name = format!("run-{run}");
-        // Whoever goes first in a pair changes, so that drift of the machine hits both alike.
-        if run % 2 == 0 {
-            bare.push(bare_boot()?);
-            pods.push(upload(&host, &name)?);
-        } else {
-            pods.push(upload(&host, &name)?);
-            bare.push(bare_boot()?);
-        }
-        eprintln!(
-            "{name}: {:?}, bare boot {:.0} ms",
-            pods[pods.len() - 1],
-            bare[bare.len() - 1]
-        );
+        // Who goes first changes, so that drift of the machine hits all alike.
+        let forwards = run % 2 == 0;
+        let bare_first = forwards.then(&bare_boot).transpose()?;
+        let cold = upload(&cold_host, &cold_dir, &name)?;
+        let warm = upload(&warm_host, &warm_dir, &name)?;
+        let restored = saved.first_byte()?;
+        let podman = podman.as_ref().map(Podman::first_byte).transpose()?;
+        let runsc = runsc.as_ref().map(Runsc::first_byte).transpose()?;
+        let bare = bare_first.map_or_else(&bare_boot, Ok)?;
+        let round = Round {
+            bare,
+            cold,
+            warm,
+            restored,
+            podman,
+            runsc,
+        };
+        eprintln!("{name}: {round:?}");
+        rounds.push(round);
     }
-    let isolation = host.isolation.clone();
-    host.stop()?;
+    let isolation = cold_host.isolation.clone();
+    cold_host.stop()?;
+    warm_host.stop()?;
+    report(&rounds, &isolation);
+    Ok(())
+}
 
-    let figure = |name: &str, time: fn(&Times) -> Option<f64>, aim: Option<f64>| {
-        let pairs = pods.iter().zip(&bare);
-        let (times, ratios): (Vec<f64>, Vec<f64>) = pairs
-            .filter_map(|(pod, bare)| time(pod).map(|time| (time, time / bare)))
-            .unzip();
-        if times.is_empty() {
+/// Everything once, in milliseconds.
+#[derive(Debug)]
+struct Round {
+    bare: f64,
+    cold: Times,
+    warm: Times,
+    restored: f64,
+    podman: Option<f64>,
+    runsc: Option<f64>,
+}
+
+fn report(rounds: &[Round], isolation: &str) {
+    type Time = fn(&Round) -> Option<f64>;
+    let figure = |name: &str, ours: Time, peer: &str, theirs: Time, aim: Option<f64>| {
+        let pairs = rounds
+            .iter()
+            .filter_map(|round| Some((ours(round)?, theirs(round)?)));
+        let (ours, theirs): (Vec<f64>, Vec<f64>) = pairs.unzip();
+        if ours.is_empty() {
             return;
         }
+        let ratios: Vec<f64> = ours
+            .iter()
+            .zip(&theirs)
+            .map(|(ours, theirs)| ours / theirs)
+            .collect();
         let ratio = median(&ratios);
         println!(
             "{}",
             json!({
                 "name": name,
                 "unit": "ms",
-                "median": median(&times).round(),
-                "peer": "bare boot",
-                "peer_median": median(&bare).round(),
+                "median": median(&ours).round(),
+                "peer": peer,
+                "peer_median": median(&theirs).round(),
                 "ratio": (ratio * 1000.0).round() / 1000.0,
                 "aim": aim.map(|aim| format!("<= {aim}")),
                 "met": aim.map(|aim| ratio <= aim),
-                "runs": times.len(),
+                "runs": ours.len(),
                 "isolation": isolation,
             })
         );
     };
+    let cold: Time = |round| Some(round.cold.first_byte);
+    let warm: Time = |round| Some(round.warm.first_byte);
+    let restored: Time = |round| Some(round.restored);
+    let bare: Time = |round| Some(round.bare);
+    figure("start/cold-cached", cold, "bare boot", bare, Some(COLD_AIM));
+    figure("start/warm-cached", warm, "bare boot", bare, Some(WARM_AIM));
     figure(
-        "start/cold-cached",
-        |times| Some(times.first_byte),
-        Some(AIM),
+        "start/restored",
+        restored,
+        "bare boot",
+        bare,
+        Some(RESTORED_AIM),
     );
-    // Says how much of it is not the host's; nothing is aimed at.
-    figure("start/running", |times| times.running, None);
-    Ok(())
+    // How much of it is not the host's; nothing is aimed at.
+    figure(
+        "start/cold-running",
+        |round| round.cold.running,
+        "bare boot",
+        bare,
+        None,
+    );
+    figure(
+        "start/warm-running",
+        |round| round.warm.running,
+        "bare boot",
+        bare,
+        None,
+    );
+    figure(
+        "start/warm-cached",
+        warm,
+        "podman run, two containers",
+        |round| round.podman,
+        None,
+    );
+    figure(
+        "start/warm-cached",
+        warm,
+        "runsc run, two sandboxes",
+        |round| round.runsc,
+        None,
+    );
 }
 
 /// A program in two containers: two roots to mount and two processes to start.
@@ -212,9 +301,18 @@ fn first_byte(uploaded: &Uploaded) -> Result<SystemTime> {
 
 /// How the host starts QEMU, of one pod of it that runs, as far as it makes the machine.
 fn machine_options(host: u32) -> Result<Vec<String>> {
+    let machines = host_machines(host)?;
+    let machine = machines.first().context("the host runs no QEMU")?;
+    let line = fs::read_to_string(format!("/proc/{machine}/cmdline"))?;
+    options_of(&line.split('\0').collect::<Vec<_>>())
+}
+
+/// The process ids of the host's machines.
+pub(super) fn host_machines(host: u32) -> Result<Vec<u32>> {
+    let mut machines = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let process = entry?.path();
-        // Processes end while we look: whatever cannot be read is not the one.
+        // Processes end while we look: whatever cannot be read is not one.
         let Ok(status) = fs::read_to_string(process.join("status")) else {
             continue;
         };
@@ -223,12 +321,17 @@ fn machine_options(host: u32) -> Result<Vec<String>> {
             continue;
         }
         let line = fs::read_to_string(process.join("cmdline")).unwrap_or_default();
-        let line: Vec<&str> = line.split('\0').collect();
-        if line[0].contains("qemu-system") {
-            return options_of(&line);
+        let name = process.file_name().and_then(|name| name.to_str());
+        if line
+            .split('\0')
+            .next()
+            .is_some_and(|program| program.contains("qemu-system"))
+            && let Some(pid) = name.and_then(|name| name.parse().ok())
+        {
+            machines.push(pid);
         }
     }
-    bail!("the host runs no QEMU");
+    Ok(machines)
 }
 
 fn options_of(line: &[&str]) -> Result<Vec<String>> {

@@ -237,7 +237,7 @@ impl World {
              [api]\nquote = {quote:?}\n\
              [price]\ncost_per_month = {cost_per_month:?}\nmax_duration_secs = {max_duration_secs}\n\
              [interledger]\n{interledger}\npayment_timeout_secs = 5\n\
-             [pods]\naccelerator = \"tcg\"\nmemory_mib = {memory_mib}\nport_timeout_secs = {port_timeout_secs}\n\
+             [pods]\naccelerator = \"tcg\"\nwarm = false\nmemory_mib = {memory_mib}\nport_timeout_secs = {port_timeout_secs}\n\
              on_shutdown = \"{on_shutdown}\"\ngrace_secs = {grace_secs}\nexpiry_notice_secs = [3600, 4]\n\
              [images]\ninsecure_registries = {registries:?}\nmax_unpacked_mib = {max_unpacked_mib}\n\
              [network]\npool = \"{a}.{b}.{c}.0/24\"\n{more}",
