@@ -208,6 +208,7 @@ async fn boot(places: &Places, guest: &GuestFiles, group: u32) -> io::Result<Res
         monitor: None,
         disks: Vec::new(),
         network: None,
+        yields: false,
     };
     let process = launch.start()?;
     let outcome = async {

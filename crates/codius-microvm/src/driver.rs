@@ -188,6 +188,7 @@ impl MicrovmDriver {
             }),
         };
         if let Some(machine) = config.warm {
+            // Most pods have one image or two.
             template::want(&driver.shared, Shape::of(machine, 1));
         }
         Ok(driver)
@@ -197,6 +198,13 @@ impl MicrovmDriver {
     pub async fn warmed(&self) {
         if let Some(templates) = &self.shared.templates {
             templates.idle().await;
+        }
+    }
+
+    /// Makes no template any more, and gives up the one that is being made. For a host that ends.
+    pub async fn end_templates(&self) {
+        if let Some(templates) = &self.shared.templates {
+            templates.end().await;
         }
     }
 

@@ -48,6 +48,8 @@ pub(crate) fn clone_deadline(isolation: Isolation) -> Duration {
 
 /// From the start of a machine until it has been saved as a template.
 pub(crate) const TEMPLATE_DEADLINE: Duration = Duration::from_secs(120);
+/// How much a machine that becomes a template lets others go first (as `nice` has it).
+pub(crate) const YIELDING_NICENESS: i32 = 10;
 /// Templates at the same time: each holds about 90 MiB of memory.
 pub(crate) const MAX_TEMPLATES: usize = 4;
 /// Larger machines are booted: a kernel keeps 16 MiB of tables for each GiB, which a template would hold, too.

@@ -34,7 +34,9 @@ use codius_pod::{Isolation, Machine};
 use rustix::fs::{Mode, OFlags};
 
 use crate::{
-    limits::{KERNEL_MEMORY_MIB, QEMU_OOM_SCORE, QEMU_OPEN_FILES, TCG_CODE_CACHE_MIB},
+    limits::{
+        KERNEL_MEMORY_MIB, QEMU_OOM_SCORE, QEMU_OPEN_FILES, TCG_CODE_CACHE_MIB, YIELDING_NICENESS,
+    },
     process::ProcessIdentity,
 };
 
@@ -158,6 +160,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) monitor: Option<UnixListener>,
     pub(crate) disks: Vec<Disk>,
     pub(crate) network: Option<LaunchNetwork>,
+    /// Whether it lets others go first: what nobody waits for must not slow a pod that is paid.
+    pub(crate) yields: bool,
 }
 
 #[derive(Debug)]
@@ -330,6 +334,7 @@ impl Launch<'_> {
                 Accelerator::Kvm { group } => Some(group),
                 Accelerator::Tcg { .. } => None,
             },
+            niceness: if self.yields { YIELDING_NICENESS } else { 0 },
             keep: self.descriptors(),
             limits: [
                 (libc::RLIMIT_CORE, 0),
@@ -395,6 +400,8 @@ struct Jail {
     filter: Option<[libc::sock_filter; 8]>,
     uid: u32,
     group: Option<u32>,
+    /// Added to the daemon's own.
+    niceness: libc::c_int,
     keep: Vec<RawFd>,
     limits: [(libc::__rlimit_resource_t, u64); 3],
 }
@@ -422,6 +429,10 @@ impl Jail {
             let groups = [self.group.unwrap_or_default()];
             let count = usize::from(self.group.is_some());
             check(libc::setgroups(count, groups.as_ptr()))?;
+            if self.niceness != 0 {
+                // -1 may be a result, too; and if it does not yield, it is only less kind.
+                let _ = libc::nice(self.niceness);
+            }
             for (resource, limit) in self.limits {
                 let limit = libc::rlimit {
                     rlim_cur: limit,
@@ -599,6 +610,7 @@ mod tests {
                 namespace: file().into(),
                 tap: file().into(),
             }),
+            yields: false,
         }
     }
 

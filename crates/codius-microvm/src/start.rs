@@ -1,14 +1,16 @@
 //! Starting a pod: from nothing to containers that were told to run.
 //!
 //! ```text
-//!  record ┬▶ namespace, tap ┬▶ machine: clone ─▶ Hello ─────┬▶ Configure ─▶ Started
-//!         └▶ files, sockets ┤     └ fails ─▶ boot ─▶ Hello ─┤
-//!                           ├▶ firewall, links, port ───────┤
-//!                           └▶ scratch disk is formatted ───┘
+//!  record ┬▶ namespace, tap ┬▶ machine: clone, or boot ─▶ Hello ─┬▶ Configure ─▶ Started
+//!         └▶ files, sockets ┼▶ firewall, links, port ────────────┤      │
+//!                           └▶ scratch disk is formatted ────────┘      │
+//!                                                                       ▼
+//!                 a clone fails, before or after its Hello: it is ended, a new disk, boot
 //! ```
 //!
 //! Nothing is polled for: each step ends with a message, a process or a file system call. A clone that fails
-//! costs time and nothing else: the pod is booted with the same files and the same network.
+//! costs time and nothing else: the pod is booted with the same images and the same network. Only a failure
+//! of a container (its program is not there) is the uploader's, and the same in a boot: it is not tried again.
 
 use std::{
     fs::{self, File},
@@ -19,8 +21,8 @@ use std::{
     time::Instant,
 };
 
-use codius_guest_protocol::{HostMessage, SCRATCH_SERIAL};
-use codius_pod::{DriverError, Machine, PodEvent, PodEvents, PodStart};
+use codius_guest_protocol::{HostMessage, PodConfig, SCRATCH_SERIAL};
+use codius_pod::{DriverError, Isolation, Machine, PodEvent, PodEvents, PodStart};
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
@@ -152,28 +154,43 @@ pub(crate) async fn launch(
     };
     let up = async {
         let (booted, cloned) = machine(shared, &parts, shape, template, &record, steps).await?;
-        events.event(PodEvent::Booted);
         Ok((booted, cloned, begin.elapsed()))
     };
-    let ((interledger, prepared_at), (booted, cloned, hello_at)) = tokio::try_join!(prepared, up)?;
+    let ((interledger, prepared_at), (mut booted, mut cloned, mut hello_at)) =
+        tokio::try_join!(prepared, up)?;
+    let configure = async |booted: &mut Booted| {
+        events.event(PodEvent::Booted);
+        let config = pod_config(shared, pod, slot, &serials);
+        booted
+            .configure(config, &record, isolation, &dir, events)
+            .await
+    };
+    let mut started = configure(&mut booted).await;
+    if let (Some(of), Err(error @ DriverError::Boot { .. })) = (&cloned, &started) {
+        give_up(shared, of, error, slot, steps).await?;
+        cloned = None;
+        let (mke2fs, scratch) = (shared.places.programs.mke2fs.clone(), scratch_path(&dir));
+        step(steps, "make the pod's disk anew", move || {
+            fs::remove_file(&scratch)?;
+            make_scratch(&scratch, scratch_mib)?;
+            format_scratch(&mke2fs, &scratch)
+        })
+        .await?;
+        booted = run(shared, &parts, None, &record, steps).await?;
+        hello_at = begin.elapsed();
+        started = configure(&mut booted).await;
+    }
+    started?;
+    if let Some(of) = &cloned {
+        of.went(shared, true);
+    }
     let Booted {
         process,
-        mut channel,
+        channel,
         watch,
         spawned_at,
     } = booted;
     record.process = Some(process);
-
-    let config = pod_config(shared, pod, slot, &serials);
-    let told = channel.send(&HostMessage::Configure(Box::new(config)));
-    told.map_err(|error| boot_failure(&dir, &error.to_string()))?;
-    guest_step(
-        containers_deadline(isolation),
-        &watch,
-        containers_started(&mut channel, &record.containers, events),
-    )
-    .await
-    .map_err(|reason| boot_failure(&dir, &reason))??;
     let started_at = begin.elapsed();
 
     record.phase = Phase::Running;
@@ -181,7 +198,7 @@ pub(crate) async fn launch(
     step(steps, "note the pod", move || places.records.write(&noted)).await?;
     info!(
         pod = %pod.hash,
-        cloned,
+        cloned = cloned.is_some(),
         noted_ms = millis(noted_at),
         made_ms = millis(made_at),
         spawned_ms = millis(spawned_at.saturating_duration_since(begin)),
@@ -202,7 +219,23 @@ pub(crate) async fn launch(
     })
 }
 
-/// A clone if there is a template and it works, otherwise a boot. Says which it was.
+/// The template that a machine is a clone of.
+#[derive(Clone)]
+struct Of {
+    shape: Shape,
+    template: Arc<Template>,
+}
+
+impl Of {
+    /// Notes how a clone went.
+    fn went(&self, shared: &Shared, well: bool) {
+        if let Some(templates) = &shared.templates {
+            templates.cloned(self.shape, &self.template, well);
+        }
+    }
+}
+
+/// A clone if there is a template and its agent answers, otherwise a boot. Says which it is.
 async fn machine(
     shared: &Arc<Shared>,
     parts: &Arc<Parts>,
@@ -210,37 +243,42 @@ async fn machine(
     template: Option<Arc<Template>>,
     record: &PodRecord,
     steps: &TaskTracker,
-) -> Result<(Booted, bool), DriverError> {
-    let (Some(template), Some(templates)) = (template, &shared.templates) else {
-        return Ok((run(shared, parts, None, record, steps).await?, false));
-    };
-    let using = Some((shape, Arc::clone(&template)));
-    match run(shared, parts, using, record, steps).await {
-        Ok(booted) => {
-            templates.cloned(shape, &template, true);
-            Ok((booted, true))
-        }
-        Err(error) => {
-            warn!(
-                error = &error as &dyn std::error::Error,
-                "a clone has failed; the pod is booted instead"
-            );
-            templates.cloned(shape, &template, false);
-            let (places, slot) = (shared.places.clone(), parts.slot);
-            step(steps, "end the clone that failed", move || {
-                places.kill_strays(|stray| stray == slot)
-            })
-            .await?;
-            Ok((run(shared, parts, None, record, steps).await?, false))
+) -> Result<(Booted, Option<Of>), DriverError> {
+    if let Some(template) = template {
+        let of = Of { shape, template };
+        match run(shared, parts, Some(of.clone()), record, steps).await {
+            Ok(booted) => return Ok((booted, Some(of))),
+            Err(error) => give_up(shared, &of, &error, parts.slot, steps).await?,
         }
     }
+    Ok((run(shared, parts, None, record, steps).await?, None))
+}
+
+/// Ends a clone that has failed.
+async fn give_up(
+    shared: &Arc<Shared>,
+    of: &Of,
+    error: &DriverError,
+    slot: u16,
+    steps: &TaskTracker,
+) -> Result<(), DriverError> {
+    warn!(
+        error = error as &dyn std::error::Error,
+        "a clone has failed; the pod is booted instead"
+    );
+    of.went(shared, false);
+    let places = shared.places.clone();
+    step(steps, "end the clone that failed", move || {
+        places.kill_strays(|stray| stray == slot).map(|_| ())
+    })
+    .await
 }
 
 /// One machine up to its agent's first answer.
 async fn run(
     shared: &Arc<Shared>,
     parts: &Arc<Parts>,
-    template: Option<(Shape, Arc<Template>)>,
+    template: Option<Of>,
     record: &PodRecord,
     steps: &TaskTracker,
 ) -> Result<Booted, DriverError> {
@@ -305,12 +343,27 @@ async fn run(
     })
 }
 
+impl Booted {
+    /// Tells the agent what the pod is, and waits until its containers were started.
+    async fn configure(
+        &mut self,
+        config: PodConfig,
+        record: &PodRecord,
+        isolation: Isolation,
+        dir: &Path,
+        events: &Arc<dyn PodEvents>,
+    ) -> Result<(), DriverError> {
+        let told = self.channel.send(&HostMessage::Configure(Box::new(config)));
+        told.map_err(|error| boot_failure(dir, &error.to_string()))?;
+        let started = containers_started(&mut self.channel, &record.containers, events);
+        guest_step(containers_deadline(isolation), &self.watch, started)
+            .await
+            .map_err(|reason| boot_failure(dir, &reason))?
+    }
+}
+
 impl Parts {
-    fn launch<'a>(
-        &self,
-        shared: &'a Shared,
-        template: Option<(Shape, Arc<Template>)>,
-    ) -> io::Result<Launch<'a>> {
+    fn launch<'a>(&self, shared: &'a Shared, template: Option<Of>) -> io::Result<Launch<'a>> {
         let mut disks = Vec::new();
         for (index, image) in self.images.iter().enumerate() {
             disks.push(Disk {
@@ -326,7 +379,7 @@ impl Parts {
             writable: Some(File::options().read(true).write(true).open(&scratch)?),
         });
         let (origin, disks) = match template {
-            Some((shape, template)) => (template.origin()?, shape.fill(disks)),
+            Some(of) => (of.template.origin()?, of.shape.fill(disks)),
             None => (
                 Origin::Boot {
                     kernel: File::open(&shared.guest.kernel)?,
@@ -351,6 +404,7 @@ impl Parts {
                 namespace: self.network.namespace.try_clone()?,
                 tap: self.network.tap.try_clone()?,
             }),
+            yields: false,
         })
     }
 }

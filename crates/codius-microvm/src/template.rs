@@ -38,6 +38,7 @@ use codius_pod::Machine;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use serde::{Deserialize, Serialize};
 use tokio::{sync::watch, time::timeout};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     acceleration::{TrialSubject, subject},
@@ -54,6 +55,7 @@ use crate::{
     },
     process::ProcessIdentity,
     qmp::{Qmp, save_commands, save_to},
+    remains::remove_tree,
 };
 
 /// The name of a machine that becomes a template is that of a slot no pool reaches: what is left of it is
@@ -61,8 +63,9 @@ use crate::{
 const TEMPLATE_SLOT: u16 = u16::MAX - 1;
 /// Which form templates have on disk, and what an agent does to become one.
 const VERSION: u32 = 1;
-/// How many disks for images a template has: the least of these that is enough for a pod.
-const IMAGE_SLOTS: [usize; 4] = [1, 2, 4, MAX_CONTAINERS];
+/// How many disks for images a template has: the least of these that is enough for a pod. A disk too many costs
+/// next to nothing, a template too many its memory.
+const IMAGE_SLOTS: [usize; 3] = [2, 4, MAX_CONTAINERS];
 /// What QEMU saves of a machine beside its memory is about 64 KiB.
 const MAX_STATE_BYTES: u64 = 16 << 20;
 const PAGE_BYTES: usize = 4096;
@@ -95,16 +98,17 @@ impl Shape {
         format!("{vcpus}-{memory_mib}-{image_slots}")
     }
 
-    /// All disks of the machine, empty.
+    /// All disks of the machine, empty. The guest meets them from the last to the first and stops when it has
+    /// what it needs, so those that a pod may lack come first.
     fn disks(self) -> Vec<Disk> {
-        let images = (0..self.image_slots).map(image_serial);
+        let images = (0..self.image_slots).rev().map(image_serial);
         images
             .chain([SCRATCH_SERIAL.to_owned()])
             .map(Disk::empty)
             .collect()
     }
 
-    /// A pod's disks in the order in which the template has them. The scratch disk is the pod's last.
+    /// A pod's disks in the order in which the template has them.
     pub(crate) fn fill(self, pod: Vec<Disk>) -> Vec<Disk> {
         let mut disks = self.disks();
         for disk in pod {
@@ -143,6 +147,8 @@ pub(crate) struct Templates {
     state: Mutex<State>,
     /// Whether one is being made.
     making: watch::Sender<bool>,
+    /// None is made any more.
+    ending: CancellationToken,
 }
 
 #[derive(Debug, Default)]
@@ -167,6 +173,7 @@ impl Templates {
             dir: state_dir.join("templates"),
             state: Mutex::default(),
             making: watch::Sender::new(false),
+            ending: CancellationToken::new(),
         }
     }
 
@@ -178,6 +185,12 @@ impl Templates {
     pub(crate) async fn idle(&self) {
         // The sender is in `self`.
         let _ = self.making.subscribe().wait_for(|making| !making).await;
+    }
+
+    /// Gives up what is being made; returns when nothing of it is left.
+    pub(crate) async fn end(&self) {
+        self.ending.cancel();
+        self.idle().await;
     }
 
     /// Notes how a clone went. A template that fails again and again is not used any more.
@@ -196,7 +209,7 @@ impl Templates {
             state.given_up.insert(shape);
             drop(state);
             // It is made anew then.
-            let _ = fs::remove_dir_all(self.dir.join(shape.name()));
+            let _ = remove_tree(&self.dir.join(shape.name()));
         }
     }
 
@@ -210,7 +223,8 @@ impl Templates {
         let state = self.lock();
         let known = state.ready.contains_key(&shape) || state.given_up.contains(&shape);
         let too_many = state.ready.len() >= MAX_TEMPLATES;
-        if known || too_many || shape.memory_mib > MAX_TEMPLATE_MACHINE_MIB {
+        let too_large = shape.memory_mib > MAX_TEMPLATE_MACHINE_MIB;
+        if known || too_many || too_large || self.ending.is_cancelled() {
             return false;
         }
         self.making
@@ -220,7 +234,7 @@ impl Templates {
 
 /// For a host that makes none.
 pub(crate) fn remove_all(state_dir: &Path) -> io::Result<()> {
-    remove_dir(&Templates::new(state_dir).dir)
+    remove_tree(&Templates::new(state_dir).dir)
 }
 
 /// Makes a template for a shape in the background, unless there is one, or one is being made.
@@ -236,12 +250,13 @@ pub(crate) fn want(shared: &Arc<Shared>, shape: Shape) {
                 made.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut)))
             }
             () = shared.closing().cancelled() => Err(io::Error::from(io::ErrorKind::Interrupted)),
+            () = templates.ending.cancelled() => Err(io::Error::from(io::ErrorKind::Interrupted)),
         };
         // A machine that was given up in the middle; normally there is none.
         let (places, dir) = (shared.places.clone(), templates.unfinished(shape));
         let cleared = tokio::task::spawn_blocking(move || {
             places.kill_strays(|slot| slot == TEMPLATE_SLOT)?;
-            remove_dir(&dir)
+            remove_tree(&dir)
         });
         if let Ok(Err(error)) = cleared.await {
             tracing::warn!(%error, "what is left of a template could not be removed");
@@ -255,7 +270,7 @@ pub(crate) fn want(shared: &Arc<Shared>, shape: Shape) {
                     "{how}: pods of this machine are cloned from now on"
                 );
             }
-            Err(_) if shared.closing().is_cancelled() => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => {
                 tracing::warn!(
                     shape = shape.name(),
@@ -319,7 +334,7 @@ async fn make(shared: &Arc<Shared>, templates: &Templates, shape: Shape) -> io::
     let dir = templates.unfinished(shape);
     let (starting, at) = (Arc::clone(shared), dir.clone());
     let (machine, memory, state) = blocking(move || {
-        remove_dir(&at)?;
+        remove_tree(&at)?;
         fs::create_dir_all(&at)?;
         let bytes = memory_bytes(shape);
         let memory = File::from(memfd_create("template", MemfdFlags::CLOEXEC)?);
@@ -345,6 +360,7 @@ async fn make(shared: &Arc<Shared>, templates: &Templates, shape: Shape) -> io::
             monitor: Some(listen_for_monitor(&at)?),
             disks: shape.disks(),
             network: Some(LaunchNetwork::Unconnected),
+            yields: true,
         };
         Ok((Unsaved(launch.start()?), memory, state))
     })
@@ -398,7 +414,7 @@ impl Templates {
                         }
             });
             if !valid {
-                fs::remove_dir_all(&path)?;
+                remove_tree(&path)?;
             }
         }
         Ok(())
@@ -491,13 +507,6 @@ fn copy_pages(from: &File, to: &File) -> io::Result<()> {
     Ok(())
 }
 
-fn remove_dir(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        removed => removed,
-    }
-}
-
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
@@ -532,10 +541,10 @@ mod tests {
         assert_eq!(
             filled,
             [
-                ("img0", false),
-                ("img1", true),
-                ("img2", false),
                 ("img3", false),
+                ("img2", false),
+                ("img1", true),
+                ("img0", false),
                 ("scratch", true)
             ]
         );

@@ -33,6 +33,7 @@ both_ways!(
     a_killed_machine_is_lost_and_leaves_nothing,
     a_guest_that_hangs_is_lost_and_leaves_nothing,
     pods_outlive_their_driver,
+    a_pod_that_is_held_still_goes_on_and_can_be_stopped,
     what_a_killed_host_has_left_is_removed,
     a_pod_that_cannot_start_says_why_and_leaves_nothing,
     a_start_that_is_given_up_leaves_nothing,
@@ -184,6 +185,39 @@ async fn pods_outlive_their_driver(host: TestHost) {
         Err(DriverError::NotRunning)
     ));
     stop_all(&driver).await;
+}
+
+async fn a_pod_that_is_held_still_goes_on_and_can_be_stopped(host: TestHost) {
+    let driver = host.open().await;
+    let pod = host.pod(1, Some(8080), &[SERVER]);
+    let running = driver.start(pod.clone(), Recorder::new()).await.unwrap();
+    let recorder = Recorder::new();
+    let (address, machines) = (running.address.unwrap(), host.machines());
+    driver.freeze(&pod.hash).await.unwrap();
+    assert_eq!(state_of(machines[0]), 'T');
+
+    // The next driver finds it so, and lets it go on.
+    drop(driver);
+    let driver = host.open().await;
+    let taken_up = driver.attach(&pod.hash, recorder.clone()).await.unwrap();
+    assert!(taken_up.frozen && state_of(machines[0]) == 'T');
+    driver.thaw(&pod.hash).await.unwrap();
+    recorder.wait_event(PodEvent::Listening).await;
+    assert!(fetch(address).await.is_ok());
+    assert_eq!(host.machines(), machines);
+
+    // It need not go on to be stopped.
+    driver.freeze(&pod.hash).await.unwrap();
+    driver.stop(&pod.hash, GRACE).await.unwrap();
+    host.assert_no_traces();
+    stop_all(&driver).await;
+}
+
+/// As `proc_pid_stat(5)` has it.
+fn state_of(pid: i32) -> char {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let (_, rest) = stat.rsplit_once(") ").unwrap();
+    rest.chars().next().unwrap()
 }
 
 async fn what_a_killed_host_has_left_is_removed(host: TestHost) {

@@ -383,6 +383,7 @@ pub(crate) async fn run(config: Config, held: Held) -> Result<()> {
         if let Some(line) = line {
             line.close();
         }
+        driver.end_templates().await;
         store.close().await;
         if stop_pods && let Err(error) = driver.retire().await {
             tracing::warn!(%error, "the firewall table stays");
