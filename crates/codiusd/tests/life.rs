@@ -14,7 +14,20 @@ const PRICE_LIMIT: u64 = 1_000_000_000;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_program_with_two_containers_lives_for_as_long_as_it_was_paid_for() -> Result<()> {
-    let mut world = World::start(Settings::default())?;
+    life(false).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clone_with_two_containers_lives_for_as_long_as_it_was_paid_for() -> Result<()> {
+    life(true).await
+}
+
+async fn life(warm: bool) -> Result<()> {
+    let mut world = World::start(Settings {
+        warm,
+        ..Settings::default()
+    })?;
+    world.warmed().await?;
     let (hello, busybox) = (world.hello().await?, world.busybox().await?);
     let wallet = world.wallet().await?;
     let client = world.client();
@@ -48,6 +61,8 @@ async fn a_program_with_two_containers_lives_for_as_long_as_it_was_paid_for() ->
                 world.api.rsplit(':').next().unwrap()
             )
     );
+
+    ensure!(world.log().contains(&format!("cloned={warm}")));
 
     // Reached by its hash in any case; the program knows its own name and its Interledger address.
     let (status, facts) = world
