@@ -164,27 +164,43 @@ pub(crate) fn codius_file(image: &str) -> String {
 /// How a host differs from the demo's, where benchmarks compare two.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Variant {
-    /// Its configuration file.
-    settings: &'static str,
-    /// Hosts that run at the same time have different ones: a part of their pods' addresses.
-    number: u32,
+    /// Pods are cloned, as always; or booted.
+    warm: bool,
+    /// Pods may be promised more memory than the machine has.
+    crowded: bool,
 }
 
 impl Variant {
-    /// Pods are cloned, as always.
-    pub(crate) const fn warm() -> Self {
+    pub(crate) const WARM: Self = Self {
+        warm: true,
+        crowded: false,
+    };
+    pub(crate) const COLD: Self = Self {
+        warm: false,
+        crowded: false,
+    };
+
+    pub(crate) const fn crowded(self) -> Self {
         Self {
-            settings: "",
-            number: 0,
+            crowded: true,
+            ..self
         }
     }
 
-    /// Pods are booted.
-    pub(crate) const fn cold() -> Self {
-        Self {
-            settings: "[pods]\nwarm = false\n",
-            number: 1,
-        }
+    /// Its configuration file.
+    fn settings(self) -> String {
+        let Self { warm, crowded } = self;
+        let room = if crowded {
+            "memory_mib = 1000000\nmax_pods = 1000\n"
+        } else {
+            ""
+        };
+        format!("[pods]\nwarm = {warm}\n{room}")
+    }
+
+    /// Hosts that run at the same time have different ones: a part of their pods' addresses.
+    fn number(self) -> u32 {
+        u32::from(!self.warm)
     }
 }
 
@@ -207,7 +223,7 @@ impl Host {
         port: u16,
         registry: &Registry,
     ) -> Result<Self> {
-        Self::start_as(codiusd, place, guest, port, registry, &Variant::warm())
+        Self::start_as(codiusd, place, guest, port, registry, Variant::WARM)
     }
 
     pub(crate) fn start_as(
@@ -216,18 +232,18 @@ impl Host {
         guest: &Path,
         port: u16,
         registry: &Registry,
-        variant: &Variant,
+        variant: Variant,
     ) -> Result<Self> {
         let log = place.join("codiusd.log");
         let config = place.join("codiusd.toml");
-        std::fs::write(&config, variant.settings)?;
+        std::fs::write(&config, variant.settings())?;
         // So that a host that runs here already, or another demo, is not in the way.
         let id = std::process::id();
-        let pool = format!(
-            "10.{}.{}.0/24",
-            128 + (id >> 8) % 32 + 32 * variant.number,
-            id % 256
-        );
+        let second = 128 + (id >> 8) % 32 + 32 * variant.number();
+        let pool = match variant.crowded {
+            false => format!("10.{second}.{}.0/24", id % 256),
+            true => format!("10.{second}.{}.0/20", id % 256 / 16 * 16),
+        };
         let mut command = Command::new(codiusd);
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let mut process = command
@@ -282,11 +298,16 @@ impl Host {
         })
     }
 
+    /// What it has logged so far.
+    pub(crate) fn log(&self) -> Result<String> {
+        Ok(std::fs::read_to_string(&self.log)?)
+    }
+
     /// Waits until pods are cloned: the host says so in its log.
     pub(crate) fn wait_for_template(&self) -> Result<()> {
         let deadline = Instant::now() + TEMPLATE_TIMEOUT;
         loop {
-            let log = std::fs::read_to_string(&self.log)?;
+            let log = self.log()?;
             if log.contains("are cloned from now on") {
                 return Ok(());
             }

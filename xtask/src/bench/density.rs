@@ -49,12 +49,12 @@ pub(super) fn run(pods: u32, yes: bool) -> Result<()> {
     let image = demo::push_hello(&runtime, &registry, &hello)?;
 
     for (kind, variant, memory_aim) in [
-        ("cold", Variant::cold(), 90.0),
-        ("cloned", Variant::warm(), 45.0),
+        ("cold", Variant::COLD.crowded(), 90.0),
+        ("cloned", Variant::WARM.crowded(), 45.0),
     ] {
         let dir = place.path().join(kind);
         fs::create_dir(&dir)?;
-        let mut host = Host::start_as(&programs.codiusd, &dir, &guest_dir, 0, &registry, &variant)?;
+        let mut host = Host::start_as(&programs.codiusd, &dir, &guest_dir, 0, &registry, variant)?;
         if kind == "cloned" {
             host.wait_for_template()?;
         }

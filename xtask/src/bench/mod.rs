@@ -7,6 +7,7 @@ mod disk;
 mod figure;
 mod ilp;
 mod ledger;
+mod phases;
 mod restored;
 mod start;
 

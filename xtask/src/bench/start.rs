@@ -10,8 +10,8 @@
 //!
 //! The first peer is the same machine with nothing in it: the pod's own QEMU options (taken from a running
 //! pod, so that they cannot drift apart) without disks, network and balloon, timed from the start of
-//! QEMU to the agent's first word. The others are containers of others (`containers.rs`), if they are
-//! installed. All are run in turn, and each pair gives one ratio.
+//! QEMU to the agent's first word. The others are containers of others (`containers.rs`); one that cannot run
+//! here is left out, and its line says why. All are run in turn, and each pair gives one ratio.
 
 use std::{
     fs,
@@ -22,7 +22,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use codius_api::UnixMillis;
 use codius_guest_protocol::{
     AgentMessage, HostMessage, Line, LineReader, MAX_GUEST_LINE_BYTES, PORT_NAME, encode,
@@ -32,7 +32,8 @@ use serde_json::json;
 
 use super::{
     containers::{Podman, Runsc, is_installed},
-    median,
+    figure::{self, Figure},
+    phases,
     restored::Saved,
 };
 use crate::{
@@ -57,10 +58,14 @@ const MACHINE_OPTIONS: &[&str] = &[
 ];
 const NONCE: &str = "bench";
 
-/// Prints the two figures.
+/// Prints the figures.
 pub(super) fn run(runs: u32, yes: bool) -> Result<()> {
     packages::require_root("this benchmark")?;
     packages::ensure(&[packages::HOST], yes)?;
+    // Without them the figures beside them are left out.
+    if let Err(error) = packages::ensure(&[packages::CONTAINERS], yes) {
+        eprintln!("{error:#}");
+    }
     let programs = build::programs(super::profile())?;
     let guest_dir = guest::default_dir();
     let guest = guest::build(&guest_dir, &guest::Options::default())?;
@@ -80,10 +85,10 @@ pub(super) fn run(runs: u32, yes: bool) -> Result<()> {
     let host_of = |variant: Variant, name: &str| -> Result<(Host, PathBuf)> {
         let dir = place.path().join(name);
         fs::create_dir(&dir)?;
-        let host = Host::start_as(&programs.codiusd, &dir, &guest_dir, 0, &registry, &variant)?;
+        let host = Host::start_as(&programs.codiusd, &dir, &guest_dir, 0, &registry, variant)?;
         Ok((host, dir))
     };
-    let (mut cold_host, cold_dir) = host_of(Variant::cold(), "cold")?;
+    let (mut cold_host, cold_dir) = host_of(Variant::COLD, "cold")?;
     let upload = |host: &Host, dir: &Path, name: &str| {
         let codius_json = dir.join("codius.json");
         fs::write(&codius_json, codius_file(name, &image))?;
@@ -98,17 +103,15 @@ pub(super) fn run(runs: u32, yes: bool) -> Result<()> {
     let options = machine_options(cold_host.process_id())?;
     let bare_boot = || bare_boot(&guest, &options, bare_dir.path());
     bare_boot()?;
-    let (mut warm_host, warm_dir) = host_of(Variant::warm(), "warm")?;
+    let (mut warm_host, warm_dir) = host_of(Variant::WARM, "warm")?;
     warm_host.wait_for_template()?;
     upload(&warm_host, &warm_dir, "warm-up")?;
     let saved = Saved::make(&place.path().join("saved"), &guest, &options, &hello)?;
     saved.first_byte()?;
-    let podman = is_installed("podman")
-        .then(|| Podman::with(&place.path().join("podman"), &image))
-        .transpose()?;
-    let runsc = is_installed("runsc")
-        .then(|| Runsc::with(&place.path().join("runsc"), &hello))
-        .transpose()?;
+    let mut podman = Peer::of("podman", || {
+        Podman::with(&place.path().join("podman"), &image)
+    });
+    let mut runsc = Peer::of("runsc", || Runsc::with(&place.path().join("runsc"), &hello));
 
     let mut rounds = Vec::new();
     for run in 0..runs {
@@ -120,8 +123,8 @@ pub(super) fn run(runs: u32, yes: bool) -> Result<()> {
         let cold = upload(&cold_host, &cold_dir, &name)?;
         let warm = upload(&warm_host, &warm_dir, &name)?;
         let restored = saved.first_byte()?;
-        let podman = podman.as_ref().map(Podman::first_byte).transpose()?;
-        let runsc = runsc.as_ref().map(Runsc::first_byte).transpose()?;
+        let podman = podman.measure(Podman::first_byte);
+        let runsc = runsc.measure(Runsc::first_byte);
         let bare = bare_first.map_or_else(&bare_boot, Ok)?;
         let round = Round {
             bare,
@@ -134,10 +137,19 @@ pub(super) fn run(runs: u32, yes: bool) -> Result<()> {
         eprintln!("{name}: {round:?}");
         rounds.push(round);
     }
-    let isolation = cold_host.isolation.clone();
+    eprintln!("isolation: {}", cold_host.isolation);
+    let phases = [("cold", cold_host.log()?), ("warm", warm_host.log()?)];
     cold_host.stop()?;
     warm_host.stop()?;
-    report(&rounds, &isolation);
+    report(&rounds);
+    for (peer, left_out) in [("podman", podman.left_out), ("runsc", runsc.left_out)] {
+        if let Some(reason) = left_out {
+            figure::left_out("start/warm-cached", peer, &reason);
+        }
+    }
+    for (kind, log) in phases {
+        phases::report(kind, &log, rounds.len());
+    }
     Ok(())
 }
 
@@ -152,80 +164,88 @@ struct Round {
     runsc: Option<f64>,
 }
 
-fn report(rounds: &[Round], isolation: &str) {
+/// Who we are compared with, or why not.
+struct Peer<T> {
+    peer: Option<T>,
+    left_out: Option<String>,
+}
+
+impl<T> Peer<T> {
+    fn of(program: &str, make: impl FnOnce() -> Result<T>) -> Self {
+        let made = match is_installed(program) {
+            true => make(),
+            false => Err(anyhow!("it is not installed")),
+        };
+        match made {
+            Ok(peer) => Self {
+                peer: Some(peer),
+                left_out: None,
+            },
+            Err(error) => Self::without(&error),
+        }
+    }
+
+    fn without(error: &anyhow::Error) -> Self {
+        Self {
+            peer: None,
+            left_out: Some(format!("{error:#}")),
+        }
+    }
+
+    /// A peer that fails once is not asked again.
+    fn measure(&mut self, how: impl FnOnce(&T) -> Result<f64>) -> Option<f64> {
+        match how(self.peer.as_ref()?) {
+            Ok(millis) => Some(millis),
+            Err(error) => {
+                *self = Self::without(&error);
+                None
+            }
+        }
+    }
+}
+
+fn report(rounds: &[Round]) {
     type Time = fn(&Round) -> Option<f64>;
-    let figure = |name: &str, ours: Time, peer: &str, theirs: Time, aim: Option<f64>| {
+    let figure = |name: &str, ours: Time, peer: &str, theirs: Time| {
         let pairs = rounds
             .iter()
             .filter_map(|round| Some((ours(round)?, theirs(round)?)));
         let (ours, theirs): (Vec<f64>, Vec<f64>) = pairs.unzip();
-        if ours.is_empty() {
-            return;
-        }
-        let ratios: Vec<f64> = ours
-            .iter()
-            .zip(&theirs)
-            .map(|(ours, theirs)| ours / theirs)
-            .collect();
-        let ratio = median(&ratios);
-        println!(
-            "{}",
-            json!({
-                "name": name,
-                "unit": "ms",
-                "median": median(&ours).round(),
-                "peer": peer,
-                "peer_median": median(&theirs).round(),
-                "ratio": (ratio * 1000.0).round() / 1000.0,
-                "aim": aim.map(|aim| format!("<= {aim}")),
-                "met": aim.map(|aim| ratio <= aim),
-                "runs": ours.len(),
-                "isolation": isolation,
-            })
-        );
+        (!ours.is_empty()).then(|| Figure::new(name, "ms", &ours).peer(peer, &theirs))
     };
-    let cold: Time = |round| Some(round.cold.first_byte);
-    let warm: Time = |round| Some(round.warm.first_byte);
-    let restored: Time = |round| Some(round.restored);
     let bare: Time = |round| Some(round.bare);
-    figure("start/cold-cached", cold, "bare boot", bare, Some(COLD_AIM));
-    figure("start/warm-cached", warm, "bare boot", bare, Some(WARM_AIM));
-    figure(
-        "start/restored",
-        restored,
-        "bare boot",
-        bare,
-        Some(RESTORED_AIM),
-    );
-    // How much of it is not the host's; nothing is aimed at.
-    figure(
-        "start/cold-running",
-        |round| round.cold.running,
-        "bare boot",
-        bare,
-        None,
-    );
-    figure(
-        "start/warm-running",
-        |round| round.warm.running,
-        "bare boot",
-        bare,
-        None,
-    );
-    figure(
-        "start/warm-cached",
-        warm,
-        "podman run, two containers",
-        |round| round.podman,
-        None,
-    );
-    figure(
-        "start/warm-cached",
-        warm,
-        "runsc run, two sandboxes",
-        |round| round.runsc,
-        None,
-    );
+    let beside_bare = |name: &str, ours: Time| figure(name, ours, "bare boot", bare);
+    let warm: Time = |round| Some(round.warm.first_byte);
+    let podman: Time = |round| round.podman;
+    let runsc: Time = |round| round.runsc;
+    for (figure, aim) in [
+        (
+            beside_bare("start/cold-cached", |round| Some(round.cold.first_byte)),
+            COLD_AIM,
+        ),
+        (beside_bare("start/warm-cached", warm), WARM_AIM),
+        (
+            beside_bare("start/restored", |round| Some(round.restored)),
+            RESTORED_AIM,
+        ),
+    ] {
+        if let Some(figure) = figure {
+            figure.at_most(aim).print();
+        }
+    }
+    // How much of it is not the host's, and what others take; nothing is aimed at.
+    let others = [
+        beside_bare("start/cold-running", |round| round.cold.running),
+        beside_bare("start/warm-running", |round| round.warm.running),
+        figure(
+            "start/warm-cached",
+            warm,
+            "podman run, two containers",
+            podman,
+        ),
+        figure("start/warm-cached", warm, "runsc run, two sandboxes", runsc),
+    ];
+    others.into_iter().flatten().for_each(Figure::print);
 }
 
 /// A program in two containers: two roots to mount and two processes to start.
