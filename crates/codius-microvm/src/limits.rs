@@ -58,6 +58,8 @@ pub(crate) const MAX_TEMPLATE_MACHINE_MIB: u32 = 4096;
 pub(crate) const MAX_CLONE_FAILURES: u32 = 3;
 /// A note about a template is at most this long on disk.
 pub(crate) const MAX_TEMPLATE_NOTE_BYTES: u64 = 64 * 1024;
+/// Room on disk that a template leaves to everything else; with less it is kept in memory only.
+pub(crate) const TEMPLATE_LEAVES_BYTES: u64 = 1 << 30;
 /// The longest line of QEMU's control channel.
 pub(crate) const MAX_QMP_LINE_BYTES: usize = 64 * 1024;
 /// Lines that are read of QEMU's control channel at all.

@@ -9,13 +9,14 @@
 //! A template is for one [`Shape`] of machine. It holds nothing of any pod: no disk and no network device
 //! has been looked at. On disk it is a directory `templates/SHAPE` with `memory`, `state` and `note.json`
 //! (of what it was made); it is made under another name and renamed when it is whole, so a kill at any time
-//! leaves nothing that counts. Another QEMU, kernel or initramfs, or another boot of this host make it void.
+//! leaves nothing that counts. Where that would leave too little room to everything else, it is in memory
+//! only. Another QEMU, kernel or initramfs, or another boot of this host make it void.
 //!
 //! Traps:
 //! * The memory is kept in a sealed memfd, which is this process's memory: about 90 MiB a template.
 //! * Everything that a kernel decides once is the same in all clones: the layout of its memory (KASLR), its
 //!   hash seeds, its stack canaries of tasks that live since the boot. Random numbers, clock, addresses and
-//!   names are not: the agent gets them anew before anything else. See the threat model.
+//!   names are not: the agent gets them anew before anything else. See ARCHITECTURE.md, Templates.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,7 +24,7 @@ use std::{
     io::{self, Read, Seek, SeekFrom, Write},
     os::{
         fd::{AsFd, AsRawFd},
-        unix::fs::FileExt,
+        unix::fs::{FileExt, MetadataExt},
     },
     path::{Path, PathBuf},
     sync::{
@@ -47,7 +48,7 @@ use crate::{
     driver::Shared,
     limits::{
         KERNEL_MEMORY_MIB, MAX_CLONE_FAILURES, MAX_TEMPLATE_MACHINE_MIB, MAX_TEMPLATE_NOTE_BYTES,
-        MAX_TEMPLATES, TEMPLATE_DEADLINE,
+        MAX_TEMPLATES, TEMPLATE_DEADLINE, TEMPLATE_LEAVES_BYTES,
     },
     machine::{
         AGENT_SOCKET, Disk, Launch, LaunchNetwork, MONITOR_SOCKET, Origin, ShortDir,
@@ -130,6 +131,15 @@ pub(crate) struct Template {
 }
 
 impl Template {
+    /// Copies both.
+    fn of(memory: &File, state: &File) -> io::Result<Self> {
+        Ok(Self {
+            memory: Arc::new(sealed(memory)?),
+            state: sealed(state)?,
+            failures: AtomicU32::new(0),
+        })
+    }
+
     /// What a clone begins with.
     pub(crate) fn origin(&self) -> io::Result<Origin> {
         Ok(Origin::Clone {
@@ -309,8 +319,13 @@ async fn obtain(
     let memory = make(shared, templates, shape).await?;
     let store = Arc::clone(templates);
     let template = blocking(move || {
-        store.write(shape, &memory, &note)?;
-        store.load(shape)
+        let state = File::open(store.unfinished(shape).join("state"))?;
+        let template = Template::of(&memory, &state)?;
+        // What is on disk only saves the next start a boot.
+        if let Err(error) = store.write(shape, &memory, &note) {
+            tracing::info!(%error, "a template is not kept on disk; the next start makes it again");
+        }
+        Ok(template)
     })
     .await?;
     Ok((template, "a template has been made"))
@@ -423,6 +438,11 @@ impl Templates {
     /// Puts a template on disk, without the pages that are zero.
     fn write(&self, shape: Shape, memory: &File, note: &Note) -> io::Result<()> {
         let new = self.unfinished(shape);
+        let disk = rustix::fs::statvfs(&new)?;
+        let takes = memory.metadata()?.blocks() * 512;
+        if disk.f_bavail * disk.f_frsize < takes + TEMPLATE_LEAVES_BYTES {
+            return Err(io::Error::from(io::ErrorKind::StorageFull));
+        }
         for left in [AGENT_SOCKET, MONITOR_SOCKET, "console.log"] {
             fs::remove_file(new.join(left))?;
         }
@@ -445,11 +465,7 @@ impl Templates {
         if state.metadata()?.len() > MAX_STATE_BYTES {
             return Err(io::Error::from(io::ErrorKind::InvalidData));
         }
-        Ok(Template {
-            memory: Arc::new(sealed(&stored)?),
-            state: sealed(&state)?,
-            failures: AtomicU32::new(0),
-        })
+        Template::of(&stored, &state)
     }
 }
 
@@ -555,7 +571,6 @@ mod tests {
 
     #[test]
     fn a_copy_has_the_same_bytes_and_no_page_of_zeros() {
-        use std::os::unix::fs::MetadataExt;
         let make = || {
             let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
             let file = File::from(memfd_create("test", flags).unwrap());
