@@ -35,7 +35,8 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::{
     limits::{
-        KERNEL_MEMORY_MIB, QEMU_OOM_SCORE, QEMU_OPEN_FILES, TCG_CODE_CACHE_MIB, YIELDING_NICENESS,
+        KERNEL_MEMORY_MIB, QEMU_OOM_SCORE, QEMU_OPEN_FILES, TCG_CLONE_CODE_CACHE_MIB,
+        TCG_CODE_CACHE_MIB, YIELDING_NICENESS,
     },
     process::ProcessIdentity,
 };
@@ -194,7 +195,11 @@ impl Launch<'_> {
                 line.add("-cpu", "host");
             }
             Accelerator::Tcg { .. } => {
-                line.add("-accel", &format!("tcg,tb-size={TCG_CODE_CACHE_MIB}"));
+                let cache_mib = match self.origin {
+                    Origin::Boot { .. } => TCG_CODE_CACHE_MIB,
+                    Origin::Clone { .. } => TCG_CLONE_CODE_CACHE_MIB,
+                };
+                line.add("-accel", &format!("tcg,tb-size={cache_mib}"));
                 line.add("-cpu", "max");
             }
         }
