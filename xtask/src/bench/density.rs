@@ -31,6 +31,9 @@ const SETTLE: Duration = Duration::from_secs(15);
 /// How long processor time is counted.
 const IDLE: Duration = Duration::from_secs(20);
 
+/// `USER_HZ`, which is 100 on every Linux that this runs on.
+pub(super) const TICKS_PER_SECOND: f64 = 100.0;
+
 /// Prints the figures for `pods` pods of each kind.
 pub(super) fn run(pods: u32, yes: bool) -> Result<()> {
     packages::require_root("this benchmark")?;
@@ -73,10 +76,14 @@ pub(super) fn run(pods: u32, yes: bool) -> Result<()> {
             machines.len()
         );
         let after = available_mib()?;
-        let (begin, ticks) = (Instant::now(), cpu_ticks(&machines, host.process_id())?);
+        let all = || -> Result<f64> {
+            let processes = machines.iter().copied().chain([host.process_id()]);
+            processes.map(cpu_ticks).sum()
+        };
+        let (begin, ticks) = (Instant::now(), all()?);
         std::thread::sleep(IDLE);
-        let used = cpu_ticks(&machines, host.process_id())? - ticks;
-        let percent = used / begin.elapsed().as_secs_f64() * 100.0 / ticks_per_second();
+        let used = all()? - ticks;
+        let percent = used / begin.elapsed().as_secs_f64() * 100.0 / TICKS_PER_SECOND;
 
         let mut sum = Memory::default();
         for &machine in &machines {
@@ -203,24 +210,17 @@ fn available_mib() -> Result<f64> {
     Ok(kib / 1024.0)
 }
 
-/// Processor time of these processes and of the host, in clock ticks.
-fn cpu_ticks(machines: &[u32], host: u32) -> Result<f64> {
+/// Processor time that a process has used, in clock ticks.
+pub(super) fn cpu_ticks(pid: u32) -> Result<f64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let (_, rest) = stat
+        .rsplit_once(')')
+        .context("unknown form of /proc/PID/stat")?;
     let mut ticks = 0.0;
-    for pid in machines.iter().chain([&host]) {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        let (_, rest) = stat
-            .rsplit_once(')')
-            .context("unknown form of /proc/PID/stat")?;
-        for word in rest.split_ascii_whitespace().skip(11).take(2) {
-            ticks += word.parse::<f64>()?;
-        }
+    for word in rest.split_ascii_whitespace().skip(11).take(2) {
+        ticks += word.parse::<f64>()?;
     }
     Ok(ticks)
-}
-
-/// `USER_HZ`, which is 100 on every Linux that this runs on.
-fn ticks_per_second() -> f64 {
-    100.0
 }
 
 #[cfg(test)]

@@ -32,6 +32,7 @@ use serde_json::json;
 
 use super::{
     containers::{Podman, Runsc, is_installed},
+    density::{TICKS_PER_SECOND, cpu_ticks},
     figure::{self, Figure},
     phases,
     restored::Saved,
@@ -92,9 +93,15 @@ pub(super) fn run(runs: u32, yes: bool) -> Result<()> {
     let upload = |host: &Host, dir: &Path, name: &str| {
         let codius_json = dir.join("codius.json");
         fs::write(&codius_json, codius_file(name, &image))?;
+        let before = host_machines(host.process_id())?;
         let uploaded = demo::upload(&programs.codius, host, &codius_json, LEASE_SECS)?;
         let first_byte = first_byte(&uploaded)?;
-        Times::of(&uploaded, first_byte)
+        let mut machines = host_machines(host.process_id())?;
+        machines.retain(|machine| !before.contains(machine));
+        let &[machine] = machines.as_slice() else {
+            bail!("{} machines were started for one pod", machines.len());
+        };
+        Times::of(&uploaded, first_byte, cpu_millis(machine)?)
     };
 
     // The first one pulls the image; it is also the one whose machine is copied.
@@ -156,7 +163,7 @@ pub(super) fn run(runs: u32, yes: bool) -> Result<()> {
 /// Everything once, in milliseconds.
 #[derive(Debug)]
 struct Round {
-    bare: f64,
+    bare: Bare,
     cold: Times,
     warm: Times,
     restored: f64,
@@ -213,8 +220,11 @@ fn report(rounds: &[Round]) {
         let (ours, theirs): (Vec<f64>, Vec<f64>) = pairs.unzip();
         (!ours.is_empty()).then(|| Figure::new(name, "ms", &ours).peer(peer, &theirs))
     };
-    let bare: Time = |round| Some(round.bare);
+    let bare: Time = |round| Some(round.bare.hello);
     let beside_bare = |name: &str, ours: Time| figure(name, ours, "bare boot", bare);
+    // The same in processor time of QEMU, which says more where others keep the machine busy.
+    let bare_cpu: Time = |round| Some(round.bare.cpu);
+    let cpu = |name: &str, ours: Time| figure(name, ours, "bare boot, processor time", bare_cpu);
     let warm: Time = |round| Some(round.warm.first_byte);
     let podman: Time = |round| round.podman;
     let runsc: Time = |round| round.runsc;
@@ -235,6 +245,8 @@ fn report(rounds: &[Round]) {
     }
     // How much of it is not the host's, and what others take; nothing is aimed at.
     let others = [
+        cpu("start/cold-processor", |round| Some(round.cold.cpu)),
+        cpu("start/warm-processor", |round| Some(round.warm.cpu)),
         beside_bare("start/cold-running", |round| round.cold.running),
         beside_bare("start/warm-running", |round| round.warm.running),
         figure(
@@ -271,10 +283,12 @@ struct Times {
     running: Option<f64>,
     /// The visitor has the first byte.
     first_byte: f64,
+    /// The processor time that QEMU has used by then, from its start.
+    cpu: f64,
 }
 
 impl Times {
-    fn of(uploaded: &Uploaded, first_byte: SystemTime) -> Result<Self> {
+    fn of(uploaded: &Uploaded, first_byte: SystemTime, cpu: f64) -> Result<Self> {
         let at = |name: &str| -> Result<Option<f64>> {
             let phase = uploaded.moments.iter().find(|(phase, _)| phase == name);
             phase
@@ -288,6 +302,7 @@ impl Times {
         let times = Self {
             running: at("running")?.map(|running| running - booting),
             first_byte: millis(first_byte) - booting,
+            cpu,
         };
         // The host's clock is ours; if it was set meanwhile, the figure is nonsense.
         ensure!(
@@ -365,8 +380,20 @@ fn options_of(line: &[&str]) -> Result<Vec<String>> {
     Ok(options)
 }
 
-/// Nothing but kernel, agent and the line to it; in milliseconds.
-fn bare_boot(guest: &guest::Guest, options: &[String], dir: &Path) -> Result<f64> {
+/// A machine with nothing in it, in milliseconds up to its agent's first word.
+#[derive(Debug, Clone, Copy)]
+struct Bare {
+    hello: f64,
+    cpu: f64,
+}
+
+/// Processor time of a process, in milliseconds.
+fn cpu_millis(process: u32) -> Result<f64> {
+    Ok(cpu_ticks(process)? * 1000.0 / TICKS_PER_SECOND)
+}
+
+/// Nothing but kernel, agent and the line to it.
+fn bare_boot(guest: &guest::Guest, options: &[String], dir: &Path) -> Result<Bare> {
     let socket = dir.join("agent.sock");
     let mut command = Command::new("qemu-system-x86_64");
     command
@@ -390,10 +417,13 @@ fn bare_boot(guest: &guest::Guest, options: &[String], dir: &Path) -> Result<f64
     let begin = Instant::now();
     let mut machine = Machine(command.spawn().context("QEMU could not be started")?);
     hear_hello(&mut machine, &socket, begin)?;
-    let taken = begin.elapsed().as_secs_f64() * 1000.0;
+    let bare = Bare {
+        hello: begin.elapsed().as_secs_f64() * 1000.0,
+        cpu: cpu_millis(machine.0.id())?,
+    };
     drop(machine);
     fs::remove_file(&socket)?;
-    Ok(taken)
+    Ok(bare)
 }
 
 /// A QEMU that does not outlive the measurement.
@@ -471,12 +501,12 @@ mod tests {
         ]);
         let answered = "2026-01-01T00:00:02.750Z".parse::<UnixMillis>().unwrap();
         let answered = UNIX_EPOCH + Duration::from_millis(answered.get());
-        let times = Times::of(&told, answered).unwrap();
+        let times = Times::of(&told, answered, 0.0).unwrap();
         assert!((times.running.unwrap() - 1500.0).abs() < 0.5, "{times:?}");
         assert!((times.first_byte - 1750.0).abs() < 0.5, "{times:?}");
         // A clock that was set back.
-        assert!(Times::of(&told, UNIX_EPOCH).is_err());
-        assert!(Times::of(&uploaded(&[]), answered).is_err());
+        assert!(Times::of(&told, UNIX_EPOCH, 0.0).is_err());
+        assert!(Times::of(&uploaded(&[]), answered, 0.0).is_err());
     }
 
     #[test]
