@@ -1,14 +1,9 @@
 //! The pod's network: loopback and one interface with a fixed IPv4 address. All containers share it.
 //! There is no IPv6 beyond loopback: the host has no rules for it.
 
-use std::{
-    fs::{self, File},
-    io::{self, Read},
-    net::Ipv4Addr,
-    path::Path,
-};
+use std::{fs, io, net::Ipv4Addr, path::Path};
 
-use codius_guest_protocol::NetworkConfig;
+use codius_guest_protocol::{NetworkConfig, hardware_address};
 
 use crate::{devices, sys};
 
@@ -22,8 +17,7 @@ pub(crate) fn prepare() -> io::Result<()> {
     fs::write(FIRST_UNPRIVILEGED_PORT, "0")
 }
 
-/// Brings up the interface if the pod has one. Its hardware address is a random one: QEMU gives all machines the
-/// same, and programs make names of it that they take for unique (UUIDs of version 1).
+/// Brings up the interface if the pod has one.
 pub(crate) fn configure(network: Option<&NetworkConfig>) -> io::Result<()> {
     let Some(network) = network else {
         return Ok(());
@@ -34,18 +28,10 @@ pub(crate) fn configure(network: Option<&NetworkConfig>) -> io::Result<()> {
         format!("/proc/sys/net/ipv6/conf/{INTERFACE}/disable_ipv6"),
         "1",
     )?;
-    let mut random = [0; 6];
-    File::open("/dev/urandom")?.read_exact(&mut random)?;
-    sys::set_hardware_address(INTERFACE, local_address(random))?;
+    sys::set_hardware_address(INTERFACE, hardware_address(network.address))?;
     sys::set_address(INTERFACE, network.address, netmask(network.prefix_len))?;
     sys::interface_up(INTERFACE)?;
     sys::add_default_route(network.gateway)
-}
-
-/// As a hardware address of one interface (not of a group) that no manufacturer has given (IEEE 802).
-fn local_address(mut random: [u8; 6]) -> [u8; 6] {
-    random[0] = random[0] & !0b01 | 0b10;
-    random
 }
 
 fn netmask(prefix_len: u8) -> Ipv4Addr {
@@ -77,12 +63,6 @@ mod tests {
         assert_eq!(netmask(30), Ipv4Addr::new(255, 255, 255, 252));
         assert_eq!(netmask(32), Ipv4Addr::new(255, 255, 255, 255));
         assert_eq!(netmask(200), Ipv4Addr::new(255, 255, 255, 255));
-    }
-
-    #[test]
-    fn random_hardware_addresses_are_local_ones_of_one_interface() {
-        assert_eq!(local_address([0xff; 6]), [0xfe, 255, 255, 255, 255, 255]);
-        assert_eq!(local_address([0; 6]), [2, 0, 0, 0, 0, 0]);
     }
 
     #[test]

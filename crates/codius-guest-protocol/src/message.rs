@@ -120,6 +120,14 @@ pub struct NetworkConfig {
     pub nameservers: Vec<Ipv4Addr>,
 }
 
+/// The hardware address that goes with an address of a pod. QEMU gives all machines the same, and programs make
+/// names of it that they take for unique (UUIDs of version 1). Its first byte says that it is of one interface
+/// and that no manufacturer has given it (IEEE 802).
+pub fn hardware_address(address: Ipv4Addr) -> [u8; 6] {
+    let [a, b, c, d] = address.octets();
+    [0x52, 0x54, a, b, c, d]
+}
+
 /// One container, with everything that the image and the manifest leave open already decided, except
 /// the user's name and the program's path, which only the image's own files can answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
