@@ -47,7 +47,9 @@ pub(crate) fn test(yes: bool, filter: &[String]) -> Result<()> {
         let dir = guest::default_dir();
         guest::build(&dir, &guest::Options::default())?;
         // What the tests of the whole host upload.
-        guest::build_static(&dir, "codius-example-hello").map(drop)
+        guest::build_static(&dir, "codius-example-hello")?;
+        // What tests of the pod's walls run in it.
+        guest::build_hostile(&dir).map(drop)
     })?;
     // Tests of the whole host run these programs; they are built once, here.
     step("programs", || {

@@ -188,9 +188,23 @@ fn only_entry(directory: &Path) -> Result<PathBuf> {
 /// Builds a static program of this workspace and returns its path. It has its own target directory because its flags would
 /// make cargo rebuild everything else.
 pub(crate) fn build_static(out_dir: &Path, package: &str) -> Result<PathBuf> {
+    let release = cargo_static(out_dir, package, &["--bins"])?;
+    Ok(release.join(package))
+}
+
+/// Builds the program that tests run in a pod to see what a pod holds: an example of the guest agent, because unsafe code
+/// is allowed there.
+pub(crate) fn build_hostile(out_dir: &Path) -> Result<PathBuf> {
+    let release = cargo_static(out_dir, "codius-guest-agent", &["--example", "hostile"])?;
+    Ok(release.join("examples/hostile"))
+}
+
+/// Builds something static and returns the directory of what was built.
+fn cargo_static(out_dir: &Path, package: &str, what: &[&str]) -> Result<PathBuf> {
     let target_dir = out_dir.with_file_name("guest-build");
     let status = cargo_command()
         .args(["build", "--quiet", "-p", package, "--profile", "guest"])
+        .args(what)
         .args(["--target", GUEST_TARGET, "--target-dir"])
         .arg(&target_dir)
         .current_dir(workspace_root()?)
@@ -199,7 +213,7 @@ pub(crate) fn build_static(out_dir: &Path, package: &str) -> Result<PathBuf> {
         .status()
         .context("cannot run cargo")?;
     ensure!(status.success(), "{package} does not build");
-    Ok(target_dir.join(GUEST_TARGET).join("guest").join(package))
+    Ok(target_dir.join(GUEST_TARGET).join("guest"))
 }
 
 /// The folder of the workspace, from where this crate was built.

@@ -106,9 +106,7 @@ impl Purse {
         });
         let _ = timeout(POINTER_TIMEOUT, sent).await;
         connection.with(|machine, _| {
-            let sent = machine.stream_sent(stream).unwrap_or_default();
-            let held = machine.stream_held(stream).unwrap_or_default();
-            let _ = machine.set_send_max(stream, sent + held);
+            let _ = machine.stop_sending(stream);
         });
         let _ = timeout(
             CLOSE_TIMEOUT,

@@ -8,7 +8,7 @@ use std::io;
 
 use rustix::{
     fs::{Mode, OFlags, open},
-    mount::{MountFlags, mount, mount_move},
+    mount::{MountFlags, mount, mount_move, mount_remount},
     process::{chdir, chroot},
 };
 
@@ -46,6 +46,13 @@ pub(crate) fn boot() -> io::Result<Boot> {
 
 fn leave_initramfs() -> io::Result<()> {
     let plain = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    // The one program here runs already. An image whose program is a link to `/proc/self/exe` must not get
+    // it to run again: it would lead out of the container.
+    mount_remount(
+        "/",
+        MountFlags::BIND | MountFlags::NOSUID | MountFlags::NOEXEC,
+        c"",
+    )?;
     std::fs::create_dir("/newroot")?;
     mount(
         "tmpfs",
@@ -62,7 +69,6 @@ fn leave_initramfs() -> io::Result<()> {
         "run",
         "run/images",
         "run/scratch",
-        "run/shm",
         "run/codius",
         "run/root",
     ] {

@@ -2,7 +2,15 @@
 //! containers do, and below it one per container with the limits of its own.
 //!
 //! The agent itself stays in the root group, where the pod as a whole cannot starve it: there it
-//! competes with the pod as one against one for the processor.
+//! competes with the pod as one against one for the processor. The Interledger forward works for the
+//! containers, so its threads and the buffers of its connections are in a third group, with limits too.
+//!
+//! ```text
+//! /         the agent
+//! ├ pod     all containers: memory, processes
+//! │ └ c0 …  one container: memory, processes
+//! └ forward the Interledger forward: memory, processes
+//! ```
 
 use std::{
     fs,
@@ -12,11 +20,17 @@ use std::{
 
 use rustix::mount::{MountFlags, mount};
 
+use crate::forward;
+
 const ROOT: &str = "/sys/fs/cgroup";
 /// What the containers together may not have: for the kernel and the agent.
 const RESERVED_BYTES: u64 = 24 << 20;
 /// Processes and threads of all containers together.
 const MAX_POD_PROCESSES: u32 = 16_384;
+/// Of the forward: its connections' buffers, mostly. The kernel makes them smaller when it gets close.
+const FORWARD_BYTES: u64 = 16 << 20;
+/// Two threads for each connection, and those that accept.
+const FORWARD_PROCESSES: usize = 2 * forward::MAX_CONNECTIONS + 8;
 const CONTROLLERS: &str = "+memory +pids +cpu";
 
 /// Mounts the hierarchy and makes the pod's group.
@@ -34,6 +48,18 @@ pub(crate) fn prepare() -> io::Result<()> {
         total.saturating_sub(RESERVED_BYTES).to_string(),
     )?;
     fs::write(pod.join("pids.max"), MAX_POD_PROCESSES.to_string())
+}
+
+/// Moves the calling process into the group of the forward, which is made by the first.
+pub(crate) fn enter_forward() -> io::Result<()> {
+    let path = Path::new(ROOT).join("forward");
+    match fs::create_dir(&path) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    fs::write(path.join("memory.max"), FORWARD_BYTES.to_string())?;
+    fs::write(path.join("pids.max"), FORWARD_PROCESSES.to_string())?;
+    Cgroup { path }.enter()
 }
 
 /// The group of one container.

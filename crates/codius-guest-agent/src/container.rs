@@ -28,7 +28,9 @@ use crate::{
 
 /// The longest text that a failed start is heard with.
 const MAX_REPORT_BYTES: usize = 4096;
-const NAMESPACES: libc::c_int = libc::CLONE_NEWPID | libc::CLONE_NEWNS;
+/// Its own of everything but the network, which is the pod's. The control groups follow in `enter`.
+const NAMESPACES: libc::c_int =
+    libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
 /// What shells and we report for a process that was killed: 128 + SIGKILL.
 const KILLED_CODE: i32 = 137;
 
@@ -111,6 +113,7 @@ impl Container {
                     etc,
                     &cgroup,
                     [&child_stdout, &child_stderr],
+                    &report,
                 );
                 let _ = std::fs::File::from(report).write_all(message.as_bytes());
                 sys::exit(127);
@@ -226,8 +229,9 @@ fn become_container(
     etc: &EtcFiles,
     cgroup: &Cgroup,
     outputs: [&OwnedFd; 2],
+    report: &OwnedFd,
 ) -> String {
-    match enter(name, image, etc, cgroup, outputs) {
+    match enter(name, image, etc, cgroup, outputs, report) {
         Ok(()) => program::run(config, &etc.hostname),
         Err(message) => message,
     }
@@ -239,6 +243,7 @@ fn enter(
     etc: &EtcFiles,
     cgroup: &Cgroup,
     [stdout, stderr]: [&OwnedFd; 2],
+    report: &OwnedFd,
 ) -> Result<(), String> {
     // The namespace shows the group in which the process is when it is made.
     cgroup
@@ -253,5 +258,9 @@ fn enter(
     rustix::stdio::dup2_stderr(stderr.as_fd()).map_err(said)?;
     drop(null);
     setsid().map_err(said)?;
+    // Not only at `execve`: until then the image decides about paths that we take, and through
+    // `/proc/self/fd` a directory of the agent's would be a way out.
+    sys::close_descriptors_but(report)
+        .map_err(|error| format!("the agent's files stay open: {error}"))?;
     root::enter(image, name, etc)
 }

@@ -14,8 +14,6 @@ use crate::notice;
 
 pub(crate) const IMAGES: &str = "/run/images";
 pub(crate) const SCRATCH: &str = "/run/scratch";
-/// Memory that all containers share at `/dev/shm`, as they share System V memory.
-pub(crate) const SHARED_MEMORY: &str = "/run/shm";
 
 /// Device names by serial number.
 #[derive(Debug)]
@@ -114,17 +112,6 @@ impl Disks {
 /// Where the image with this serial is mounted. The serial is the host's word and no path.
 fn image_directory(serial: &str) -> String {
     format!("{IMAGES}/{}", serial.replace('/', "_"))
-}
-
-/// Mounts the memory that containers share; it needs no disk.
-pub(crate) fn mount_shared_memory() -> io::Result<()> {
-    Ok(mount(
-        "shm",
-        SHARED_MEMORY,
-        "tmpfs",
-        MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
-        c"mode=1777,size=64m",
-    )?)
 }
 
 /// The shared volume, as the agent sees it.

@@ -2,10 +2,11 @@
 //! gateway.
 //!
 //! This is a process of its own with a thread per direction, so that whatever happens to these
-//! connections, the agent goes on; the agent starts it again if it ends.
+//! connections, the agent goes on; the agent starts it again if it ends. It works for the containers, so it
+//! has no more rights than they, and memory of its own to use up.
 
 use std::{
-    io,
+    fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc,
@@ -17,14 +18,22 @@ use std::{
 
 use codius_guest_protocol::INTERLEDGER_PORT;
 
+use crate::{cgroup, privileges};
+
 /// Connections at the same time; further ones are closed at once.
-const MAX_CONNECTIONS: usize = 64;
+pub(crate) const MAX_CONNECTIONS: usize = 64;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+/// Nobody's number in any image, so that the kernel's count of a user's processes is its own.
+const USER: u32 = 0x7fff_fffe;
 const STACK_BYTES: usize = 128 * 1024;
 
 /// Serves both loopback addresses until the process is killed.
 pub(crate) fn run(gateway: Ipv4Addr) -> io::Result<()> {
+    cgroup::enter_forward()?;
+    // The agent's own is never to be killed; this is.
+    fs::write("/proc/self/oom_score_adj", "0")?;
+    privileges::renounce(USER)?;
     let upstream = SocketAddr::from((gateway, INTERLEDGER_PORT));
     let count = Arc::new(AtomicUsize::new(0));
     let v4 = listen(Ipv4Addr::LOCALHOST.into())?;

@@ -5,7 +5,7 @@
 //! hello      answer Attach; load the other modules meanwhile    agent
 //! warm       all that needs no pod: the machine is a template   pod
 //! configure  network, disks, images, control groups             network, disks, cgroup
-//! start      a child per container: namespaces, root, program   container → root → program
+//! start      a child per container: namespaces, root, program   container → root → program, privileges
 //! run        logs, exits, the pod's port, Interledger forward   outbox, watch, forward
 //! stop       SIGTERM, SIGKILL, sync, Stopped; the host kills us agent
 //! ```
@@ -29,10 +29,14 @@ mod notice;
 mod outbox;
 mod pod;
 mod port;
+mod privileges;
 mod program;
 mod root;
+mod seccomp;
+mod settings;
 mod sockets;
 mod sys;
+mod syscalls;
 mod watch;
 
 fn main() {

@@ -26,6 +26,7 @@ use crate::{
     forward, kernel_log, network,
     outbox::Outbox,
     root::EtcFiles,
+    settings,
     sockets::{Reach, reach},
     sys::{self, Forked},
     watch::PortWatch,
@@ -76,10 +77,9 @@ pub(crate) struct Pod {
 pub(crate) fn prepare() -> Result<(), String> {
     network::prepare()
         .map_err(|error| format!("network: {error}"))
-        .and_then(|()| cgroup::prepare().map_err(|error| format!("control groups: {error}")))
-        .and_then(|()| {
-            disks::mount_shared_memory().map_err(|error| format!("shared memory: {error}"))
-        })
+        .and_then(|()| cgroup::prepare().map_err(|error| format!("control groups: {error}")))?;
+    settings::apply();
+    Ok(())
 }
 
 impl Pod {

@@ -9,28 +9,21 @@ use std::{
 };
 
 use codius_guest_protocol::ContainerConfig;
-use rustix::{
-    fs::{Access, Gid, Uid, access, fchown},
-    process::{Resource, Rlimit, setrlimit},
-};
+use rustix::fs::{Access, access};
 
-use crate::{accounts, sys};
+use crate::{accounts, privileges, sys};
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// The largest `/etc/passwd` or `/etc/group` that is read.
 const MAX_ACCOUNT_FILE_BYTES: u64 = 4 << 20;
-const MAX_OPEN_FILES: u64 = 65_536;
-/// Docker's default capabilities but MKNOD: CHOWN, DAC_OVERRIDE, FOWNER, FSETID, KILL, SETGID, SETUID,
-/// SETPCAP, NET_BIND_SERVICE, NET_RAW, SYS_CHROOT, AUDIT_WRITE, SETFCAP. (A device node of the disks
-/// would show the files of other containers.)
-const KEPT_CAPABILITIES: &[libc::c_ulong] = &[0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 29, 31];
-/// Above the highest capability of any kernel.
-const CAPABILITY_NUMBERS: libc::c_ulong = 64;
 
 /// Becomes the program. Returns only if that fails, with a text for the uploader.
 pub(crate) fn run(config: &ContainerConfig, hostname: &str) -> String {
     match prepare(config, hostname) {
         Ok(program) => {
+            if let Err(error) = privileges::filter_calls() {
+                return format!("the system calls cannot be filtered: {error}");
+            }
             let error = sys::execute(&program.path, &program.args, &program.env);
             explain(&program.path.to_string_lossy(), &error)
         }
@@ -52,7 +45,7 @@ fn prepare(config: &ContainerConfig, hostname: &str) -> Result<Program, String> 
     )?;
     let env = environment(&config.env, &account.home, hostname);
     enter_workdir(&config.workdir)?;
-    give_up_privileges(&account).map_err(|error| format!("cannot become user: {error}"))?;
+    privileges::give_up(&account).map_err(|error| format!("cannot become user: {error}"))?;
 
     let name = config.args.first().ok_or("the container has no command")?;
     let path = find(name, variable(&env, "PATH").unwrap_or(DEFAULT_PATH))?;
@@ -117,42 +110,18 @@ fn account_file(path: &str) -> Result<String, String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
+/// Trap: a path below `/proc/self/fd` may lead out of the container, if the process still had a directory
+/// open from outside. It has none (`container`); and a place that has no path from our root is refused.
 fn enter_workdir(workdir: &str) -> Result<(), String> {
     let workdir = if workdir.is_empty() { "/" } else { workdir };
     fs::create_dir_all(workdir)
         .and_then(|()| std::env::set_current_dir(workdir))
+        .and_then(|()| std::env::current_dir())
+        .and_then(|place| match place.is_absolute() {
+            true => Ok(()),
+            false => Err(io::Error::other("it is not in the container")),
+        })
         .map_err(|error| format!("the working directory {workdir:?} cannot be used: {error}"))
-}
-
-fn give_up_privileges(account: &accounts::Account) -> io::Result<()> {
-    let limit = |most| Rlimit {
-        current: Some(most),
-        maximum: Some(most),
-    };
-    setrlimit(Resource::Nofile, limit(MAX_OPEN_FILES))?;
-    setrlimit(Resource::Core, limit(0))?;
-    // The control group limits processes; a limit per user would count all containers together.
-    setrlimit(
-        Resource::Nproc,
-        Rlimit {
-            current: None,
-            maximum: None,
-        },
-    )?;
-    for capability in 0..CAPABILITY_NUMBERS {
-        if !KEPT_CAPABILITIES.contains(&capability) && !sys::drop_from_bounding_set(capability)? {
-            break;
-        }
-    }
-    // The program may open /dev/stdout and /dev/stderr by name only if they are its own.
-    for stream in [rustix::stdio::stdout(), rustix::stdio::stderr()] {
-        fchown(stream, Some(Uid::from_raw(account.uid)), None::<Gid>)?;
-    }
-    // As Docker: a program must not get around a file that is closed to its group.
-    let mut groups = vec![account.gid];
-    groups.extend(account.groups.iter().filter(|&&group| group != account.gid));
-    sys::set_user(account.uid, account.gid, &groups)?;
-    sys::reset_signals()
 }
 
 /// The file of a command, looked for as a shell does.

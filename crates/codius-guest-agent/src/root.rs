@@ -5,10 +5,12 @@
 //! /                overlay: image (read-only), a directory of the scratch disk above it
 //! /proc /sys       its own processes; read-only settings; what could harm the machine is covered
 //! /sys/fs/cgroup   its own control group, read-only
-//! /dev             a tmpfs with the harmless devices, /dev/shm and /dev/mqueue shared in the pod,
+//! /dev             a tmpfs with the harmless devices; /dev/shm and /dev/mqueue of its own;
 //!                  /dev/codius read-only: what the pod is told of its lease
-//! /pod             the volume that all containers of the pod share
+//! /pod             the volume that all containers of the pod share, and all that they share but
+//!                  the network
 //! ```
+//! Set-user-ID bits and capabilities of files have no effect anywhere in it.
 //!
 //! Trap: an image is hostile, and its `/proc` may be a symbolic link to anywhere. So the process first
 //! moves into the image's root, from where no path leads out, and only then mounts the rest; what it
@@ -16,6 +18,7 @@
 //! to make them is dropped.
 
 use std::{
+    ffi::CStr,
     fs::{self, Permissions},
     io::ErrorKind,
     os::{
@@ -36,7 +39,7 @@ use rustix::{
 };
 
 use crate::{
-    disks::{SCRATCH, SHARED_MEMORY, volume},
+    disks::{SCRATCH, volume},
     notice::{NOTICES, SEEN_AT},
 };
 
@@ -51,6 +54,8 @@ const DEVICES: &[(&str, u32, u32)] = &[
     ("urandom", 1, 9),
     ("tty", 5, 0),
 ];
+/// As much as with Docker.
+const SHARED_MEMORY: &CStr = c"mode=1777,size=64m";
 const LINKS: &[(&str, &str)] = &[
     ("/proc/self/fd", "/dev/fd"),
     ("/proc/self/fd/0", "/dev/stdin"),
@@ -58,14 +63,37 @@ const LINKS: &[(&str, &str)] = &[
     ("/proc/self/fd/2", "/dev/stderr"),
     ("pts/ptmx", "/dev/ptmx"),
 ];
-/// Covered, as Docker does: they tell about or change the whole machine.
+/// Covered, as Docker does, and some more that only root of the machine has a use for: they tell about or
+/// change the whole machine.
 const HIDDEN_FILES: &[&str] = &[
+    "/proc/interrupts",
+    "/proc/iomem",
+    "/proc/ioports",
+    "/proc/kallsyms",
     "/proc/kcore",
     "/proc/keys",
-    "/proc/timer_list",
+    "/proc/kmsg",
+    "/proc/kpagecgroup",
+    "/proc/kpagecount",
+    "/proc/kpageflags",
     "/proc/latency_stats",
+    "/proc/mtrr",
+    "/proc/sched_debug",
+    "/proc/slabinfo",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/vmallocinfo",
 ];
-const HIDDEN_DIRECTORIES: &[&str] = &["/proc/acpi", "/proc/scsi", "/sys/firmware"];
+const HIDDEN_DIRECTORIES: &[&str] = &[
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/scsi",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+    "/sys/kernel/debug",
+    "/sys/kernel/security",
+    "/sys/kernel/tracing",
+];
 /// Readable, not writable, even for root.
 const READ_ONLY: &[&str] = &[
     "/proc/bus",
@@ -93,7 +121,6 @@ pub(crate) fn enter(image: &str, name: &str, etc: &EtcFiles) -> Result<(), Strin
     )
     .map_err(said("mounts cannot be made private"))?;
     let volume = detached(&volume()).map_err(said("the shared volume"))?;
-    let shared_memory = detached(SHARED_MEMORY).map_err(said("the shared memory"))?;
     let notices = detached(NOTICES).map_err(said("what the pod is told"))?;
 
     mount_overlay(image, &format!("{SCRATCH}/{name}"))?;
@@ -104,7 +131,7 @@ pub(crate) fn enter(image: &str, name: &str, etc: &EtcFiles) -> Result<(), Strin
     chdir("/").map_err(said("the new root"))?;
 
     mount_kernel_files()?;
-    make_devices(&shared_memory)?;
+    make_devices()?;
     directory(SEEN_AT)?;
     attach(&notices, SEEN_AT)?;
     let plain = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
@@ -112,6 +139,9 @@ pub(crate) fn enter(image: &str, name: &str, etc: &EtcFiles) -> Result<(), Strin
         .map_err(said("what the pod is told"))?;
     directory(POD_VOLUME)?;
     attach(&volume, POD_VOLUME)?;
+    let harmless = MountFlags::NOSUID | MountFlags::NODEV;
+    mount_remount(POD_VOLUME, MountFlags::BIND | harmless, c"")
+        .map_err(said("the shared volume"))?;
     for (path, content) in [
         ("/etc/hostname", &format!("{}\n", etc.hostname)),
         ("/etc/hosts", &etc.hosts),
@@ -136,9 +166,10 @@ fn mount_overlay(image: &str, scratch: &str) -> Result<(), String> {
         .map_err(|error| format!("no room on the scratch disk: {error}"))?;
     // The scratch disk does not outlive the VM, so nothing has to be forced out to it ("volatile").
     let options = format!("lowerdir={image},upperdir={upper},workdir={work},volatile\0");
-    let options = std::ffi::CStr::from_bytes_with_nul(options.as_bytes())
+    let options = CStr::from_bytes_with_nul(options.as_bytes())
         .map_err(|_| "the image's serial number has a NUL in it".to_owned())?;
-    mount("overlay", NEW_ROOT, "overlay", MountFlags::NODEV, options)
+    let harmless = MountFlags::NOSUID | MountFlags::NODEV;
+    mount("overlay", NEW_ROOT, "overlay", harmless, options)
         .map_err(|error| format!("the container's root cannot be mounted: {error}"))
 }
 
@@ -167,7 +198,7 @@ fn mount_kernel_files() -> Result<(), String> {
     Ok(())
 }
 
-fn make_devices(shared_memory: &OwnedFd) -> Result<(), String> {
+fn make_devices() -> Result<(), String> {
     let safe = MountFlags::NOSUID | MountFlags::NOEXEC;
     mount_at("tmpfs", "/dev", safe, c"mode=0755,size=64k")?;
     for (name, major, minor) in DEVICES {
@@ -193,8 +224,7 @@ fn make_devices(shared_memory: &OwnedFd) -> Result<(), String> {
         c"newinstance,ptmxmode=0666,mode=0620,gid=5",
     )?;
     mount_at("mqueue", "/dev/mqueue", safe | MountFlags::NODEV, c"")?;
-    directory("/dev/shm")?;
-    attach(shared_memory, "/dev/shm")?;
+    mount_at("tmpfs", "/dev/shm", safe | MountFlags::NODEV, SHARED_MEMORY)?;
     for &path in HIDDEN_FILES {
         unless_missing(path, mount_bind("/dev/null", path))?;
     }
@@ -215,12 +245,7 @@ fn attach(tree: &OwnedFd, path: &str) -> Result<(), String> {
         .map_err(|error| format!("{path} cannot be mounted: {error}"))
 }
 
-fn mount_at(
-    kind: &str,
-    path: &str,
-    flags: MountFlags,
-    options: &std::ffi::CStr,
-) -> Result<(), String> {
+fn mount_at(kind: &str, path: &str, flags: MountFlags, options: &CStr) -> Result<(), String> {
     directory(path)?;
     mount(kind, path, kind, flags, options)
         .map_err(|error| format!("{path} cannot be mounted: {error}"))

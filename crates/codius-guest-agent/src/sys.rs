@@ -97,6 +97,24 @@ pub(crate) fn close_descriptors() {
     let _ = unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) };
 }
 
+/// Closes all descriptors but the first three and this one.
+pub(crate) fn close_descriptors_but(kept: &impl AsFd) -> io::Result<()> {
+    let kept = kept.as_fd().as_raw_fd().unsigned_abs();
+    for (first, last) in [
+        (3, kept.saturating_sub(1)),
+        (kept.saturating_add(1).max(3), libc::c_uint::MAX),
+    ] {
+        if first > last {
+            continue;
+        }
+        // SAFETY: only for a child that uses none of the parent's other descriptors any more.
+        if unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
 /// Adds the bytes to the kernel's entropy as fully random and reseeds its generator.
 pub(crate) fn add_entropy(bytes: &[u8; 32]) -> io::Result<()> {
     /// `struct rand_pool_info` with a buffer.
@@ -144,14 +162,27 @@ pub(crate) fn set_user(uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> {
     }
 }
 
-/// Takes a capability out of the bounding set; false when the kernel has no capability of this number.
-pub(crate) fn drop_from_bounding_set(capability: libc::c_ulong) -> io::Result<bool> {
-    // SAFETY: takes numbers only.
-    match check(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) }) {
-        Ok(()) => Ok(true),
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
-        Err(error) => Err(error),
+/// Loads a system call filter for this process and all that it starts. Needs "no new privileges".
+pub(crate) fn install_filter(filter: &[libc::sock_filter]) -> io::Result<()> {
+    let program = libc::sock_fprog {
+        len: libc::c_ushort::try_from(filter.len())
+            .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?,
+        filter: filter.as_ptr().cast_mut(),
+    };
+    // SAFETY: the kernel copies `len` instructions from `filter`, which outlives the call; it checks them
+    // and writes nothing.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            0,
+            &raw const program,
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
     }
+    Ok(())
 }
 
 /// Replaces the process by a program; only returns if that fails.

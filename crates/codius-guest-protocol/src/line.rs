@@ -42,6 +42,11 @@ impl LineReader {
         self.overlong = false;
     }
 
+    /// Bytes of memory that the current line takes, so that a bound of it can be checked.
+    pub fn held_bytes(&self) -> usize {
+        self.partial.capacity()
+    }
+
     /// Takes bytes as they arrive and hands every complete line to `each`. Empty lines are ignored.
     pub fn push<M: DeserializeOwned>(&mut self, mut bytes: &[u8], mut each: impl FnMut(Line<M>)) {
         while let Some(end) = bytes.iter().position(|&byte| byte == b'\n') {

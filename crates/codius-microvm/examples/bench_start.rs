@@ -23,8 +23,8 @@ use codius_guest_protocol::{
 use codius_manifest::ManifestHash;
 use codius_microvm::{AcceleratorChoice, Instance, MicrovmConfig, MicrovmDriver};
 use codius_pod::{
-    ContainerStart, Driver, Duplex, ImageConfig, Machine, PodEvent, PodEvents, PodStart,
-    PreparedImage,
+    ContainerStart, Driver, Duplex, EgressPolicy, ImageConfig, Machine, PodEvent, PodEvents,
+    PodStart, PreparedImage,
 };
 
 /// Between two tries to get an answer: small against what is measured.
@@ -55,6 +55,7 @@ async fn main() -> Result<()> {
         pool: format!("10.{}.{}.0/24", 64 + number / 256 % 64, number % 256).parse()?,
         nameservers: Vec::new(),
         warm: None,
+        egress: EgressPolicy::default(),
         uid_base: MicrovmConfig::DEFAULT_UID_BASE,
     };
     let driver = MicrovmDriver::open(config).await?;

@@ -4,10 +4,7 @@
 
 use std::{collections::VecDeque, io, path::Path, time::Duration};
 
-use codius_guest_protocol::{
-    AgentMessage, ContainerStatus, HostMessage, Line, LineReader, MAX_GUEST_LINE_BYTES,
-    PROTOCOL_VERSION, encode,
-};
+use codius_guest_protocol::{AgentMessage, ContainerStatus, HostMessage, PROTOCOL_VERSION, encode};
 use data_encoding::HEXLOWER;
 use thiserror::Error;
 use tokio::{
@@ -15,9 +12,11 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use crate::limits::{
-    ATTACH_INTERVAL, GUEST_BURST_BYTES, GUEST_BYTES_PER_SEC, GUEST_LINE_COST, MAX_OUTBOX_BYTES,
-    MAX_UNREADABLE_LINES,
+use crate::{
+    intake::Intake,
+    limits::{
+        ATTACH_INTERVAL, GUEST_BURST_BYTES, GUEST_BYTES_PER_SEC, GUEST_LINE_COST, MAX_OUTBOX_BYTES,
+    },
 };
 
 /// Bytes of one read.
@@ -26,12 +25,8 @@ const READ_BYTES: usize = 64 * 1024;
 #[derive(Debug)]
 pub(crate) struct Channel {
     stream: UnixStream,
-    reader: LineReader,
-    inbox: VecDeque<Line<AgentMessage>>,
+    intake: Intake,
     outbox: VecDeque<u8>,
-    unreadable: u32,
-    /// Lines that do not parse are only a fault once the stream is in step.
-    in_step: bool,
     allowance: Allowance,
 }
 
@@ -56,19 +51,16 @@ impl Channel {
     pub(crate) fn over(stream: UnixStream) -> Self {
         Self {
             stream,
-            reader: LineReader::new(MAX_GUEST_LINE_BYTES),
-            inbox: VecDeque::new(),
+            intake: Intake::new(),
             // Ends whatever half line a dead host has left.
             outbox: VecDeque::from(*b"\n"),
-            unreadable: 0,
-            in_step: false,
             allowance: Allowance::new(Instant::now()),
         }
     }
 
     /// From now on every line has to make sense.
     pub(crate) fn set_in_step(&mut self) {
-        self.in_step = true;
+        self.intake.set_in_step();
     }
 
     /// Says something to the agent, as [`Self::next`] goes on being called.
@@ -84,18 +76,8 @@ impl Channel {
     /// The agent's next message. Also writes what is to be written.
     pub(crate) async fn next(&mut self) -> Result<AgentMessage, ChannelError> {
         loop {
-            while let Some(line) = self.inbox.pop_front() {
-                match line {
-                    Line::Message(message) => return Ok(message),
-                    Line::Unreadable(_) if !self.in_step => {}
-                    Line::Unreadable(why) => {
-                        self.unreadable += 1;
-                        tracing::warn!(?why, "unreadable line from the guest");
-                        if self.unreadable > MAX_UNREADABLE_LINES {
-                            return Err(ChannelError::Unreadable(why));
-                        }
-                    }
-                }
+            if let Some(next) = self.intake.next() {
+                return next.map_err(ChannelError::Unreadable);
             }
             self.exchange().await?;
         }
@@ -124,10 +106,8 @@ impl Channel {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
             Err(error) => return Err(error.into()),
         };
-        let before = self.inbox.len();
-        self.reader
-            .push(&buffer[..count], |line| self.inbox.push_back(line));
-        self.allowance.spend(count, self.inbox.len() - before);
+        let lines = self.intake.take(&buffer[..count]);
+        self.allowance.spend(count, lines);
         Ok(())
     }
 
@@ -221,6 +201,7 @@ impl Allowance {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::MAX_UNREADABLE_LINES;
     use codius_guest_protocol::LogStream;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 

@@ -2,7 +2,7 @@
 
 use std::{fmt, net::Ipv4Addr, os::unix::ffi::OsStrExt, path::Path, path::PathBuf, str::FromStr};
 
-use codius_pod::Machine;
+use codius_pod::{EgressPolicy, Machine};
 use thiserror::Error;
 
 use crate::network::Ipv4Pool;
@@ -21,6 +21,8 @@ pub struct MicrovmConfig {
     pub pool: Ipv4Pool,
     /// Name servers of the pods. They are reachable for pods at port 53 even if they are private.
     pub nameservers: Vec<Ipv4Addr>,
+    /// What pods may reach, and how much.
+    pub egress: EgressPolicy,
     /// The machine that most pods have. A template of it is made at once, in the background, and of others when
     /// a pod of them was started; pods are clones of templates. None: every pod is booted.
     pub warm: Option<Machine>,

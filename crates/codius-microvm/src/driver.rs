@@ -17,7 +17,10 @@ use std::{
 use async_trait::async_trait;
 use codius_guest_protocol::MAX_CONTAINERS;
 use codius_manifest::ManifestHash;
-use codius_pod::{Driver, DriverError, Isolation, PodEvents, PodNotice, PodStart, RunningPod};
+use codius_pod::{
+    Count, Driver, DriverError, Egress, Isolation, Permit, PodEvents, PodNotice, PodStart,
+    RunningPod, Traffic,
+};
 use rustix::fs::{FlockOperation, flock};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -55,6 +58,7 @@ pub(crate) struct Shared {
     pub(crate) accelerator: Accelerator,
     pub(crate) pool: Ipv4Pool,
     pub(crate) nameservers: Vec<Ipv4Addr>,
+    pub(crate) egress: Arc<network::EgressRules>,
     /// None: every pod is booted.
     pub(crate) templates: Option<Arc<Templates>>,
     isolation_reason: String,
@@ -134,10 +138,18 @@ impl MicrovmDriver {
             uid_base: config.uid_base,
         };
 
-        let (swept, pool, nameservers) = (places.clone(), config.pool, config.nameservers.clone());
+        let common = network::Common {
+            policy: config.egress,
+            pool: config.pool,
+            nameservers: config.nameservers.clone(),
+        };
+        let egress = network::EgressRules::new(&places.programs, &places.instance, common);
+        let egress = Arc::new(egress);
+        let (swept, pool, rules) = (places.clone(), config.pool, Arc::clone(&egress));
         let (kept, found) = tokio::task::spawn_blocking(move || {
             network::enable_forwarding().map_err(OpenError::host("switch on IP forwarding"))?;
-            network::set_host_rules(&swept.programs, &swept.instance, pool, &nameservers)
+            rules
+                .set_up_host()
                 .map_err(OpenError::host("set its firewall rules"))?;
             let can_go_on = |record: &PodRecord| {
                 let process = record
@@ -179,6 +191,7 @@ impl MicrovmDriver {
                 accelerator: acceleration.accelerator,
                 pool: config.pool,
                 nameservers: config.nameservers,
+                egress,
                 isolation_reason: acceleration.reason,
                 swept: found,
                 state: Mutex::new(state),
@@ -366,6 +379,28 @@ impl Driver for MicrovmDriver {
     }
 }
 
+#[async_trait]
+impl Egress for MicrovmDriver {
+    async fn permit(&self, pod: ManifestHash, permit: Permit) -> Result<(), DriverError> {
+        let egress = Arc::clone(&self.shared.egress);
+        blocking("change what the pod may reach", move || {
+            egress.permit(pod, permit)
+        })
+        .await
+    }
+
+    async fn traffic(&self, pod: &ManifestHash) -> Result<Traffic, DriverError> {
+        let (egress, pod) = (Arc::clone(&self.shared.egress), *pod);
+        let traffic = blocking("read what the pod has sent", move || egress.traffic(&pod)).await?;
+        traffic.ok_or(DriverError::NotRunning)
+    }
+
+    async fn refused_by_host(&self) -> Result<Count, DriverError> {
+        let egress = Arc::clone(&self.shared.egress);
+        blocking("read what was refused", move || egress.refused_by_host()).await
+    }
+}
+
 impl Shared {
     pub(crate) fn closing(&self) -> &CancellationToken {
         &self.closing
@@ -379,6 +414,7 @@ impl Shared {
     ) -> Result<(), DriverError> {
         let shared = Arc::clone(self);
         blocking("remove what is left of a pod", move || {
+            shared.egress.forget(&hash);
             // Without a record it failed before anything else was made.
             if let Some(record) = shared.places.records.read(&hash)? {
                 shared.places.remove_pod(&record)?;
@@ -393,6 +429,7 @@ impl Shared {
     async fn remove_left(self: &Arc<Self>, hash: ManifestHash) -> Result<(), DriverError> {
         let shared = Arc::clone(self);
         blocking("remove what is left of a pod", move || {
+            shared.egress.forget(&hash);
             if let Some(record) = shared.places.records.read(&hash)? {
                 shared.places.remove_pod(&record)?;
                 shared.lock().slots.used.remove(&record.slot);

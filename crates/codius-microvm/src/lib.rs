@@ -30,7 +30,11 @@ mod config;
 mod configuration;
 mod driver;
 mod error;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod hearing;
+mod intake;
 mod interledger;
 mod limits;
 mod machine;

@@ -8,7 +8,7 @@
 //! An end is a stop that was asked for, a lost guest, or the end of this driver; only the last leaves the
 //! machine running. What a guest says never decides more than the end of its own pod.
 
-use std::{fs::File, future::Future, io, path::Path, sync::Arc, time::Duration};
+use std::{fs::File, future::Future, io, os::fd::OwnedFd, path::Path, sync::Arc, time::Duration};
 
 use codius_guest_protocol::{ContainerStatus, HostMessage};
 use codius_manifest::ManifestHash;
@@ -262,6 +262,10 @@ async fn take_up(
     let watch = handle.watch().map_err(failed("watch QEMU"))?;
     let name = shared.places.instance.pod_name(record.slot);
     let namespace = network::open_namespace(&name).map_err(failed("enter its network"))?;
+    // The policy may be another than when it was started.
+    renew_rules(shared, &namespace, &record)
+        .await
+        .map_err(failed("set its firewall rules"))?;
     let interledger = InterledgerPort::bind(&namespace, shared.pool.block(record.slot))
         .map_err(failed("open its Interledger port"))?;
     let socket = ShortDir::open(&shared.places.pod_dir(&record.hash))
@@ -283,6 +287,20 @@ async fn take_up(
         interledger,
         stillness,
     })
+}
+
+async fn renew_rules(
+    shared: &Arc<Shared>,
+    namespace: &OwnedFd,
+    record: &PodRecord,
+) -> io::Result<()> {
+    let (shared, namespace) = (Arc::clone(shared), namespace.try_clone()?);
+    let (hash, slot) = (record.hash, record.slot);
+    let renewed =
+        tokio::task::spawn_blocking(move || shared.egress.renew(&namespace, &hash, slot)).await;
+    renewed
+        .map_err(io::Error::other)
+        .and_then(|renewed| renewed)
 }
 
 /// Gets in step with the agent of a pod that was started earlier, and tells what ended while nobody

@@ -36,7 +36,7 @@ use crate::{
         AGENT_SOCKET, Disk, Launch, LaunchNetwork, MONITOR_SOCKET, Origin, ShortDir,
         create_console, listen_for_agent, listen_for_monitor,
     },
-    network::{self, PodNetwork},
+    network::PodNetwork,
     pod::{Live, Stillness, boot_failure, containers_started, guest_step, host, millis, step},
     process::{ProcessIdentity, ProcessWatch},
     programs,
@@ -132,16 +132,9 @@ pub(crate) async fn launch(
     });
 
     // While the guest boots: let the network through, open the Interledger port, format the disk.
-    let connecting = Arc::clone(shared);
+    let (connecting, hash) = (Arc::clone(shared), pod.hash);
     let connected = step(steps, "connect the pod's network", move || {
-        network::connect(
-            &connecting.places.programs,
-            &namespace,
-            &name,
-            block,
-            connecting.pool,
-            &connecting.nameservers,
-        )?;
+        connecting.egress.connect(&namespace, &name, &hash, slot)?;
         InterledgerPort::bind(&namespace, block)
     });
     let (mke2fs, scratch) = (shared.places.programs.mke2fs.clone(), scratch_path(&dir));

@@ -35,9 +35,9 @@ impl World {
         let name = format!("wd{number:04x}");
         let [high, low] = number.to_be_bytes();
         let world = Self {
-            // TEST-NET-3 (RFC 5737) stands for the public internet here.
-            public: Ipv4Addr::new(203, 0, 113, (low & 0x3f) << 2 | 2),
-            host: Ipv4Addr::new(203, 0, 113, (low & 0x3f) << 2 | 1),
+            // Some address of the public internet, which this machine believes to be its neighbour meanwhile.
+            public: Ipv4Addr::new(45, 0, 1, (low & 0x3f) << 2 | 2),
+            host: Ipv4Addr::new(45, 0, 1, (low & 0x3f) << 2 | 1),
             private: Ipv4Addr::new(10, 192 | high & 0x3f, low, 2),
             name,
         };

@@ -1,12 +1,13 @@
 //! Pod lifecycle: the supervisor, and the traits of what runs pods.
 //!
-//! A [`Driver`] runs pods (`microvm`, later `kubernetes`), [`Images`] brings what they run, and the
-//! [`Supervisor`] takes a pod from its spec to a program that answers. Neither trait has file
+//! A [`Driver`] runs pods (`microvm`, later `kubernetes`), [`Egress`] holds what they may reach, [`Images`]
+//! brings what they run, and the [`Supervisor`] takes a pod from its spec to a program that answers. No trait has file
 //! descriptors or process ids in its types, so that a remote cluster can implement them as well as a
 //! process on this machine.
 
 mod admission;
 mod driver;
+mod egress;
 mod images;
 mod logs;
 mod plan;
@@ -14,6 +15,7 @@ mod supervisor;
 
 pub use admission::*;
 pub use driver::*;
+pub use egress::*;
 pub use images::*;
 pub use logs::*;
 pub use plan::plan;

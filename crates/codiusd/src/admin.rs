@@ -3,6 +3,7 @@
 //! The original served them to everyone on the machine. Here they are behind a socket file that only
 //! the host's own user and root may use ([`entrance`]); on a TCP port only for who has the token.
 
+mod egress;
 mod entrance;
 mod house;
 mod reports;
@@ -107,6 +108,9 @@ impl Admin {
             .merge(drain::router())
             .route("/images", get(house::images))
             .route("/rules", get(house::rules).post(house::set_rule))
+            .route("/egress", get(egress::show).post(egress::change))
+            .route("/egress/traffic", get(egress::traffic))
+            .route("/metrics", get(egress::metrics))
             .route("/stopPod", post(house::stop))
             .fallback(other)
             .method_not_allowed_fallback(other)

@@ -3,15 +3,18 @@
 //! `codiusd --local` needs no file: it is the default configuration with Interledger in local mode.
 
 use std::{
+    collections::BTreeSet,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, ensure};
+use codius_address::Ipv4Range;
 use codius_image::Pattern;
 use codius_ledger::Backoff;
 use codius_manifest::ManifestHash;
 use codius_microvm::Ipv4Pool;
+use codius_pod::{EgressLimits, EgressPolicy, Permit, Ports};
 use ilp_link::BtpUrl;
 use serde::{Deserialize, Serialize};
 use url::Url;
@@ -24,6 +27,10 @@ const MAX_GRACE_SECS: u64 = 24 * 3600;
 const MAX_EXPIRY_NOTICES: usize = 16;
 /// What making an image takes on disk besides its files.
 const IMAGE_MARGIN_MIB: u64 = 512;
+/// More belongs into a firewall of the operator's own.
+const MAX_EGRESS_ENTRIES: usize = 256;
+const MAX_EGRESS_RATE: u64 = 10_000_000;
+const MAX_EGRESS_KIB_PER_SEC: u64 = 100 * 1024 * 1024;
 const MAX_REFUND_RETRY_SECS: u64 = 7 * 24 * 3600;
 
 #[derive(Debug, Clone, Deserialize)]
@@ -48,6 +55,7 @@ pub(crate) struct Config {
     pub(crate) pods: Pods,
     pub(crate) images: Images,
     pub(crate) network: Network,
+    pub(crate) egress: Egress,
     pub(crate) guest: Guest,
     pub(crate) self_test: SelfTest,
     pub(crate) shutdown: Shutdown,
@@ -292,6 +300,28 @@ pub(crate) struct Network {
     pub(crate) nameservers: Vec<Ipv4Addr>,
 }
 
+/// What pods may reach, and how much. Numbers, ranges and ports: docs/egress.md.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Egress {
+    /// Ports that are refused besides those that are abused.
+    pub(crate) deny_ports: BTreeSet<Ports>,
+    /// Ports that are open although they are abused.
+    pub(crate) allow_ports: BTreeSet<Ports>,
+    /// Ranges that are refused besides what is not public.
+    pub(crate) deny_ranges: BTreeSet<Ipv4Range>,
+    /// Ranges that are open although they are not public.
+    pub(crate) allow_ranges: BTreeSet<Ipv4Range>,
+    /// Packets that a pod may send in a second.
+    pub(crate) max_packets_per_sec: u32,
+    /// KiB that a pod may send, and receive, in a second.
+    pub(crate) max_kib_per_sec: u64,
+    /// Connections that a pod may open in a second.
+    pub(crate) max_new_connections_per_sec: u32,
+    /// Connections that a pod may have open.
+    pub(crate) max_open_connections: u32,
+}
+
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Guest {
@@ -331,6 +361,7 @@ impl Default for Config {
             pods: Pods::default(),
             images: Images::default(),
             network: Network::default(),
+            egress: Egress::default(),
             guest: Guest::default(),
             self_test: SelfTest::default(),
             shutdown: Shutdown::default(),
@@ -453,6 +484,22 @@ impl Default for Network {
     }
 }
 
+impl Default for Egress {
+    fn default() -> Self {
+        let limits = EgressLimits::default();
+        Self {
+            deny_ports: BTreeSet::new(),
+            allow_ports: BTreeSet::new(),
+            deny_ranges: BTreeSet::new(),
+            allow_ranges: BTreeSet::new(),
+            max_packets_per_sec: limits.packets_per_sec,
+            max_kib_per_sec: limits.bytes_per_sec / 1024,
+            max_new_connections_per_sec: limits.new_connections_per_sec,
+            max_open_connections: limits.open_connections,
+        }
+    }
+}
+
 impl Config {
     /// Reads and checks a file.
     pub(crate) fn load(path: &Path) -> Result<Self> {
@@ -528,7 +575,7 @@ impl Config {
         self.interledger.check()?;
         self.refunds.check()?;
         self.peers.check()?;
-        self.pool()?;
+        self.egress.check(self.pool()?)?;
         if let Some(uri) = &self.public_uri {
             ensure!(
                 matches!(uri.scheme(), "http" | "https"),
@@ -552,6 +599,68 @@ impl Config {
     /// The pod network.
     pub(crate) fn pool(&self) -> Result<Ipv4Pool> {
         self.network.pool.parse().context("network.pool")
+    }
+}
+
+impl Egress {
+    fn check(&self, pool: Ipv4Pool) -> Result<()> {
+        for (name, entries) in [
+            ("deny_ports", self.deny_ports.len()),
+            ("allow_ports", self.allow_ports.len()),
+            ("deny_ranges", self.deny_ranges.len()),
+            ("allow_ranges", self.allow_ranges.len()),
+        ] {
+            ensure!(
+                entries <= MAX_EGRESS_ENTRIES,
+                "egress.{name} has {entries} entries; at most {MAX_EGRESS_ENTRIES} are possible"
+            );
+        }
+        for (name, limit, most) in [
+            (
+                "max_packets_per_sec",
+                u64::from(self.max_packets_per_sec),
+                MAX_EGRESS_RATE,
+            ),
+            (
+                "max_kib_per_sec",
+                self.max_kib_per_sec,
+                MAX_EGRESS_KIB_PER_SEC,
+            ),
+            (
+                "max_new_connections_per_sec",
+                u64::from(self.max_new_connections_per_sec),
+                MAX_EGRESS_RATE,
+            ),
+            (
+                "max_open_connections",
+                u64::from(self.max_open_connections),
+                MAX_EGRESS_RATE,
+            ),
+        ] {
+            ensure!(
+                (1..=most).contains(&limit),
+                "egress.{name} is {limit}; it must be 1 to {most}"
+            );
+        }
+        let permit = self.policy().permit;
+        permit.check(pool.range()).context("egress.allow_ranges")
+    }
+
+    pub(crate) fn policy(&self) -> EgressPolicy {
+        EgressPolicy {
+            deny_ports: self.deny_ports.clone(),
+            deny_ranges: self.deny_ranges.clone(),
+            permit: Permit {
+                ports: self.allow_ports.clone(),
+                ranges: self.allow_ranges.clone(),
+            },
+            limits: EgressLimits {
+                packets_per_sec: self.max_packets_per_sec,
+                bytes_per_sec: self.max_kib_per_sec.saturating_mul(1024),
+                new_connections_per_sec: self.max_new_connections_per_sec,
+                open_connections: self.max_open_connections,
+            },
+        }
     }
 }
 
@@ -677,6 +786,13 @@ mod tests {
             ("[images]\nallow = [\"nginx\"]", "docker.io/nginx"),
             ("[images]\ndeny = [\"sha256:12\"]", "64 lower-case"),
             ("[pods]\ndeny_hashes = [\"abc\"]", "hash"),
+            ("[egress]\ndeny_ports = [\"25/sctp\"]", "137-139/udp"),
+            ("[egress]\ndeny_ports = [25]", "string"),
+            (
+                "[egress]\nallow_ranges = [\"10.1.1.1/8\"]",
+                "below its length",
+            ),
+            ("[egress]\nports = [\"25\"]", "unknown field"),
         ] {
             let error = toml::from_str::<Config>(text).unwrap_err().to_string();
             assert!(error.contains(reason), "{text}: {error}");
@@ -718,6 +834,22 @@ mod tests {
             ),
             ("[interledger]\nparent_credit = 5", "parent_credit"),
             ("public_uri = \"http://host/path\"", "public_uri"),
+            (
+                "[egress]\nmax_kib_per_sec = 0",
+                "egress.max_kib_per_sec is 0",
+            ),
+            (
+                "[egress]\nmax_open_connections = 10000001",
+                "it must be 1 to 10000000",
+            ),
+            (
+                "[egress]\nallow_ranges = [\"10.0.0.0/8\"]",
+                "egress.allow_ranges",
+            ),
+            (
+                "[egress]\nallow_ranges = [\"169.254.169.254\"]",
+                "egress.allow_ranges",
+            ),
         ] {
             let config: Config = toml::from_str(text).unwrap();
             let error = config.check().unwrap_err().to_string();

@@ -199,6 +199,15 @@ pub(crate) async fn run(config: Config, held: Held) -> Result<()> {
     leases
         .rules
         .open(&config, own_image.as_deref(), &images, &snapshot.meta)?;
+    leases
+        .egress
+        .open(
+            Arc::clone(&driver) as _,
+            config.egress.policy(),
+            config.pool()?.range(),
+            &snapshot.meta,
+        )
+        .await?;
     // The operator may have lowered the budget since the last start.
     if let Err(reason) = images.trim().await {
         tracing::warn!(
@@ -560,6 +569,7 @@ async fn open_driver(
         },
         pool: config.pool()?,
         nameservers: config.network.nameservers.clone(),
+        egress: config.egress.policy(),
         warm: match config.pods.warm {
             Warm::Auto | Warm::On => Some(codius_pod::Machine::SMALL),
             Warm::Off => None,

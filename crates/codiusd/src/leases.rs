@@ -62,6 +62,7 @@ use place::PinnedImage;
 use crate::{
     clock::Clock,
     drain::Drain,
+    egress::EgressPermits,
     pod_money::PodMoney,
     price::PriceTag,
     progress::ProgressBoard,
@@ -105,6 +106,8 @@ pub(crate) struct Leases {
     pub(crate) progress: ProgressBoard,
     /// Who may run what; everything, until they are opened.
     pub(crate) rules: Rules,
+    /// What single programs may reach, and what each has sent; nothing, until they are opened.
+    pub(crate) egress: EgressPermits,
     /// Who pays over a connection that is open.
     pub(crate) payers: Payers,
     pub(crate) closing: CancellationToken,
@@ -174,6 +177,7 @@ impl Leases {
             payers: Payers::default(),
             wiring,
             rules: Rules::default(),
+            egress: EgressPermits::default(),
             closing: CancellationToken::new(),
             tasks: TaskTracker::new(),
             claims: Claims::default(),

@@ -14,6 +14,7 @@ pub mod command;
 mod config;
 mod daemon;
 mod drain;
+mod egress;
 mod environment;
 mod http_error;
 mod keep;

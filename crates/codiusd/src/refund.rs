@@ -187,9 +187,7 @@ impl Refunds {
         }
         // No further packet; what is on its way is answered before the books are read.
         connection.with(|machine, _| {
-            let sent = machine.stream_sent(stream).unwrap_or_default();
-            let held = machine.stream_held(stream).unwrap_or_default();
-            let _ = machine.set_send_max(stream, sent + held);
+            let _ = machine.stop_sending(stream);
         });
         connection
             .until(|machine, _| {

@@ -355,8 +355,7 @@ impl Payer for Inflow {
         }
         // No further packet; what is on its way is answered before the books are read.
         connection.with(|machine, _| {
-            let held = machine.stream_held(stream).unwrap_or_default();
-            let _ = machine.set_send_max(stream, sent(machine) + held);
+            let _ = machine.stop_sending(stream);
         });
         connection
             .until(|machine, _| {

@@ -512,9 +512,7 @@ impl Payment {
             (machine.stream_held(stream).unwrap_or_default() == 0).then_some(())
         });
         self.connection.with(|machine, _| {
-            let sent = machine.stream_sent(stream).unwrap_or_default();
-            let held = machine.stream_held(stream).unwrap_or_default();
-            let _ = machine.set_send_max(stream, sent + held);
+            let _ = machine.stop_sending(stream);
         });
         answered.await;
         self.refunds.settled().await;

@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use codius_microvm::Instance;
 use reqwest::{Client, StatusCode, header};
 use serde_json::{Value, json};
 use support::{Settings, World, document, hash_of, shell};
@@ -224,6 +225,7 @@ async fn the_operator_sees_pods_and_accounts_and_sets_the_price() -> Result<()> 
     ensure!(info(&world).await?["costPerMonth"] == 2.5);
 
     through_the_port(&world).await?;
+    egress(&world, &hash).await?;
     rules(&world, &program, &other, &busybox).await?;
 
     // It holds over a restart; the tool says so when nobody is there.
@@ -238,6 +240,70 @@ async fn the_operator_sees_pods_and_accounts_and_sets_the_price() -> Result<()> 
         text.contains(&hash),
         "a rule holds over a restart, too: {text}"
     );
+    let (_, text) = tool(&world, &["egress", "list"])?;
+    ensure!(
+        text.contains(&format!("{hash}  25/tcp\n")),
+        "so does a permit: {text}"
+    );
+    Ok(())
+}
+
+/// What a pod may reach is changed while it runs, and what it has sent is counted.
+async fn egress(world: &World, hash: &str) -> Result<()> {
+    let allow = ["egress", "allow", hash, "--port", "25/tcp"];
+    let (done, text) = tool(
+        world,
+        &[&allow[..], &["--range", "192.168.0.0/16"]].concat(),
+    )?;
+    ensure!(
+        done && text.contains("may reach 25/tcp, 192.168.0.0/16 besides"),
+        "{text}"
+    );
+    // The pod's own table knows of it, while it runs.
+    let instance = Instance::of_data_dir(&fs::canonicalize(world.data_dir())?);
+    let namespace = format!("cd{instance}-0");
+    let listed = Command::new("ip")
+        .args(["netns", "exec", &namespace, "nft", "list", "ruleset"])
+        .output()?;
+    let rules = String::from_utf8(listed.stdout)?;
+    ensure!(
+        rules.contains("192.168.0.0/16") && rules.contains("tcp dport 25 goto"),
+        "{rules}"
+    );
+    let (done, text) = tool(
+        world,
+        &["egress", "remove", hash, "--range", "192.168.0.0/16"],
+    )?;
+    ensure!(done && text.contains("may reach 25/tcp besides"), "{text}");
+
+    for (arguments, reason) in [
+        (["allow", hash, "--range", "0.0.0.0/0"], "host itself"),
+        (["allow", hash, "--range", "10.0.0.1/8"], "below its length"),
+        (["allow", hash, "--port", "25/sctp"], "137-139/udp"),
+        (["remove", hash, "--port", "26"], "admin egress list"),
+    ] {
+        let (done, text) = tool(world, &[&["egress"], &arguments[..]].concat())?;
+        ensure!(!done && text.contains(reason), "{arguments:?}: {text}");
+    }
+
+    world.visit(hash, "/").await?;
+    let (done, text) = tool(world, &["egress", "traffic"])?;
+    ensure!(done && text.contains(hash), "{text}");
+    let metrics = socket(world)?
+        .get("http://localhost/metrics")
+        .send()
+        .await?;
+    let kind = metrics.headers()[header::CONTENT_TYPE].clone();
+    ensure!(
+        kind == "text/plain; version=0.0.4; charset=utf-8",
+        "{kind:?}"
+    );
+    let metrics = metrics.text().await?;
+    let sent = "codius_pod_network_bytes_total{pod=\"HASH\",with=\"visitors\",direction=\"sent\"} ";
+    let sent = sent.replace("HASH", hash);
+    let bytes = metrics.lines().find_map(|line| line.strip_prefix(&sent));
+    let bytes: u64 = bytes.with_context(|| metrics.clone())?.parse()?;
+    ensure!(bytes > 100, "{metrics}");
     Ok(())
 }
 

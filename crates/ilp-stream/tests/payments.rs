@@ -286,6 +286,31 @@ fn a_lost_announcement_of_the_price_is_asked_for_again() {
 }
 
 #[test]
+fn what_is_lost_is_not_sent_again_once_sending_has_stopped() {
+    let mut pair = Pair::new(26, FAIR);
+    let stream = pair.open_stream(900);
+    pair.run_for(500);
+    let held = |pair: &Pair| pair.client.connection.stream_held(stream);
+    pair.server
+        .connection
+        .set_receive_max(stream, 1_800)
+        .unwrap();
+    // Given money whose answer is lost, and a sender who wants no more of it.
+    pair.run_until("money leaves", |pair| held(pair) == Some(900));
+    pair.weather.lose_reply = 100;
+    pair.client.connection.stop_sending(stream).unwrap();
+    pair.run_until("nobody answers", |pair| held(pair) == Some(0));
+    pair.weather = FAIR;
+    pair.run_for(60_000);
+    assert_eq!(pair.client.connection.total_sent(), 0);
+    assert_eq!(pair.server.connection.total_received(), 900);
+    // Until it does.
+    let again = pair.client.connection.set_send_max(stream, 900);
+    again.unwrap();
+    pair.run_until("paid", |pair| pair.client.connection.total_sent() == 900);
+}
+
+#[test]
 fn a_ledger_that_fails_delays_the_payment_and_counts_nothing_twice() {
     let mut pair = Pair::new(
         14,

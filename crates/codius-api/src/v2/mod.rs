@@ -9,6 +9,7 @@ mod log;
 mod quote;
 mod refund;
 mod stop;
+mod usage;
 
 pub use host::{Capacity, DurationRange, HostReply, IsolationInfo, MachineInfo, Price};
 pub use lease::{CreateLeaseRequest, Ended, ExtendLeaseRequest, LeaseReply, LeaseState};
@@ -16,3 +17,4 @@ pub use log::{LogLine, LogStreamName};
 pub use quote::{QuoteReply, QuoteRequest};
 pub use refund::{RefundReply, RefundRequest, RefundState};
 pub use stop::{RefundTo, StopReply, StopRequest};
+pub use usage::{Exchanged, NetworkUsage, Packets, UsageReply};

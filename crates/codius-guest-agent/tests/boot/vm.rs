@@ -19,8 +19,8 @@ use tempfile::TempDir;
 
 /// Between two attaches that are not answered.
 const ATTACH_INTERVAL: Duration = Duration::from_secs(1);
-/// Software emulation on a busy machine is slow; nothing here takes a tenth of this.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(90);
+/// Software emulation on a busy machine is slow; on one that is not, nothing here takes a tenth of this.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(240);
 
 /// A root file system that becomes a block image.
 pub(crate) struct Image {
@@ -72,6 +72,65 @@ impl Image {
         let path = self.directory.path().join(path);
         fs::write(&path, content).unwrap();
         fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+    }
+
+    /// Puts a program of this machine there, with the libraries that it is linked with.
+    pub(crate) fn program(&self, program: &str) {
+        let linked = Command::new("ldd").arg(program).output().unwrap().stdout;
+        let linked = String::from_utf8(linked).unwrap();
+        let libraries = linked
+            .split_whitespace()
+            .filter(|word| word.starts_with('/'));
+        for file in libraries.chain([program]) {
+            let place = self.directory.path().join(file.trim_start_matches('/'));
+            fs::create_dir_all(place.parent().unwrap()).unwrap();
+            fs::copy(file, &place).unwrap_or_else(|error| panic!("{file}: {error}"));
+        }
+    }
+
+    /// Copies a directory of this machine.
+    pub(crate) fn copy(&self, directory: &str) {
+        let place = self
+            .directory
+            .path()
+            .join(directory.trim_start_matches('/'));
+        fs::create_dir_all(&place).unwrap();
+        let status = Command::new("cp")
+            .args(["-a", &format!("{directory}/.")])
+            .arg(place)
+            .status()
+            .unwrap();
+        assert!(status.success(), "{directory} cannot be copied");
+    }
+
+    /// Copies the files of a directory of this machine, without those below.
+    pub(crate) fn files_of(&self, directory: &str) {
+        let place = self
+            .directory
+            .path()
+            .join(directory.trim_start_matches('/'));
+        fs::create_dir_all(&place).unwrap();
+        for entry in fs::read_dir(directory).unwrap() {
+            let entry = entry.unwrap();
+            if entry.file_type().unwrap().is_file() {
+                fs::copy(entry.path(), place.join(entry.file_name())).unwrap();
+            }
+        }
+    }
+
+    pub(crate) fn directory(&self, path: &str) {
+        fs::create_dir_all(self.directory.path().join(path)).unwrap();
+    }
+
+    pub(crate) fn mode(&self, path: &str, mode: u32) {
+        let path = self.directory.path().join(path);
+        fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+    }
+
+    /// Puts the hostile program there (`examples/hostile`).
+    pub(crate) fn hostile(&self, path: &str, mode: u32) {
+        fs::copy(hostile(), self.directory.path().join(path)).unwrap();
+        self.mode(path, mode);
     }
 
     pub(crate) fn link(&self, target: &str, path: &str) {
@@ -419,6 +478,17 @@ fn guest() -> PathBuf {
         "there is no guest image: run `cargo xtask guest`"
     );
     guest
+}
+
+/// Where `cargo xtask test` puts the hostile program.
+fn hostile() -> PathBuf {
+    let built = "../../target/guest-build/x86_64-unknown-linux-gnu/guest/examples/hostile";
+    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join(built);
+    assert!(
+        program.exists(),
+        "there is no hostile program: run `cargo xtask test hostile`"
+    );
+    program
 }
 
 /// The host's clock rate: without it, the distribution's kernel does not boot under emulation.

@@ -2,6 +2,8 @@
 
 use std::{fmt, net::Ipv4Addr, str::FromStr};
 
+use codius_address::Ipv4Range;
+use codius_guest_protocol::hardware_address;
 use thiserror::Error;
 
 /// Length of the network between gateway and guest.
@@ -13,29 +15,31 @@ const MIN_PREFIX_LEN: u8 = 14;
 
 /// The range that pods get their addresses from, as `10.88.0.0/16`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ipv4Pool {
-    network: Ipv4Addr,
-    prefix_len: u8,
-}
+pub struct Ipv4Pool(Ipv4Range);
 
 impl Ipv4Pool {
     /// How many pods can have addresses at the same time.
     pub fn slots(self) -> u16 {
-        u16::try_from(1_u32 << (BLOCK_PREFIX_LEN - self.prefix_len)).unwrap_or(u16::MAX)
+        u16::try_from(1_u32 << (BLOCK_PREFIX_LEN - self.0.prefix_len())).unwrap_or(u16::MAX)
+    }
+
+    /// All of its addresses.
+    pub fn range(self) -> Ipv4Range {
+        self.0
     }
 
     /// The addresses of a slot; `slot` is below [`Self::slots`].
     pub(crate) fn block(self, slot: u16) -> Block {
         debug_assert!(slot < self.slots(), "slot {slot} of {self}");
         Block {
-            base: u32::from(self.network) + u32::from(slot) * BLOCK_ADDRESSES,
+            base: u32::from(self.0.network()) + u32::from(slot) * BLOCK_ADDRESSES,
         }
     }
 }
 
 impl fmt::Display for Ipv4Pool {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{}/{}", self.network, self.prefix_len)
+        self.0.fmt(out)
     }
 }
 
@@ -52,20 +56,13 @@ impl FromStr for Ipv4Pool {
     type Err = InvalidPool;
 
     fn from_str(text: &str) -> Result<Self, InvalidPool> {
-        let parse = || {
-            let (network, prefix_len) = text.split_once('/')?;
-            let (network, prefix_len): (Ipv4Addr, u8) =
-                (network.parse().ok()?, prefix_len.parse().ok()?);
-            let in_range = (MIN_PREFIX_LEN..=BLOCK_PREFIX_LEN).contains(&prefix_len);
-            let host_bits = in_range.then(|| u32::from(network) & (u32::MAX >> prefix_len))?;
-            (host_bits == 0).then_some(Self {
-                network,
-                prefix_len,
+        let range = text.parse::<Ipv4Range>().ok();
+        range
+            .filter(|range| (MIN_PREFIX_LEN..=BLOCK_PREFIX_LEN).contains(&range.prefix_len()))
+            .map(Self)
+            .ok_or_else(|| InvalidPool {
+                text: text.to_owned(),
             })
-        };
-        parse().ok_or_else(|| InvalidPool {
-            text: text.to_owned(),
-        })
     }
 }
 
@@ -95,6 +92,12 @@ impl Block {
 
     pub(crate) fn guest(self) -> Ipv4Addr {
         Ipv4Addr::from(self.base + 6)
+    }
+
+    /// The guest's hardware address, as text.
+    pub(crate) fn hardware(self) -> String {
+        let bytes = hardware_address(self.guest()).map(|byte| format!("{byte:02x}"));
+        bytes.join(":")
     }
 }
 

@@ -1,16 +1,23 @@
 //! The network of one pod: a namespace that holds the tap device of its QEMU, and one link to the host.
 //!
 //! The namespace decides what the pod may reach (see [`firewall`]); the host's own table is the second
-//! line, the same for all pods, so that nothing of the host has to change when a pod comes or goes.
+//! line, the same for all pods, so that nothing of the host has to change when a pod comes or goes, unless
+//! it has a permit of its own ([`egress`]).
 
 mod addresses;
+mod counters;
+mod egress;
 mod firewall;
 mod namespace;
+#[cfg(test)]
+mod tests;
 
-use std::{fs, io, net::Ipv4Addr, os::fd::OwnedFd, path::Path};
+use std::{fs, io, os::fd::OwnedFd, path::Path};
 
 pub(crate) use addresses::{Block, TAP_PREFIX_LEN};
 pub use addresses::{InvalidPool, Ipv4Pool};
+pub(crate) use egress::EgressRules;
+pub(crate) use firewall::Common;
 pub(crate) use namespace::{bind_tcp, open_namespace};
 
 use crate::{
@@ -22,6 +29,9 @@ use crate::{
 const UPLINK: &str = "up0";
 /// The device of the virtual machine.
 const TAP: &str = "tap0";
+/// The hardware address that QEMU gives every guest. Agents of before did not take one of their own
+/// (`Block::hardware`), and their pods may run yet.
+const QEMU_MAC: &str = "52:54:00:12:34:56";
 
 /// What QEMU is started in and with.
 #[derive(Debug)]
@@ -40,18 +50,8 @@ impl PodNetwork {
     }
 }
 
-/// Connects a namespace to the host, with its firewall up before the first packet can pass. Meant to run
-/// while the guest boots.
-pub(crate) fn connect(
-    programs: &Programs,
-    namespace: &OwnedFd,
-    name: &str,
-    block: Block,
-    pool: Ipv4Pool,
-    nameservers: &[Ipv4Addr],
-) -> io::Result<()> {
-    let rules = firewall::pod_rules(block, pool, nameservers);
-    run(&programs.nft, &["-f", "-"], &rules, Some(namespace))?;
+/// Connects a namespace, whose rules are set, to the host.
+fn link(programs: &Programs, namespace: &OwnedFd, name: &str, block: Block) -> io::Result<()> {
     namespace::set_up_kernel(namespace)?;
     run(
         &programs.ip,
@@ -137,21 +137,6 @@ pub(crate) fn slots_in_use(instance: &Instance) -> io::Result<Vec<u16>> {
     slots.sort_unstable();
     slots.dedup();
     Ok(slots)
-}
-
-/// Puts up the host's table for all pods of an instance, in place of an older one, in one transaction.
-pub(crate) fn set_host_rules(
-    programs: &Programs,
-    instance: &Instance,
-    pool: Ipv4Pool,
-    nameservers: &[Ipv4Addr],
-) -> io::Result<()> {
-    run(
-        &programs.nft,
-        &["-f", "-"],
-        &firewall::host_rules(instance, pool, nameservers),
-        None,
-    )
 }
 
 pub(crate) fn remove_host_rules(programs: &Programs, instance: &Instance) -> io::Result<()> {

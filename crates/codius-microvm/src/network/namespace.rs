@@ -27,7 +27,7 @@ pub(crate) fn open_namespace(name: &str) -> io::Result<OwnedFd> {
 
 /// Runs `work` on a thread that has entered the namespace. The thread ends with it: a pooled thread would
 /// take its next work into the pod's network.
-fn inside<T: Send>(
+pub(super) fn inside<T: Send>(
     namespace: &OwnedFd,
     work: impl FnOnce() -> io::Result<T> + Send,
 ) -> io::Result<T> {

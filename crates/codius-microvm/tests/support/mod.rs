@@ -19,8 +19,8 @@ use std::{
 use codius_manifest::ManifestHash;
 use codius_microvm::{AcceleratorChoice, Instance, Ipv4Pool, MicrovmConfig, MicrovmDriver};
 use codius_pod::{
-    ContainerStart, Driver, Duplex, ImageConfig, Machine, PodEvent, PodEvents, PodStart,
-    PreparedImage,
+    ContainerStart, Driver, Duplex, EgressPolicy, ImageConfig, Machine, PodEvent, PodEvents,
+    PodStart, PreparedImage,
 };
 use tempfile::TempDir;
 use tokio::{
@@ -72,15 +72,20 @@ pub struct TestHost {
 impl TestHost {
     /// Its pods are booted.
     pub fn booting() -> Self {
-        Self::new(false)
+        Self::new(false, &[])
     }
 
     /// Its pods are clones of a template.
     pub fn cloning() -> Self {
-        Self::new(true)
+        Self::new(true, &[])
     }
 
-    fn new(warm: bool) -> Self {
+    /// Its pods are booted, and have these programs in `/bin` of the image, beside busybox.
+    pub fn with_programs(programs: &[&Path]) -> Self {
+        Self::new(false, programs)
+    }
+
+    fn new(warm: bool, programs: &[&Path]) -> Self {
         let _ = tracing_subscriber::fmt()
             .with_test_writer()
             .with_env_filter("debug")
@@ -94,7 +99,7 @@ impl TestHost {
         let pool: Ipv4Pool = format!("10.{}.{}.0/24", 64 + (number >> 8), number & 0xff)
             .parse()
             .expect("a pool");
-        let image = busybox_image(dir.path());
+        let image = busybox_image(dir.path(), programs);
         Self {
             config: MicrovmConfig {
                 state_dir: dir.path().join("state"),
@@ -104,6 +109,7 @@ impl TestHost {
                 pool,
                 nameservers: Vec::new(),
                 warm: warm.then_some(MACHINE),
+                egress: EgressPolicy::default(),
                 uid_base: MicrovmConfig::DEFAULT_UID_BASE,
             },
             image,
@@ -227,8 +233,19 @@ pub fn guest_dir() -> PathBuf {
     dir.canonicalize().expect("it exists")
 }
 
+/// A program that means no good, as `cargo xtask test` builds it (an example of `codius-guest-agent`).
+pub fn hostile_program() -> PathBuf {
+    let built = "../../target/guest-build/x86_64-unknown-linux-gnu/guest/examples/hostile";
+    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join(built);
+    assert!(
+        program.exists(),
+        "no hostile program: run `cargo xtask test hostile`"
+    );
+    program
+}
+
 /// A block image of busybox with all its names.
-fn busybox_image(dir: &Path) -> PreparedImage {
+fn busybox_image(dir: &Path, programs: &[&Path]) -> PreparedImage {
     let busybox = Path::new("/bin/busybox");
     assert!(
         busybox.exists(),
@@ -250,6 +267,10 @@ fn busybox_image(dir: &Path) -> PreparedImage {
         .filter(|name| *name != "busybox")
     {
         symlink("busybox", root.join("bin").join(name)).expect("a symbolic link");
+    }
+    for program in programs {
+        let name = program.file_name().expect("a program has a name");
+        fs::copy(program, root.join("bin").join(name)).expect("a program is copied");
     }
     fs::write(root.join("etc/passwd"), "root:x:0:0:root:/:/bin/sh\n").expect("passwd");
     fs::write(root.join("www/index.html"), "hello from the pod\n").expect("a page");

@@ -171,7 +171,7 @@ pub(super) async fn stop(
     ))
 }
 
-fn read<T: serde::de::DeserializeOwned>(
+pub(super) fn read<T: serde::de::DeserializeOwned>(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<T, HttpError> {
     let body = body.map_err(|_| bad())?;

@@ -4,8 +4,11 @@ use std::{path::Path, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
-use clap::Subcommand;
+use clap::{Args, Subcommand};
+use codius_address::Ipv4Range;
 use codius_api::ErrorBody;
+use codius_manifest::ManifestHash;
+use codius_pod::{Permit, Ports};
 use http_body_util::{BodyExt, Full};
 use hyper::{Method, Request, StatusCode, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
@@ -14,10 +17,14 @@ use tokio::net::UnixStream;
 
 use super::{
     SOCKET,
+    egress::{PermitChange, PermitOf},
     house::{ImagesReport, RuleChange, RuleChanged, StopPod, StoppedPod},
     reports::{AccountsReport, PeersReport, PodReport, Pods, Uptime},
 };
-use crate::rules::RulesReport;
+use crate::{
+    egress::{EgressReport, TrafficReport},
+    rules::RulesReport,
+};
 
 /// How long the host may take.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -58,11 +65,48 @@ pub(crate) enum AdminCommand {
         /// As `rules` shows it
         rule: String,
     },
+    /// What pods may reach, and what they have sent
+    #[command(subcommand)]
+    Egress(EgressCommand),
     /// End a pod; what it has not used stays owed to those who paid
     Stop {
         /// Its manifest hash
         hash: String,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum EgressCommand {
+    /// What holds for all pods by the configuration, and what single programs may reach besides
+    List,
+    /// Let one program reach more: at once if it runs, and whenever it is started
+    Allow(PermitArguments),
+    /// Take back what `allow` has said; without ports and ranges all of it
+    Remove(PermitArguments),
+    /// What each running pod has sent and received, and what was refused
+    Traffic,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PermitArguments {
+    /// Its manifest hash
+    hash: ManifestHash,
+    /// Ports, such as 25/tcp, 137-139/udp, or 25 for both protocols
+    #[arg(long = "port")]
+    ports: Vec<Ports>,
+    /// Addresses, such as 10.1.0.0/16
+    #[arg(long = "range")]
+    ranges: Vec<Ipv4Range>,
+}
+
+impl From<&PermitArguments> for PermitOf {
+    fn from(arguments: &PermitArguments) -> Self {
+        Self {
+            hash: arguments.hash,
+            ports: arguments.ports.clone(),
+            ranges: arguments.ranges.clone(),
+        }
+    }
 }
 
 /// Asks, and prints a table or JSON.
@@ -110,6 +154,20 @@ async fn ask(command: &AdminCommand, socket: &Path) -> Result<String> {
         AdminCommand::Undeny { rule } => {
             let body = serde_json::to_string(&RuleChange::Undeny(rule.clone()))?;
             (Method::POST, "/rules".to_owned(), body)
+        }
+        AdminCommand::Egress(EgressCommand::List) => {
+            (Method::GET, "/egress".to_owned(), String::new())
+        }
+        AdminCommand::Egress(EgressCommand::Traffic) => {
+            (Method::GET, "/egress/traffic".to_owned(), String::new())
+        }
+        AdminCommand::Egress(EgressCommand::Allow(permit)) => {
+            let body = serde_json::to_string(&PermitChange::Allow(permit.into()))?;
+            (Method::POST, "/egress".to_owned(), body)
+        }
+        AdminCommand::Egress(EgressCommand::Remove(permit)) => {
+            let body = serde_json::to_string(&PermitChange::Remove(permit.into()))?;
+            (Method::POST, "/egress".to_owned(), body)
         }
         AdminCommand::Stop { hash } => {
             let body = serde_json::to_string(&StopPod { id: hash.clone() })?;
@@ -303,6 +361,18 @@ fn shown(command: &AdminCommand, text: &str) -> Result<String> {
             let said = format!("{rule} is denied from now on.\n");
             std::iter::once(said).chain(running).collect()
         }
+        AdminCommand::Egress(EgressCommand::List) => egress_list(read(text)?),
+        AdminCommand::Egress(EgressCommand::Traffic) => traffic_table(read(text)?),
+        AdminCommand::Egress(EgressCommand::Allow(permit) | EgressCommand::Remove(permit)) => {
+            let report: EgressReport = read(text)?;
+            let hash = permit.hash.to_string();
+            match report.permits.get(&hash) {
+                Some(permit) => {
+                    format!("{hash} may reach {} besides, from now on.\n", spelt(permit))
+                }
+                None => format!("{hash} may reach what every pod may, from now on.\n"),
+            }
+        }
         AdminCommand::Undeny { rule } => format!("{rule} is not denied any more.\n"),
         AdminCommand::Stop { hash } => {
             let stopped: StoppedPod = read(text)?;
@@ -317,6 +387,72 @@ fn shown(command: &AdminCommand, text: &str) -> Result<String> {
             )
         }
     })
+}
+
+fn spelt(permit: &Permit) -> String {
+    let ports = permit.ports.iter().map(ToString::to_string);
+    let ranges = permit.ranges.iter().map(ToString::to_string);
+    ports.chain(ranges).collect::<Vec<_>>().join(", ")
+}
+
+fn egress_list(report: EgressReport) -> String {
+    let lists = [
+        ("egress deny_ports", report.deny_ports),
+        ("egress allow_ports", report.allow_ports),
+        ("egress deny_ranges", report.deny_ranges),
+        ("egress allow_ranges", report.allow_ranges),
+    ];
+    let rows = lists.into_iter().flat_map(|(list, entries)| {
+        let entries = entries.into_iter();
+        entries.map(move |entry| vec![list.to_owned(), entry])
+    });
+    let limits = [
+        ("max_packets_per_sec", u64::from(report.max_packets_per_sec)),
+        ("max_kib_per_sec", report.max_kib_per_sec),
+        (
+            "max_new_connections_per_sec",
+            u64::from(report.max_new_connections_per_sec),
+        ),
+        (
+            "max_open_connections",
+            u64::from(report.max_open_connections),
+        ),
+    ];
+    let limits = limits.map(|(name, limit)| vec![format!("egress {name}"), limit.to_string()]);
+    let permits = report.permits.iter();
+    let permits = permits.map(|(hash, permit)| vec![hash.clone(), spelt(permit)]);
+    table(&["LIST OR POD", "WHAT"], rows.chain(limits).chain(permits))
+}
+
+fn traffic_table(report: TrafficReport) -> String {
+    let head = [
+        "POD",
+        "SENT",
+        "RECEIVED",
+        "TO VISITORS",
+        "FROM VISITORS",
+        "REFUSED PACKETS",
+    ];
+    let rows = report.pods.into_iter().map(|(hash, traffic)| {
+        let refused = traffic.refused.iter();
+        let refused = refused.filter(|(_, count)| count.packets > 0);
+        let refused =
+            refused.map(|(refusal, count)| format!("{} {}", refusal.as_str(), count.packets));
+        let refused: Vec<String> = refused.collect();
+        vec![
+            hash,
+            traffic.sent.bytes.to_string(),
+            traffic.received.bytes.to_string(),
+            traffic.visitors_sent.bytes.to_string(),
+            traffic.visitors_received.bytes.to_string(),
+            refused.join(", "),
+        ]
+    });
+    let by_host = report.refused_by_host.packets;
+    format!(
+        "{}{by_host} packets refused behind the pods' own rules, such as those to this host\n",
+        table(&head, rows)
+    )
 }
 
 pub(crate) fn facts(rows: &[(&str, String)]) -> String {

@@ -285,8 +285,12 @@ impl Leases {
                 break lease;
             }
             match self.store.commit(Batch::new().lease(lease)).await {
-                Ok(()) => break lease,
+                Ok(()) => {
+                    self.unwritten.is_over();
+                    break lease;
+                }
                 Err(error) if error.may_pass() => {
+                    self.unwritten.failed();
                     tracing::error!(
                         pod = %slot.hash,
                         error = &error as &dyn std::error::Error,

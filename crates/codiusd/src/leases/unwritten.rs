@@ -23,7 +23,7 @@ impl Unwritten {
         Self(watch::Sender::new(None))
     }
 
-    fn failed(&self) {
+    pub(super) fn failed(&self) {
         self.0.send_if_modified(|since| {
             let begins = since.is_none();
             since.get_or_insert_with(Instant::now);
@@ -31,7 +31,7 @@ impl Unwritten {
         });
     }
 
-    fn is_over(&self) {
+    pub(super) fn is_over(&self) {
         self.0.send_if_modified(|since| since.take().is_some());
     }
 

@@ -152,6 +152,9 @@ impl World {
             let Some(pod) = machines.same(hash, generation) else {
                 return false;
             };
+            if pod.exited {
+                return false;
+            }
             pod.listening = pod.port;
             pod.port
         };

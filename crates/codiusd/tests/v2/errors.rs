@@ -109,6 +109,7 @@ async fn each_error_is_a_problem_with_a_next_step() -> Result<()> {
         ("no text", Call::get("/api/v2/leases/%ff"), 404),
         ("events", Call::get(format!("{lease}/events")), 404),
         ("logs", Call::get(format!("{lease}/logs")), 404),
+        ("usage, unsigned", Call::get(format!("{lease}/usage")), 401),
         (
             "extension",
             Call::post(format!("{lease}/extend"), &json!({ "duration_seconds": 5 })).with_token(),

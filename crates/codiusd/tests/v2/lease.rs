@@ -160,6 +160,20 @@ async fn an_owner_creates_reads_extends_and_stops_a_lease_and_gets_the_rest_back
         status(&owner.signed(logs(query)).await?, 400)?;
     }
 
+    // So is what it has sent: of visitors there was one, at least.
+    let usage = Call::get(format!("{path}/usage"));
+    status(&stranger.send(&usage).await?, 401)?;
+    status(&stranger.signed(usage.clone()).await?, 403)?;
+    let used = owner.signed(usage.clone()).await?;
+    status(&used, 200)?;
+    conforms("Usage", &used.json()?)?;
+    let visitors = &used.json()?["network"]["visitors"];
+    ensure!(
+        visitors["sent"]["packets"].as_u64() > Some(1)
+            && visitors["received"]["bytes"].as_u64() > Some(100),
+        "{used:?}"
+    );
+
     // Anyone may pay for more time.
     let extension = Call::post(format!("{path}/extend"), &json!({ "duration_seconds": 60 }));
     let before = lease_of(&owner.send(&Call::get(&path)).await?)?;
@@ -185,6 +199,7 @@ async fn an_owner_creates_reads_extends_and_stops_a_lease_and_gets_the_rest_back
     let lease = lease_of(&owner.send(&Call::get(&path)).await?)?;
     ensure!(lease.owner == Some(owner.key.id().to_string()), "{lease:?}");
     status(&owner.signed(Call::get(format!("{path}/logs"))).await?, 200)?;
+    status(&owner.signed(usage.clone()).await?, 200)?;
 
     // When its owner stops it, and nobody else,
     let stop = |body: &Value| Call::post(format!("{path}/stop"), body);
@@ -219,6 +234,7 @@ async fn an_owner_creates_reads_extends_and_stops_a_lease_and_gets_the_rest_back
         "{twice:?}"
     );
     status(&owner.signed(Call::get(format!("{path}/logs"))).await?, 409)?;
+    status(&owner.signed(usage).await?, 409)?;
     let late = Call::post(format!("{path}/extend"), &json!({ "duration_seconds": 60 }));
     status(&owner.send(&late.with_token()).await?, 409)?;
 

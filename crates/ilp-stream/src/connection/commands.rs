@@ -38,11 +38,19 @@ impl Connection {
             });
         }
         state.send_max = send_max;
+        state.stopped = false;
         let blocked = state.is_money_blocked(rate);
         if rate.is_some_and(|rate| state.check_deliverable(rate)) {
             self.noteworthy.insert(stream);
         }
         self.news = self.news || blocked;
+        Ok(())
+    }
+
+    /// Sends no more money on a stream until [`Self::set_send_max`]. What is on its way may still arrive; what
+    /// is lost of it is not sent again.
+    pub fn stop_sending(&mut self, stream: StreamId) -> Result<(), CommandError> {
+        self.open_stream_mut(stream)?.stopped = true;
         Ok(())
     }
 

@@ -52,6 +52,8 @@ pub(super) struct Stream {
 
     /// Most that our application wants to send, in our units.
     pub(super) send_max: u64,
+    /// Nothing more is sent, not even what is lost on its way.
+    pub(super) stopped: bool,
     /// Fulfilled, in our units.
     pub(super) total_sent: u64,
     /// On its way, in our units.
@@ -96,6 +98,7 @@ impl Stream {
             id,
             phase: Phase::Open,
             send_max: 0,
+            stopped: false,
             total_sent: 0,
             held: 0,
             held_arriving: 0,
@@ -132,6 +135,9 @@ impl Stream {
 
     /// What our application still wants to send, in our units.
     fn wanted(&self) -> u64 {
+        if self.stopped {
+            return 0;
+        }
         self.send_max
             .saturating_sub(self.total_sent)
             .saturating_sub(self.held)

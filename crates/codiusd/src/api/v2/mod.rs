@@ -13,6 +13,7 @@ mod openapi;
 mod problem;
 mod quotes;
 mod refunds;
+mod usage;
 
 use std::sync::Arc;
 
@@ -42,6 +43,7 @@ pub(super) fn router() -> Router<Arc<Api>> {
         .route("/api/v2/leases/{hash}/stop", post(leases::stop))
         .route("/api/v2/leases/{hash}/refund", post(refunds::draw))
         .route("/api/v2/leases/{hash}/logs", get(logs::lines))
+        .route("/api/v2/leases/{hash}/usage", get(usage::show))
         .route("/api/v2/leases/{hash}/events", get(events::events))
         .method_not_allowed_fallback(other_method)
 }
