@@ -99,14 +99,12 @@ impl Shape {
         format!("{vcpus}-{memory_mib}-{image_slots}")
     }
 
-    /// All disks of the machine, empty. The guest meets them from the last to the first and stops when it has
-    /// what it needs, so those that a pod may lack come first.
+    /// All disks of the machine, empty. The guest stops looking when it has what it needs, so those that a pod
+    /// may lack come last.
     fn disks(self) -> Vec<Disk> {
-        let images = (0..self.image_slots).rev().map(image_serial);
-        images
-            .chain([SCRATCH_SERIAL.to_owned()])
-            .map(Disk::empty)
-            .collect()
+        let images = (0..self.image_slots).map(image_serial);
+        let serials = [SCRATCH_SERIAL.to_owned()].into_iter().chain(images);
+        serials.map(Disk::empty).collect()
     }
 
     /// A pod's disks in the order in which the template has them.
@@ -557,11 +555,11 @@ mod tests {
         assert_eq!(
             filled,
             [
-                ("img3", false),
-                ("img2", false),
-                ("img1", true),
+                ("scratch", true),
                 ("img0", false),
-                ("scratch", true)
+                ("img1", true),
+                ("img2", false),
+                ("img3", false)
             ]
         );
         for images in 1..=MAX_CONTAINERS {
