@@ -28,6 +28,7 @@ const IDENTITY: &str = "echo random=$(od -An -N16 -tx1 /dev/urandom | tr -d ' ')
     echo address=$(ifconfig eth0 | grep -o 'addr:[0-9.]*'); \
     echo stack=$(grep stack /proc/self/maps | cut -d- -f1); \
     echo canary=$(od -An -tx1 -j 0 -N 400 /proc/self/auxv | md5sum); \
+    echo disks=$(grep -c vd /proc/partitions); \
     echo clock=$(date +%s); echo done; exec sleep 1000";
 
 fn value(output: &str, name: &str) -> String {
@@ -66,6 +67,8 @@ async fn two_clones_share_nothing_that_a_program_could_take_for_its_own() {
         let clock: u64 = value(&identity, "clock").parse().unwrap();
         let range = before - 1..=now() + 1;
         assert!(range.contains(&clock), "{clock} is not in {range:?}");
+        // Its image and its scratch disk; the template has one more, which costs it nothing.
+        assert_eq!(value(&identity, "disks"), "2");
         told.push(identity);
         assert_eq!(cloned_machines(&host), usize::from(number));
     }
