@@ -17,6 +17,8 @@ use crate::{build, guest, packages};
 /// What the demo buys.
 const LEASE_SECS: u64 = 600;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// A template is a boot, on a machine that may be busy.
+const TEMPLATE_TIMEOUT: Duration = Duration::from_secs(120);
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 /// A page is small; anything longer is not ours.
 const MAX_PAGE_BYTES: u64 = 1024 * 1024;
@@ -159,6 +161,49 @@ pub(crate) fn codius_file(image: &str) -> String {
     format!("{file:#}\n")
 }
 
+/// How a host differs from the demo's, where benchmarks compare two.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Variant {
+    /// Pods are cloned, as always; or booted.
+    warm: bool,
+    /// Pods may be promised more memory than the machine has.
+    crowded: bool,
+}
+
+impl Variant {
+    pub(crate) const WARM: Self = Self {
+        warm: true,
+        crowded: false,
+    };
+    pub(crate) const COLD: Self = Self {
+        warm: false,
+        crowded: false,
+    };
+
+    pub(crate) const fn crowded(self) -> Self {
+        Self {
+            crowded: true,
+            ..self
+        }
+    }
+
+    /// Its configuration file.
+    fn settings(self) -> String {
+        let Self { warm, crowded } = self;
+        let room = if crowded {
+            "memory_mib = 1000000\nmax_pods = 1000\n"
+        } else {
+            ""
+        };
+        format!("[pods]\nwarm = {warm}\n{room}")
+    }
+
+    /// Hosts that run at the same time have different ones: a part of their pods' addresses.
+    fn number(self) -> u32 {
+        u32::from(!self.warm)
+    }
+}
+
 /// A running `codiusd --local`.
 pub(crate) struct Host {
     process: Child,
@@ -178,14 +223,33 @@ impl Host {
         port: u16,
         registry: &Registry,
     ) -> Result<Self> {
+        Self::start_as(codiusd, place, guest, port, registry, Variant::WARM)
+    }
+
+    pub(crate) fn start_as(
+        codiusd: &Path,
+        place: &Path,
+        guest: &Path,
+        port: u16,
+        registry: &Registry,
+        variant: Variant,
+    ) -> Result<Self> {
         let log = place.join("codiusd.log");
+        let config = place.join("codiusd.toml");
+        std::fs::write(&config, variant.settings())?;
         // So that a host that runs here already, or another demo, is not in the way.
         let id = std::process::id();
-        let pool = format!("10.{}.{}.0/24", 128 + (id >> 8) % 64, id % 256);
+        let second = 128 + (id >> 8) % 32 + 32 * variant.number();
+        let pool = match variant.crowded {
+            false => format!("10.{second}.{}.0/24", id % 256),
+            true => format!("10.{second}.{}.0/20", id % 256 / 16 * 16),
+        };
         let mut command = Command::new(codiusd);
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let mut process = command
             .arg("--local")
+            .arg("--config")
+            .arg(&config)
             .arg("--data-dir")
             .arg(place.join("data"))
             .arg("--listen")
@@ -232,6 +296,27 @@ impl Host {
             log,
             stopped: false,
         })
+    }
+
+    /// What it has logged so far.
+    pub(crate) fn log(&self) -> Result<String> {
+        Ok(std::fs::read_to_string(&self.log)?)
+    }
+
+    /// Waits until pods are cloned: the host says so in its log.
+    pub(crate) fn wait_for_template(&self) -> Result<()> {
+        let deadline = Instant::now() + TEMPLATE_TIMEOUT;
+        loop {
+            let log = self.log()?;
+            if log.contains("are cloned from now on") {
+                return Ok(());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "the host makes no template:\n{log}"
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     pub(crate) fn process_id(&self) -> u32 {

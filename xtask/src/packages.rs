@@ -73,6 +73,13 @@ pub(crate) const BENCH: &[Need] = &[
     need("wrk", "wrk", "makes the load"),
 ];
 
+/// Beyond that, comparing the start of a pod with the start of containers.
+pub(crate) const CONTAINERS: &[Need] = &[
+    need("podman", "podman", "runs containers for comparison"),
+    need("crun", "crun", "is what podman starts them with"),
+    need("runsc", "runsc", "runs them in a sandbox (gVisor)"),
+];
+
 /// Installs what is missing after saying what, and asking unless `yes` or in CI.
 pub(crate) fn ensure(groups: &[&[Need]], yes: bool) -> Result<()> {
     let missing: Vec<Need> = groups

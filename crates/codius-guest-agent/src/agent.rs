@@ -19,11 +19,12 @@ use rustix::{
 
 use crate::{
     boot::Boot,
+    devices::{self, Kind},
     kernel_log,
     modules::{Modules, Phase},
     notice,
     outbox::Outbox,
-    pod::Pod,
+    pod::{self, Pod},
     port::Port,
     sys,
 };
@@ -67,6 +68,13 @@ impl Source {
     }
 }
 
+/// What can wait until there is nothing else to do.
+#[derive(Debug, Clone, Copy)]
+enum IdleWork {
+    Load(Phase),
+    BindBalloon,
+}
+
 #[derive(Debug)]
 pub(crate) struct Agent {
     port: Port,
@@ -74,6 +82,8 @@ pub(crate) struct Agent {
     epoll: OwnedFd,
     signals: OwnedFd,
     outbox: Outbox,
+    /// How [`Agent::prepare`] went.
+    prepared: Option<Result<(), String>>,
     pod: Option<Pod>,
     /// A host has attached and not gone since.
     attached: bool,
@@ -81,6 +91,8 @@ pub(crate) struct Agent {
     last_progress: Instant,
     /// Whether the output pipes are in the epoll set.
     reading: bool,
+    /// Whether unused memory is given back.
+    balloon_bound: bool,
 }
 
 impl Agent {
@@ -102,7 +114,9 @@ impl Agent {
             epoll,
             signals,
             outbox: Outbox::default(),
+            prepared: None,
             pod: None,
+            balloon_bound: false,
             attached: false,
             last_progress: Instant::now(),
             reading: true,
@@ -122,7 +136,7 @@ impl Agent {
             self.send(now)?;
             self.choose_reading(now)?;
 
-            let idle_work = self.idle_phase(now);
+            let idle_work = self.idle_work(now);
             let timeout = if idle_work.is_some() {
                 Some(now)
             } else {
@@ -131,9 +145,9 @@ impl Agent {
             events.clear();
             self.wait(&mut events, timeout)?;
             if events.is_empty()
-                && let Some(phase) = idle_work
+                && let Some(work) = idle_work
             {
-                self.modules.load_next(phase);
+                self.work(work);
             }
             for event in events.drain(..) {
                 self.handle(Source::from_token(event))?;
@@ -224,7 +238,8 @@ impl Agent {
                     return Ok(());
                 }
                 self.modules.load(Phase::Late);
-                let pod = Pod::configure(&config, now, &mut self.outbox);
+                let prepared = self.prepare();
+                let pod = Pod::configure(&config, prepared, now, &mut self.outbox);
                 for container in pod.containers() {
                     if let Some(pipe) = &container.report_pipe {
                         add(
@@ -247,6 +262,13 @@ impl Agent {
                     kernel_log::write(&format!("the lease's end cannot be told: {error}"));
                 }
             }
+            HostMessage::Warm => {
+                if self.pod.is_some() {
+                    kernel_log::write("a pod does not become a template; ignored");
+                    return Ok(());
+                }
+                self.warm();
+            }
             HostMessage::Ping { id } => self.outbox.push(AgentMessage::Pong { id }),
             HostMessage::Stop { grace_ms } => match &mut self.pod {
                 Some(pod) => pod.stop(Duration::from_millis(grace_ms), now, &mut self.outbox),
@@ -254,6 +276,28 @@ impl Agent {
             },
         }
         Ok(())
+    }
+
+    /// What every pod needs; done once.
+    fn prepare(&mut self) -> Result<(), String> {
+        self.prepared.get_or_insert_with(pod::prepare).clone()
+    }
+
+    /// Makes the machine ready to be cloned. Devices stay without a driver: a clone has others.
+    fn warm(&mut self) {
+        self.modules.load(Phase::Spare);
+        let warmed = [Kind::Disk, Kind::Network, Kind::Balloon]
+            .into_iter()
+            .try_for_each(devices::release)
+            .map_err(|error| format!("devices: {error}"))
+            .and_then(|()| self.prepare());
+        self.outbox.push(match warmed {
+            Ok(()) => AgentMessage::Warmed,
+            Err(message) => AgentMessage::Failed {
+                container: None,
+                message,
+            },
+        });
     }
 
     fn send(&mut self, now: Instant) -> io::Result<()> {
@@ -309,14 +353,32 @@ impl Agent {
         Ok(())
     }
 
-    /// Which modules to load when there is nothing else to do.
-    fn idle_phase(&self, now: Instant) -> Option<Phase> {
+    /// What to do when there is nothing else to do.
+    fn idle_work(&self, now: Instant) -> Option<IdleWork> {
         let settled = self
             .pod
             .as_ref()
             .is_some_and(|pod| pod.is_settled(now, SPARE_PATIENCE));
         let phase = if settled { Phase::Spare } else { Phase::Late };
-        self.modules.has(phase).then_some(phase)
+        if self.modules.has(phase) {
+            return Some(IdleWork::Load(phase));
+        }
+        (settled && !self.balloon_bound).then_some(IdleWork::BindBalloon)
+    }
+
+    fn work(&mut self, work: IdleWork) {
+        match work {
+            IdleWork::Load(phase) => {
+                self.modules.load_next(phase);
+            }
+            IdleWork::BindBalloon => {
+                self.balloon_bound = true;
+                // Without it unused memory is not given back, and nothing else is different.
+                if let Err(error) = devices::bind(Kind::Balloon, || Ok(false)) {
+                    kernel_log::write(&format!("memory balloon: {error}"));
+                }
+            }
+        }
     }
 
     fn next_deadline(&self, now: Instant) -> Option<Instant> {
@@ -324,7 +386,7 @@ impl Agent {
         let retry = (!self.attached || self.has_unsent()).then_some(now + PORT_RETRY);
         let stall = (!self.reading).then_some(self.last_progress + STALL_PATIENCE);
         let spare = pod
-            .filter(|_| self.modules.has(Phase::Spare))
+            .filter(|_| !self.balloon_bound)
             .map(|_| now + SPARE_PATIENCE);
         [pod.and_then(Pod::next_tick), retry, stall, spare]
             .into_iter()

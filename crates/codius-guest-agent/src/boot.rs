@@ -13,6 +13,7 @@ use rustix::{
 };
 
 use crate::{
+    devices,
     modules::{Modules, Phase},
     port::Port,
 };
@@ -34,6 +35,7 @@ pub(crate) fn boot() -> io::Result<Boot> {
     let mut modules = Modules::read(directory)?;
     modules.load(Phase::Early);
     leave_initramfs()?;
+    devices::hold()?;
     // The kernel kills by this number when the whole machine is out of memory: anyone but us.
     std::fs::write("/proc/self/oom_score_adj", "-1000")?;
     Ok(Boot {

@@ -6,6 +6,7 @@
 
 use std::{collections::BTreeMap, fs, io};
 
+use crate::devices;
 use codius_guest_protocol::SCRATCH_SERIAL;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
@@ -21,7 +22,26 @@ pub(crate) struct Disks {
 }
 
 impl Disks {
-    pub(crate) fn find() -> io::Result<Self> {
+    /// Gives disks to their driver until those with these serial numbers are there: a machine may have more
+    /// than its pod needs.
+    pub(crate) fn find(serials: &[&str]) -> io::Result<Self> {
+        let mut disks = Self::look()?;
+        devices::bind(devices::Kind::Disk, || {
+            disks = Self::look()?;
+            Ok(disks.has(serials))
+        })?;
+        if !disks.has(serials) {
+            disks = Self::look()?;
+        }
+        Ok(disks)
+    }
+
+    fn has(&self, serials: &[&str]) -> bool {
+        let mut serials = serials.iter();
+        serials.all(|serial| self.by_serial.contains_key(*serial))
+    }
+
+    fn look() -> io::Result<Self> {
         let mut by_serial = BTreeMap::new();
         for disk in fs::read_dir("/sys/block")? {
             let disk = disk?;

@@ -3,6 +3,7 @@
 //! ```text
 //! boot       root on a tmpfs, early modules, control port       boot, modules, port
 //! hello      answer Attach; load the other modules meanwhile    agent
+//! warm       all that needs no pod: the machine is a template   pod
 //! configure  network, disks, images, control groups             network, disks, cgroup
 //! start      a child per container: namespaces, root, program   container → root → program, privileges
 //! run        logs, exits, the pod's port, Interledger forward   outbox, watch, forward
@@ -18,6 +19,7 @@ mod agent;
 mod boot;
 mod cgroup;
 mod container;
+mod devices;
 mod disks;
 mod forward;
 mod kernel_log;

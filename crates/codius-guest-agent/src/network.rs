@@ -1,27 +1,34 @@
 //! The pod's network: loopback and one interface with a fixed IPv4 address. All containers share it.
 //! There is no IPv6 beyond loopback: the host has no rules for it.
 
-use std::{fs, io, net::Ipv4Addr};
+use std::{fs, io, net::Ipv4Addr, path::Path};
 
-use codius_guest_protocol::NetworkConfig;
+use codius_guest_protocol::{NetworkConfig, hardware_address};
 
-use crate::sys;
+use crate::{devices, sys};
 
 const INTERFACE: &str = "eth0";
 /// Programs that are not root may use every port, as in Docker.
 const FIRST_UNPRIVILEGED_PORT: &str = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
 
-/// Brings loopback up, and the interface if the pod has one.
-pub(crate) fn configure(network: Option<&NetworkConfig>) -> io::Result<()> {
+/// Brings loopback up, and sets what is the same for every pod.
+pub(crate) fn prepare() -> io::Result<()> {
     sys::interface_up("lo")?;
-    fs::write(FIRST_UNPRIVILEGED_PORT, "0")?;
+    fs::write(FIRST_UNPRIVILEGED_PORT, "0")
+}
+
+/// Brings up the interface if the pod has one.
+pub(crate) fn configure(network: Option<&NetworkConfig>) -> io::Result<()> {
     let Some(network) = network else {
         return Ok(());
     };
+    let found = || Ok(Path::new("/sys/class/net").join(INTERFACE).exists());
+    devices::bind(devices::Kind::Network, found)?;
     fs::write(
         format!("/proc/sys/net/ipv6/conf/{INTERFACE}/disable_ipv6"),
         "1",
     )?;
+    sys::set_hardware_address(INTERFACE, hardware_address(network.address))?;
     sys::set_address(INTERFACE, network.address, netmask(network.prefix_len))?;
     sys::interface_up(INTERFACE)?;
     sys::add_default_route(network.gateway)

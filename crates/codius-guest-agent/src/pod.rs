@@ -15,7 +15,7 @@ use std::{
 };
 
 use codius_guest_protocol::{
-    AgentMessage, ContainerConfig, ContainerStatus, MAX_CONTAINERS, PodConfig,
+    AgentMessage, ContainerConfig, ContainerStatus, MAX_CONTAINERS, PodConfig, SCRATCH_SERIAL,
 };
 use rustix::process::{Pid, WaitOptions, wait};
 
@@ -72,9 +72,24 @@ pub(crate) struct Pod {
     stopped: bool,
 }
 
+/// Does what every pod needs, whatever it is: nothing here may depend on a pod, because the machine may
+/// become the template of others. The error is for the uploader.
+pub(crate) fn prepare() -> Result<(), String> {
+    network::prepare()
+        .map_err(|error| format!("network: {error}"))
+        .and_then(|()| cgroup::prepare().map_err(|error| format!("control groups: {error}")))?;
+    settings::apply();
+    Ok(())
+}
+
 impl Pod {
     /// Does all of `Configure`. A failure is queued for the host; the pod then only waits for its end.
-    pub(crate) fn configure(config: &PodConfig, now: Instant, outbox: &mut Outbox) -> Self {
+    pub(crate) fn configure(
+        config: &PodConfig,
+        prepared: Result<(), String>,
+        now: Instant,
+        outbox: &mut Outbox,
+    ) -> Self {
         let mut pod = Self {
             port: config.port,
             address: config.network.as_ref().map(|network| network.address),
@@ -88,7 +103,7 @@ impl Pod {
             stop: None,
             stopped: false,
         };
-        if let Err(message) = pod.bring_up(config, outbox) {
+        if let Err(message) = prepared.and_then(|()| pod.bring_up(config, outbox)) {
             pod.fail(None, message, outbox);
         }
         pod
@@ -105,9 +120,10 @@ impl Pod {
         rustix::system::sethostname(config.hostname.as_bytes())
             .map_err(|error| format!("host name: {error}"))?;
         network::configure(config.network.as_ref()).map_err(io("network"))?;
-        cgroup::prepare().map_err(io("control groups"))?;
-        settings::apply();
-        let disks = Disks::find().map_err(io("disks"))?;
+        let mut serials = vec![SCRATCH_SERIAL];
+        let images = config.containers.iter();
+        serials.extend(images.map(|container| container.image_serial.as_str()));
+        let disks = Disks::find(&serials).map_err(io("disks"))?;
         disks.mount_scratch()?;
         if let Some(network) = &config.network {
             self.forward = Some(Forward {

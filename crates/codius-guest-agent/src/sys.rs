@@ -244,6 +244,21 @@ pub(crate) fn interface_up(name: &str) -> io::Result<()> {
     interface_call(&socket, libc::SIOCSIFFLAGS, &mut request)
 }
 
+/// Before the interface is up.
+pub(crate) fn set_hardware_address(interface: &str, address: [u8; 6]) -> io::Result<()> {
+    let socket = inet_socket()?;
+    let mut request = interface_request(interface);
+    let mut data = [0; 14];
+    for (to, from) in data.iter_mut().zip(address) {
+        *to = from.cast_signed();
+    }
+    request.ifr_ifru.ifru_hwaddr = libc::sockaddr {
+        sa_family: libc::ARPHRD_ETHER,
+        sa_data: data,
+    };
+    interface_call(&socket, libc::SIOCSIFHWADDR, &mut request)
+}
+
 fn socket_address(address: Ipv4Addr) -> libc::sockaddr {
     let [a, b, c, d] = address.octets();
     let mut data = [0; 14];

@@ -10,6 +10,7 @@
 //!               ──▶ Attach { nonce }          repeated until answered
 //!  drops all lines until
 //!               ◀── Hello { nonce, … }        this nonce: the stream is in step again
+//!               ──▶ Warm, ◀── Warmed          only to a machine that becomes a template
 //!               ──▶ Configure { … }           once in the life of a pod; ignored afterwards
 //!               ◀── Started, Log, Listening, Exited, … in any order
 //!               ──▶ Stop { grace_ms }

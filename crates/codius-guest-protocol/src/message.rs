@@ -12,6 +12,9 @@ pub enum HostMessage {
     Attach { nonce: String },
     /// Starts the pod. Accepted once; a later one changes nothing and is not answered.
     Configure(Box<PodConfig>),
+    /// Does all that can be done before the pod is known, then answers [`AgentMessage::Warmed`]: the machine
+    /// is to become a template. Only before `Configure`.
+    Warm,
     /// Asks for a [`AgentMessage::Pong`].
     Ping { id: u64 },
     /// Until when the pod is paid for, whenever that changes. An agent that knows no such message passes
@@ -31,6 +34,8 @@ pub enum AgentMessage {
         configured: bool,
         containers: Vec<ContainerStatus>,
     },
+    /// The answer to [`HostMessage::Warm`]. The agent now only waits.
+    Warmed,
     /// All containers of the pod have been started.
     Started,
     /// The pod's port is open on an address that the host can reach.
@@ -113,6 +118,14 @@ pub struct NetworkConfig {
     /// Also where the Interledger port is: `gateway:7768`.
     pub gateway: Ipv4Addr,
     pub nameservers: Vec<Ipv4Addr>,
+}
+
+/// The hardware address that goes with an address of a pod. QEMU gives all machines the same, and programs make
+/// names of it that they take for unique (UUIDs of version 1). Its first byte says that it is of one interface
+/// and that no manufacturer has given it (IEEE 802).
+pub fn hardware_address(address: Ipv4Addr) -> [u8; 6] {
+    let [a, b, c, d] = address.octets();
+    [0x52, 0x54, a, b, c, d]
 }
 
 /// One container, with everything that the image and the manifest leave open already decided, except

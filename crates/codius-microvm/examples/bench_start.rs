@@ -54,6 +54,7 @@ async fn main() -> Result<()> {
         accelerator: AcceleratorChoice::Tcg,
         pool: format!("10.{}.{}.0/24", 64 + number / 256 % 64, number % 256).parse()?,
         nameservers: Vec::new(),
+        warm: None,
         egress: EgressPolicy::default(),
         uid_base: MicrovmConfig::DEFAULT_UID_BASE,
     };

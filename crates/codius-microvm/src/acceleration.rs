@@ -19,7 +19,7 @@ use crate::{
     channel::{Channel, hello},
     limits::{PROBE_DEADLINE, PROGRAM_DEADLINE},
     machine::{
-        Accelerator, GuestFiles, Launch, ShortDir, create_console, listen_for_agent,
+        Accelerator, GuestFiles, Launch, Origin, ShortDir, create_console, listen_for_agent,
         measure_tsc_khz,
     },
     process::boot_id,
@@ -52,12 +52,23 @@ struct Trial {
     failure: Option<String>,
 }
 
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct TrialSubject {
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct TrialSubject {
     qemu: String,
     /// Size and change time of kernel and initramfs: they are replaced as whole files.
     guest: Vec<(u64, u128)>,
     boot_id: String,
+}
+
+#[cfg(test)]
+impl TrialSubject {
+    pub(crate) fn named(qemu: &str) -> Self {
+        Self {
+            qemu: qemu.into(),
+            guest: Vec::new(),
+            boot_id: String::new(),
+        }
+    }
 }
 
 /// Decides, by a test boot if need be.
@@ -161,7 +172,7 @@ async fn tried(
     Ok(failure)
 }
 
-fn subject(places: &Places, guest: &GuestFiles) -> io::Result<TrialSubject> {
+pub(crate) fn subject(places: &Places, guest: &GuestFiles) -> io::Result<TrialSubject> {
     let print = |path: &PathBuf| -> io::Result<(u64, u128)> {
         let metadata = fs::metadata(path)?;
         let changed = metadata
@@ -187,12 +198,17 @@ async fn boot(places: &Places, guest: &GuestFiles, group: u32) -> io::Result<Res
         uid: places.uid(TRIAL_SLOT),
         accelerator: Accelerator::Kvm { group },
         machine: TRIAL_MACHINE,
-        kernel: fs::File::open(&guest.kernel)?,
-        initramfs: fs::File::open(&guest.initramfs)?,
+        origin: Origin::Boot {
+            kernel: fs::File::open(&guest.kernel)?,
+            initramfs: fs::File::open(&guest.initramfs)?,
+            memory: None,
+        },
         console: create_console(&dir)?,
         agent: listen_for_agent(&dir)?,
+        monitor: None,
         disks: Vec::new(),
         network: None,
+        yields: false,
     };
     let process = launch.start()?;
     let outcome = async {

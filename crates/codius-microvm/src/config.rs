@@ -2,7 +2,7 @@
 
 use std::{fmt, net::Ipv4Addr, os::unix::ffi::OsStrExt, path::Path, path::PathBuf, str::FromStr};
 
-use codius_pod::EgressPolicy;
+use codius_pod::{EgressPolicy, Machine};
 use thiserror::Error;
 
 use crate::network::Ipv4Pool;
@@ -23,6 +23,9 @@ pub struct MicrovmConfig {
     pub nameservers: Vec<Ipv4Addr>,
     /// What pods may reach, and how much.
     pub egress: EgressPolicy,
+    /// The machine that most pods have. A template of it is made at once, in the background, and of others when
+    /// a pod of them was started; pods are clones of templates. None: every pod is booted.
+    pub warm: Option<Machine>,
     /// The QEMU process of slot n runs as user and group `uid_base + n`.
     pub uid_base: u32,
 }

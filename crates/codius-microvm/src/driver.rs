@@ -36,6 +36,7 @@ use crate::{
     programs::Programs,
     record::{Phase, PodRecord, Records},
     remains::{Places, Swept},
+    template::{self, Shape, Templates},
 };
 
 /// What is asked of one pod at the same time.
@@ -58,6 +59,8 @@ pub(crate) struct Shared {
     pub(crate) pool: Ipv4Pool,
     pub(crate) nameservers: Vec<Ipv4Addr>,
     pub(crate) egress: Arc<network::EgressRules>,
+    /// None: every pod is booted.
+    pub(crate) templates: Option<Arc<Templates>>,
     isolation_reason: String,
     swept: Swept,
     state: Mutex<State>,
@@ -176,7 +179,12 @@ impl MicrovmDriver {
             .slots
             .used
             .extend(kept.iter().map(|record| record.slot));
-        Ok(Self {
+        if config.warm.is_none() {
+            template::remove_all(&state_dir)
+                .map_err(OpenError::host("remove templates of an earlier run"))?;
+        }
+        let templates = config.warm.map(|_| Arc::new(Templates::new(&state_dir)));
+        let driver = Self {
             shared: Arc::new(Shared {
                 places,
                 guest,
@@ -188,9 +196,29 @@ impl MicrovmDriver {
                 swept: found,
                 state: Mutex::new(state),
                 closing: CancellationToken::new(),
+                templates,
                 _lock: lock,
             }),
-        })
+        };
+        if let Some(machine) = config.warm {
+            // Most pods have one image or two.
+            template::want(&driver.shared, Shape::of(machine, 1));
+        }
+        Ok(driver)
+    }
+
+    /// Waits until no template is being made: from then on a pod of a machine that has one is cloned.
+    pub async fn warmed(&self) {
+        if let Some(templates) = &self.shared.templates {
+            templates.idle().await;
+        }
+    }
+
+    /// Makes no template any more, and gives up the one that is being made. For a host that ends.
+    pub async fn end_templates(&self) {
+        if let Some(templates) = &self.shared.templates {
+            templates.end().await;
+        }
     }
 
     /// Why the pods of this host are isolated as they are: a sentence for the operator.

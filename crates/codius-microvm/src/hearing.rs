@@ -32,7 +32,9 @@ pub(crate) fn hear(message: AgentMessage, containers: usize) -> Result<Heard, St
         }
     };
     Ok(match message {
-        AgentMessage::Hello { .. } | AgentMessage::Pong { .. } => Heard::Nothing,
+        AgentMessage::Hello { .. } | AgentMessage::Warmed | AgentMessage::Pong { .. } => {
+            Heard::Nothing
+        }
         AgentMessage::Started => Heard::Event(PodEvent::Started),
         AgentMessage::Listening => Heard::Event(PodEvent::Listening),
         AgentMessage::ListeningOnLoopbackOnly => Heard::Event(PodEvent::ListeningOnLoopbackOnly),

@@ -21,6 +21,7 @@
 //!   the slot, and its record is written first, so that a later process finds it.
 //! * A guest is never waited for. Each of its steps has a deadline of this side, and the end is a SIGKILL.
 //! * A network namespace lives while a socket in it is open: connections given away end with the pod.
+//! * A pod is the clone of a template, or boots; everything else is the same for both (`start.rs`).
 //! * QEMU runs without privileges and gets its files as descriptors: paths need not be readable for it.
 
 mod acceleration;
@@ -41,8 +42,11 @@ mod network;
 mod pod;
 mod process;
 mod programs;
+mod qmp;
 mod record;
 mod remains;
+mod start;
+mod template;
 
 pub use config::{AcceleratorChoice, Instance, InvalidInstance, MicrovmConfig};
 pub use driver::MicrovmDriver;

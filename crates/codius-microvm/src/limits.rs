@@ -38,6 +38,33 @@ pub(crate) const KILL_DEADLINE: Duration = Duration::from_secs(10);
 /// How long `open` waits for a driver of this process that is just being dropped.
 pub(crate) const LOCK_DEADLINE: Duration = Duration::from_secs(3);
 
+/// From the start of QEMU to the agent's first answer in a clone; then the pod is booted instead.
+pub(crate) fn clone_deadline(isolation: Isolation) -> Duration {
+    match isolation {
+        Isolation::Kvm => Duration::from_secs(2),
+        Isolation::Gvisor | Isolation::Tcg => Duration::from_secs(20),
+    }
+}
+
+/// From the start of a machine until it has been saved as a template.
+pub(crate) const TEMPLATE_DEADLINE: Duration = Duration::from_secs(120);
+/// How much a machine that becomes a template lets others go first (as `nice` has it).
+pub(crate) const YIELDING_NICENESS: i32 = 10;
+/// Templates at the same time: each holds about 90 MiB of memory.
+pub(crate) const MAX_TEMPLATES: usize = 4;
+/// Larger machines are booted: a kernel keeps 16 MiB of tables for each GiB, which a template would hold, too.
+pub(crate) const MAX_TEMPLATE_MACHINE_MIB: u32 = 4096;
+/// A template of which so many clones in a row have failed is given up until the next start of the daemon.
+pub(crate) const MAX_CLONE_FAILURES: u32 = 3;
+/// A note about a template is at most this long on disk.
+pub(crate) const MAX_TEMPLATE_NOTE_BYTES: u64 = 64 * 1024;
+/// Room on disk that a template leaves to everything else; with less it is kept in memory only.
+pub(crate) const TEMPLATE_LEAVES_BYTES: u64 = 1 << 30;
+/// The longest line of QEMU's control channel.
+pub(crate) const MAX_QMP_LINE_BYTES: usize = 64 * 1024;
+/// Lines that are read of QEMU's control channel at all.
+pub(crate) const MAX_QMP_LINES: u32 = 1024;
+
 /// What the guest's kernel and agent take of the machine's memory.
 pub(crate) const KERNEL_MEMORY_MIB: u32 = 64;
 /// The smallest machine that boots.
@@ -54,8 +81,10 @@ pub(crate) const MAX_VCPUS: u8 = 64;
 pub(crate) const MAX_PROCESSES: u32 = 1024;
 /// Descriptors QEMU may open (images, sockets, event descriptors).
 pub(crate) const QEMU_OPEN_FILES: u64 = 256;
-/// Translated code that QEMU keeps without KVM.
+/// Translated code that QEMU keeps without KVM. With half of it a boot takes a third more processor time.
 pub(crate) const TCG_CODE_CACHE_MIB: u32 = 32;
+/// The same in a clone, which has no boot to translate: with twice as much it is no faster, and all of it gets used.
+pub(crate) const TCG_CLONE_CODE_CACHE_MIB: u32 = 16;
 /// QEMU goes first when the host is short of memory.
 pub(crate) const QEMU_OOM_SCORE: &str = "500";
 

@@ -4,6 +4,16 @@
 //! or change anything. The command line is that of the `microvm` machine, the same for KVM and emulation
 //! but for the clock: an emulated guest cannot calibrate its time stamp counter (no timer it could use is
 //! wired when ACPI is on) and hangs early unless told the rate.
+//!
+//! A machine comes from a kernel, or is the clone of a template: the template's memory is mapped
+//! copy-on-write, and its state is read from a file. Traps of that:
+//! * Template and clone must have the same machine, devices and order of devices; what is behind a device (a
+//!   disk's file, a network) may differ as long as no driver of the guest has looked.
+//! * QEMU opens the memory for writing even if it only maps it privately, so the memory is a sealed memfd:
+//!   nobody can change it any more, whatever becomes of one clone.
+//! * QEMU gives memory back by making a hole in the file first and then forgetting its private pages. The hole
+//!   would be in the memory of every clone; the seal refuses it, and then nothing is given back. So the hole
+//!   is said to be made and is not ([`without_holes`]), and for a disk of a clone QEMU is kept from making any.
 
 use std::{
     ffi::OsString,
@@ -15,6 +25,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -23,9 +34,17 @@ use codius_pod::{Isolation, Machine};
 use rustix::fs::{Mode, OFlags};
 
 use crate::{
-    limits::{KERNEL_MEMORY_MIB, QEMU_OOM_SCORE, QEMU_OPEN_FILES, TCG_CODE_CACHE_MIB},
+    limits::{
+        KERNEL_MEMORY_MIB, QEMU_OOM_SCORE, QEMU_OPEN_FILES, TCG_CLONE_CODE_CACHE_MIB,
+        TCG_CODE_CACHE_MIB, YIELDING_NICENESS,
+    },
     process::ProcessIdentity,
 };
+
+pub(crate) const AGENT_SOCKET: &str = "agent.sock";
+pub(crate) const MONITOR_SOCKET: &str = "monitor.sock";
+/// A disk with nothing on it has this size.
+const EMPTY_DISK_BYTES: u32 = 1024 * 1024;
 
 /// How guests are run on this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,10 +79,70 @@ pub(crate) struct GuestFiles {
 #[derive(Debug)]
 pub(crate) struct Disk {
     pub(crate) serial: String,
-    /// Open for reading.
-    pub(crate) file: File,
+    /// Open for reading. None: an empty disk, in a template and where a clone has more disks than it needs.
+    pub(crate) file: Option<File>,
     /// Open for reading and writing, if the guest may write. QEMU wants both: it opens a disk for reading first.
     pub(crate) writable: Option<File>,
+}
+
+impl Disk {
+    pub(crate) fn empty(serial: String) -> Self {
+        Self {
+            serial,
+            file: None,
+            writable: None,
+        }
+    }
+}
+
+/// What a machine begins with.
+#[derive(Debug)]
+pub(crate) enum Origin {
+    Boot {
+        kernel: File,
+        initramfs: File,
+        /// Of a machine that becomes a template: a file of the memory's size.
+        memory: Option<File>,
+    },
+    /// It waits to be told to read the state.
+    Clone {
+        /// A sealed memfd.
+        memory: Arc<File>,
+        state: File,
+    },
+}
+
+impl Origin {
+    fn files(&self) -> Vec<RawFd> {
+        match self {
+            Self::Boot {
+                kernel,
+                initramfs,
+                memory,
+            } => [Some(kernel), Some(initramfs), memory.as_ref()]
+                .into_iter()
+                .flatten()
+                .map(AsRawFd::as_raw_fd)
+                .collect(),
+            Self::Clone { memory, state } => vec![memory.as_raw_fd(), state.as_raw_fd()],
+        }
+    }
+
+    /// The descriptor that a clone reads its state from.
+    pub(crate) fn state(&self) -> Option<RawFd> {
+        match self {
+            Self::Boot { .. } => None,
+            Self::Clone { state, .. } => Some(state.as_raw_fd()),
+        }
+    }
+
+    /// Whether template and clone have to agree on the machine.
+    fn is_cloning(&self) -> bool {
+        match self {
+            Self::Boot { memory, .. } => memory.is_some(),
+            Self::Clone { .. } => true,
+        }
+    }
 }
 
 /// A virtual machine to start. All descriptors are QEMU's; ours are closed when this is dropped.
@@ -75,18 +154,25 @@ pub(crate) struct Launch<'a> {
     pub(crate) uid: u32,
     pub(crate) accelerator: Accelerator,
     pub(crate) machine: Machine,
-    pub(crate) kernel: File,
-    pub(crate) initramfs: File,
+    pub(crate) origin: Origin,
     pub(crate) console: File,
     pub(crate) agent: UnixListener,
+    /// For commands to QEMU itself.
+    pub(crate) monitor: Option<UnixListener>,
     pub(crate) disks: Vec<Disk>,
     pub(crate) network: Option<LaunchNetwork>,
+    /// Whether it lets others go first: what nobody waits for must not slow a pod that is paid.
+    pub(crate) yields: bool,
 }
 
 #[derive(Debug)]
-pub(crate) struct LaunchNetwork {
-    pub(crate) namespace: OwnedFd,
-    pub(crate) tap: OwnedFd,
+pub(crate) enum LaunchNetwork {
+    Tap {
+        namespace: OwnedFd,
+        tap: OwnedFd,
+    },
+    /// A device that leads nowhere, in a template.
+    Unconnected,
 }
 
 impl Launch<'_> {
@@ -103,34 +189,45 @@ impl Launch<'_> {
             "-machine",
             "microvm,rtc=on,pit=off,pic=off,memory-backend=memory",
         );
-        let mut kernel_options =
-            "console=ttyS0 quiet panic=-1 reboot=t cryptomgr.notests=1 audit=0".to_owned();
         match self.accelerator {
             Accelerator::Kvm { .. } => {
                 line.add("-accel", "kvm");
                 line.add("-cpu", "host");
             }
-            Accelerator::Tcg { tsc_khz } => {
-                line.add("-accel", &format!("tcg,tb-size={TCG_CODE_CACHE_MIB}"));
+            Accelerator::Tcg { .. } => {
+                let cache_mib = match self.origin {
+                    Origin::Boot { .. } => TCG_CODE_CACHE_MIB,
+                    Origin::Clone { .. } => TCG_CLONE_CODE_CACHE_MIB,
+                };
+                line.add("-accel", &format!("tcg,tb-size={cache_mib}"));
                 line.add("-cpu", "max");
-                kernel_options.push_str(&format!(" tsc_early_khz={tsc_khz} tsc=reliable"));
             }
         }
         line.add("-smp", &self.machine.vcpus.to_string());
         line.add("-m", &memory_mib.to_string());
-        line.add(
-            "-object",
-            &format!("memory-backend-memfd,id=memory,size={memory_mib}M,share=on"),
-        );
-        line.add(
-            "-kernel",
-            &format!("/proc/self/fd/{}", self.kernel.as_raw_fd()),
-        );
-        line.add(
-            "-initrd",
-            &format!("/proc/self/fd/{}", self.initramfs.as_raw_fd()),
-        );
-        line.add("-append", &kernel_options);
+        let mut memory = match &self.origin {
+            Origin::Boot { memory: None, .. } => "memory-backend-memfd,share=on".to_owned(),
+            Origin::Boot {
+                memory: Some(file), ..
+            } => format!("memory-backend-file,share=on,mem-path={}", by_number(file)),
+            Origin::Clone { memory, .. } => format!(
+                "memory-backend-file,share=off,mem-path={}",
+                by_number(memory.as_ref())
+            ),
+        };
+        memory.push_str(&format!(",id=memory,size={memory_mib}M"));
+        line.add("-object", &memory);
+        match &self.origin {
+            Origin::Boot {
+                kernel, initramfs, ..
+            } => {
+                line.add("-kernel", &by_number(kernel));
+                line.add("-initrd", &by_number(initramfs));
+                line.add("-append", &kernel_options(self.accelerator));
+            }
+            // The kernel is in the memory.
+            Origin::Clone { .. } => line.add("-incoming", "defer"),
+        }
 
         let agent = self.agent.as_raw_fd();
         line.add(
@@ -143,6 +240,15 @@ impl Launch<'_> {
             &format!("virtserialport,chardev=agent,name={PORT_NAME}"),
         );
 
+        if let Some(monitor) = &self.monitor {
+            let monitor = monitor.as_raw_fd();
+            line.add(
+                "-chardev",
+                &format!("socket,id=monitor,fd={monitor},server=on,wait=off"),
+            );
+            line.add("-mon", "chardev=monitor,mode=control");
+        }
+
         let console = line.pass(self.console.as_raw_fd());
         line.add(
             "-chardev",
@@ -150,37 +256,41 @@ impl Launch<'_> {
         );
         line.add("-serial", "chardev:console");
 
+        // See the traps above: no holes in a clone's disks.
+        let (holes, device_options) = if self.origin.is_cloning() {
+            ("", ",discard=off,write-zeroes=off")
+        } else {
+            (",discard=unmap,detect-zeroes=unmap", "")
+        };
         for disk in &self.disks {
-            let (serial, file) = (&disk.serial, line.pass(disk.file.as_raw_fd()));
-            let options = match &disk.writable {
-                None => "readonly=on",
-                Some(writable) => {
-                    line.pass_also(disk.file.as_raw_fd(), writable.as_raw_fd());
+            let serial = &disk.serial;
+            let drive = match (&disk.file, &disk.writable) {
+                (None, _) => format!("driver=null-co,size={EMPTY_DISK_BYTES},readonly=on"),
+                (Some(file), None) => {
+                    let file = line.pass(file.as_raw_fd());
+                    format!("file={file},format=raw,readonly=on")
+                }
+                (Some(file), Some(writable)) => {
+                    let number = file.as_raw_fd();
+                    let file = line.pass(number);
+                    line.pass_also(number, writable.as_raw_fd());
                     // Lost with the pod, so what the guest flushes need not be durable.
-                    "cache=unsafe,discard=unmap,detect-zeroes=unmap"
+                    format!("file={file},format=raw,cache=unsafe{holes}")
                 }
             };
-            line.add(
-                "-drive",
-                &format!("id={serial},file={file},format=raw,if=none,{options}"),
-            );
+            line.add("-drive", &format!("id={serial},if=none,{drive}"));
             line.add(
                 "-device",
-                &format!("virtio-blk-device,drive={serial},serial={serial}"),
+                &format!("virtio-blk-device,drive={serial},serial={serial}{device_options}"),
             );
         }
         if let Some(network) = &self.network {
-            line.add(
-                "-netdev",
-                &format!("tap,id=net,fd={}", network.tap.as_raw_fd()),
-            );
-            line.add(
-                "-device",
-                &format!(
-                    "virtio-net-device,netdev=net,mac={}",
-                    crate::network::GUEST_MAC
-                ),
-            );
+            let backend = match network {
+                LaunchNetwork::Tap { tap, .. } => format!("tap,id=net,fd={}", tap.as_raw_fd()),
+                LaunchNetwork::Unconnected => "hubport,id=net,hubid=0".to_owned(),
+            };
+            line.add("-netdev", &backend);
+            line.add("-device", "virtio-net-device,netdev=net");
         }
         line.add("-device", "virtio-balloon-device,free-page-reporting=on");
         line.add(
@@ -194,14 +304,19 @@ impl Launch<'_> {
         let disks = self
             .disks
             .iter()
-            .flat_map(|disk| [Some(&disk.file), disk.writable.as_ref()]);
+            .flat_map(|disk| [disk.file.as_ref(), disk.writable.as_ref()]);
         let disks = disks.flatten().map(AsRawFd::as_raw_fd);
-        [&self.kernel, &self.initramfs, &self.console]
-            .map(AsRawFd::as_raw_fd)
+        let tap = self.network.iter().filter_map(|network| match network {
+            LaunchNetwork::Tap { tap, .. } => Some(tap.as_raw_fd()),
+            LaunchNetwork::Unconnected => None,
+        });
+        self.origin
+            .files()
             .into_iter()
-            .chain([self.agent.as_raw_fd()])
+            .chain([self.console.as_raw_fd(), self.agent.as_raw_fd()])
+            .chain(self.monitor.iter().map(AsRawFd::as_raw_fd))
             .chain(disks)
-            .chain(self.network.iter().map(|network| network.tap.as_raw_fd()))
+            .chain(tap)
             .collect()
     }
 
@@ -214,15 +329,17 @@ impl Launch<'_> {
             .scratch_mib
             .max(self.machine.memory_mib + KERNEL_MEMORY_MIB);
         let jail = Jail {
-            namespace: self
-                .network
-                .as_ref()
-                .map(|network| network.namespace.as_raw_fd()),
+            namespace: self.network.as_ref().and_then(|network| match network {
+                LaunchNetwork::Tap { namespace, .. } => Some(namespace.as_raw_fd()),
+                LaunchNetwork::Unconnected => None,
+            }),
+            filter: matches!(self.origin, Origin::Clone { .. }).then(without_holes),
             uid: self.uid,
             group: match self.accelerator {
                 Accelerator::Kvm { group } => Some(group),
                 Accelerator::Tcg { .. } => None,
             },
+            niceness: if self.yields { YIELDING_NICENESS } else { 0 },
             keep: self.descriptors(),
             limits: [
                 (libc::RLIMIT_CORE, 0),
@@ -283,9 +400,13 @@ impl CommandLine {
 
 /// What happens to the child between fork and exec.
 struct Jail {
+    /// An own and empty one if there is none.
     namespace: Option<RawFd>,
+    filter: Option<[libc::sock_filter; 8]>,
     uid: u32,
     group: Option<u32>,
+    /// Added to the daemon's own.
+    niceness: libc::c_int,
     keep: Vec<RawFd>,
     limits: [(libc::__rlimit_resource_t, u64); 3],
 }
@@ -304,14 +425,19 @@ impl Jail {
         // SAFETY: plain system calls with integers and pointers to live stack values. The raw setters are
         // right here because the child has one thread; the C library's would be, too.
         unsafe {
-            if let Some(namespace) = self.namespace {
-                check(libc::setns(namespace, libc::CLONE_NEWNET))?;
+            match self.namespace {
+                Some(namespace) => check(libc::setns(namespace, libc::CLONE_NEWNET))?,
+                None => check(libc::unshare(libc::CLONE_NEWNET))?,
             }
             // A session of its own: a signal to the daemon's terminal or group does not reach it.
             check(libc::setsid())?;
             let groups = [self.group.unwrap_or_default()];
             let count = usize::from(self.group.is_some());
             check(libc::setgroups(count, groups.as_ptr()))?;
+            if self.niceness != 0 {
+                // -1 may be a result, too; and if it does not yield, it is only less kind.
+                let _ = libc::nice(self.niceness);
+            }
             for (resource, limit) in self.limits {
                 let limit = libc::rlimit {
                     rlim_cur: limit,
@@ -322,6 +448,19 @@ impl Jail {
             check(libc::setresgid(self.uid, self.uid, self.uid))?;
             check(libc::setresuid(self.uid, self.uid, self.uid))?;
             check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
+            if let Some(filter) = &self.filter {
+                let program = libc::sock_fprog {
+                    len: 8,
+                    // The kernel only reads it.
+                    filter: filter.as_ptr().cast_mut(),
+                };
+                let program = &raw const program;
+                check(libc::prctl(
+                    libc::PR_SET_SECCOMP,
+                    libc::SECCOMP_MODE_FILTER,
+                    program,
+                ))?;
+            }
             for &fd in &self.keep {
                 check(libc::fcntl(fd, libc::F_SETFD, 0))?;
             }
@@ -330,11 +469,70 @@ impl Jail {
     }
 }
 
+/// A system call filter under which making a hole in a file seems to succeed and changes nothing. QEMU adds its
+/// own to it, and of two filters the stricter answer counts.
+fn without_holes() -> [libc::sock_filter; 8] {
+    const LOAD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
+    const IF_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
+    const RETURN: u16 = 0x06; // BPF_RET | BPF_K
+    const X86_64: u32 = 0xc000_003e; // AUDIT_ARCH_X86_64
+    const FALLOCATE: u32 = 285;
+    /// FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+    const HOLE: u32 = 3;
+    // Offsets in struct seccomp_data: the call's number, the architecture, the second argument's lower half.
+    const NUMBER: u32 = 0;
+    const ARCHITECTURE: u32 = 4;
+    const MODE: u32 = 24;
+    let line = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    [
+        line(LOAD, 0, 0, ARCHITECTURE),
+        line(IF_EQUAL, 0, 5, X86_64),
+        line(LOAD, 0, 0, NUMBER),
+        line(IF_EQUAL, 0, 3, FALLOCATE),
+        line(LOAD, 0, 0, MODE),
+        line(IF_EQUAL, 0, 1, HOLE),
+        // With error number 0 the call returns 0.
+        line(RETURN, 0, 0, libc::SECCOMP_RET_ERRNO),
+        line(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ]
+}
+
+/// What the guest's kernel is told.
+fn kernel_options(accelerator: Accelerator) -> String {
+    let options = "console=ttyS0 quiet panic=-1 reboot=t cryptomgr.notests=1 audit=0";
+    match accelerator {
+        Accelerator::Kvm { .. } => options.to_owned(),
+        Accelerator::Tcg { tsc_khz } => {
+            format!("{options} tsc_early_khz={tsc_khz} tsc=reliable")
+        }
+    }
+}
+
+/// A path to a file that QEMU has inherited.
+fn by_number(file: &File) -> String {
+    format!("/proc/self/fd/{}", file.as_raw_fd())
+}
+
 /// The socket of a pod's agent: made by us and given to QEMU, so that QEMU needs no writable directory, and
 /// a connection can be made at once.
 pub(crate) fn listen_for_agent(dir: &Path) -> io::Result<UnixListener> {
+    listen(dir, AGENT_SOCKET)
+}
+
+/// The socket for commands to QEMU. Whoever may reach it owns the machine: the directory is root's alone.
+pub(crate) fn listen_for_monitor(dir: &Path) -> io::Result<UnixListener> {
+    listen(dir, MONITOR_SOCKET)
+}
+
+fn listen(dir: &Path, name: &str) -> io::Result<UnixListener> {
     let short = ShortDir::open(dir)?;
-    UnixListener::bind(short.path("agent.sock"))
+    let path = short.path(name);
+    // Of a machine that has failed before.
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    UnixListener::bind(path)
 }
 
 /// A directory by a short name: the path of a socket has at most 107 bytes.
@@ -393,26 +591,31 @@ mod tests {
             uid: 20_000,
             accelerator,
             machine: Machine::SMALL,
-            kernel: file(),
-            initramfs: file(),
+            origin: Origin::Boot {
+                kernel: file(),
+                initramfs: file(),
+                memory: None,
+            },
             console: create_console(dir).unwrap(),
             agent: listen_for_agent(dir).unwrap(),
+            monitor: None,
             disks: vec![
                 Disk {
                     serial: "img0".into(),
-                    file: file(),
+                    file: Some(file()),
                     writable: None,
                 },
                 Disk {
                     serial: "scratch".into(),
-                    file: file(),
+                    file: Some(file()),
                     writable: Some(file()),
                 },
             ],
-            network: Some(LaunchNetwork {
+            network: Some(LaunchNetwork::Tap {
                 namespace: file().into(),
                 tap: file().into(),
             }),
+            yields: false,
         }
     }
 
@@ -438,6 +641,43 @@ mod tests {
             image.starts_with("id=img0,") && image.contains("readonly=on"),
             "{image}"
         );
+    }
+
+    #[test]
+    fn a_clone_has_the_devices_of_its_template_and_makes_no_holes() {
+        let dir = tempfile::tempdir().unwrap();
+        let devices = |launch: Launch<'_>| -> Vec<OsString> {
+            let arguments = launch.arguments();
+            let pairs = arguments.windows(2);
+            pairs
+                .filter(|pair| {
+                    ["-device", "-machine", "-cpu", "-m", "-smp"]
+                        .iter()
+                        .any(|name| pair[0] == *name)
+                })
+                .map(|pair| pair[1].clone())
+                .collect()
+        };
+        let file = || File::open("/dev/null").unwrap();
+        let accelerator = Accelerator::Tcg { tsc_khz: 1 };
+        let mut template = launch(dir.path(), accelerator);
+        template.origin = Origin::Boot {
+            kernel: file(),
+            initramfs: file(),
+            memory: Some(file()),
+        };
+        template.network = Some(LaunchNetwork::Unconnected);
+        template.disks = ["img0", "scratch"]
+            .map(|serial| Disk::empty(serial.into()))
+            .into();
+        let mut clone = launch(dir.path(), accelerator);
+        clone.origin = Origin::Clone {
+            memory: Arc::new(file()),
+            state: file(),
+        };
+        let line = text(&clone.arguments());
+        assert!(!line.contains("unmap") && !line.contains("-kernel") && line.contains("share=off"));
+        assert_eq!(devices(template), devices(clone));
     }
 
     #[test]

@@ -1,26 +1,16 @@
 //! One pod: the task that owns it from its first effect to its last.
 //!
 //! ```text
-//!  start ─▶ record ─▶ namespace ┬▶ QEMU ─▶ Hello ┬▶ Configure ─▶ Started ─▶ running ─▶ end ─▶ removed
-//!                     scratch ──┘                │
-//!                     firewall, links, port ─────┘   (while the guest boots)
-//!  attach ─▶ record ─▶ port, channel ─▶ Hello ────────────────────────────▶ running
+//!  start ─▶ launched (start.rs) ───────────────▶ running ─▶ end ─▶ removed
+//!  attach ─▶ record ─▶ port, channel ─▶ Hello ─▶ running
 //! ```
 //!
 //! An end is a stop that was asked for, a lost guest, or the end of this driver; only the last leaves the
 //! machine running. What a guest says never decides more than the end of its own pod.
 
-use std::{
-    fs::{self, File},
-    future::Future,
-    io,
-    os::{fd::OwnedFd, unix::fs::OpenOptionsExt},
-    path::Path,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{fs::File, future::Future, io, os::fd::OwnedFd, path::Path, sync::Arc, time::Duration};
 
-use codius_guest_protocol::{ContainerStatus, HostMessage, SCRATCH_SERIAL};
+use codius_guest_protocol::{ContainerStatus, HostMessage};
 use codius_manifest::ManifestHash;
 use codius_pod::{DriverError, PodEvent, PodEvents, PodStart, RunningPod};
 use tokio::{sync::oneshot, time::timeout};
@@ -29,36 +19,35 @@ use tracing::{info, warn};
 
 use crate::{
     channel::{Channel, hello},
-    configuration::{distinct_images, image_serial, pod_config},
     driver::{Asked, Claim, Command, Shared},
     hearing::{Heard, hear},
     interledger::InterledgerPort,
     limits::{
         CONSOLE_TAIL_BYTES, HEARTBEAT_INTERVAL, HEARTBEATS_MISSED, MAX_CONSOLE_BYTES, STOP_MARGIN,
-        containers_deadline, hello_deadline,
+        hello_deadline,
     },
-    machine::{Disk, Launch, LaunchNetwork, ShortDir, create_console, listen_for_agent},
-    network::{self, PodNetwork},
+    machine::{AGENT_SOCKET, ShortDir},
+    network,
     process::ProcessWatch,
-    programs,
-    record::{Phase, PodRecord, RECORD_VERSION},
+    record::{Phase, PodRecord},
+    start,
 };
 
 /// Where the answer to `start` or `attach` goes.
 type Answer = oneshot::Sender<Result<RunningPod, DriverError>>;
 
 /// A pod whose containers have been started.
-struct Live {
-    record: PodRecord,
-    channel: Channel,
-    watch: ProcessWatch,
-    interledger: InterledgerPort,
-    stillness: Stillness,
+pub(crate) struct Live {
+    pub(crate) record: PodRecord,
+    pub(crate) channel: Channel,
+    pub(crate) watch: ProcessWatch,
+    pub(crate) interledger: InterledgerPort,
+    pub(crate) stillness: Stillness,
 }
 
 /// Whether a pod is held still (SIGSTOP for its QEMU process, which outlives this daemon).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stillness {
+pub(crate) enum Stillness {
     No,
     Held,
     /// Since before this driver took it up: its agent has not been met.
@@ -80,7 +69,7 @@ pub(crate) async fn start(
         reason: why.to_owned(),
     };
     let launched = tokio::select! {
-        launched = launch(&shared, &pod, slot, &events, &steps) => launched,
+        launched = start::launch(&shared, &pod, slot, &events, &steps) => launched,
         () = answer.closed() => Err(given_up("the start was given up")),
         _ = claim.stop_asked() => Err(given_up("it was stopped while it started")),
         () = shared.closing().cancelled() => Err(given_up("this host is being shut down")),
@@ -157,175 +146,8 @@ async fn remove(shared: &Arc<Shared>, hash: ManifestHash, slot: u16) {
     }
 }
 
-async fn launch(
-    shared: &Arc<Shared>,
-    pod: &PodStart,
-    slot: u16,
-    events: &Arc<dyn PodEvents>,
-    steps: &TaskTracker,
-) -> Result<Live, DriverError> {
-    let begin = Instant::now();
-    let isolation = shared.accelerator.isolation();
-    let (images, serials) = distinct_images(pod);
-    let block = shared.pool.block(slot);
-    let mut record = PodRecord {
-        version: RECORD_VERSION,
-        hash: pod.hash,
-        slot,
-        phase: Phase::Starting,
-        process: None,
-        port: pod.port,
-        containers: pod
-            .containers
-            .iter()
-            .map(|container| container.id.clone())
-            .collect(),
-    };
-
-    // Durable first; everything after this is found again by the record.
-    let dir = shared.places.pod_dir(&pod.hash);
-    let (places, noted, made) = (shared.places.clone(), record.clone(), dir.clone());
-    step(steps, "note the pod", move || {
-        places.records.write(&noted)?;
-        // Something may be left of a pod that could not be removed completely.
-        if made.exists() {
-            fs::remove_dir_all(&made)?;
-        }
-        fs::create_dir(&made)
-    })
-    .await?;
-
-    let name = shared.places.instance.pod_name(slot);
-    let (places, network_name) = (shared.places.clone(), name.clone());
-    let network = step(steps, "make the pod's network", move || {
-        PodNetwork::create(&places.programs, &network_name)
-    });
-    let (places, files_dir, guest) = (shared.places.clone(), dir.clone(), shared.guest.clone());
-    let scratch_mib = pod.machine.scratch_mib;
-    let files = step(steps, "make the pod's disk", move || {
-        let mut disks = Vec::new();
-        for (index, image) in images.iter().enumerate() {
-            disks.push(Disk {
-                serial: image_serial(index),
-                file: File::open(image)?,
-                writable: None,
-            });
-        }
-        disks.push(make_scratch(
-            &places.programs.mke2fs,
-            &files_dir,
-            scratch_mib,
-        )?);
-        let kernel = (File::open(&guest.kernel)?, File::open(&guest.initramfs)?);
-        Ok((
-            disks,
-            kernel,
-            create_console(&files_dir)?,
-            listen_for_agent(&files_dir)?,
-        ))
-    });
-    let (network, (disks, (kernel, initramfs), console, agent)) = tokio::try_join!(network, files)?;
-    let namespace = network
-        .namespace
-        .try_clone()
-        .map_err(host("hold the pod's network"))?;
-    let made_at = begin.elapsed();
-
-    let (places, accelerator, machine) = (shared.places.clone(), shared.accelerator, pod.machine);
-    let launch_name = name.clone();
-    let process = step(steps, "start QEMU", move || {
-        Launch {
-            qemu: &places.programs.qemu,
-            name: launch_name,
-            uid: places.uid(slot),
-            accelerator,
-            machine,
-            kernel,
-            initramfs,
-            console,
-            agent,
-            disks,
-            network: Some(LaunchNetwork {
-                namespace: network.namespace,
-                tap: network.tap,
-            }),
-        }
-        .start()
-    })
-    .await?;
-    let spawned_at = begin.elapsed();
-    record.process = Some(process.clone());
-
-    // While the guest boots: note the process, let the network through, open the Interledger port.
-    let (connecting, noted) = (Arc::clone(shared), record.clone());
-    let prepared = step(steps, "connect the pod's network", move || {
-        connecting.places.records.write(&noted)?;
-        connecting
-            .egress
-            .connect(&namespace, &name, &noted.hash, slot)?;
-        InterledgerPort::bind(&namespace, block)
-    });
-    let console_dir = dir.clone();
-    let booted = async {
-        let Some(handle) = process.find().map_err(host("watch QEMU"))? else {
-            return Err(boot_failure(
-                &console_dir,
-                "the virtual machine ended at once",
-            ));
-        };
-        let watch = handle.watch().map_err(host("watch QEMU"))?;
-        let socket = ShortDir::open(&dir).map_err(host("reach the guest agent"))?;
-        let mut channel = Channel::connect(&socket.path("agent.sock"))
-            .await
-            .map_err(host("reach the guest agent"))?;
-        let met = guest_step(hello_deadline(isolation), &watch, hello(&mut channel))
-            .await
-            .map_err(|reason| boot_failure(&console_dir, &reason))?;
-        if met.configured {
-            return Err(boot_failure(
-                &console_dir,
-                "the guest agent says it is configured already",
-            ));
-        }
-        events.event(PodEvent::Booted);
-        Ok((channel, watch))
-    };
-    let (interledger, (mut channel, watch)) = tokio::try_join!(prepared, booted)?;
-    let hello_at = begin.elapsed();
-
-    let config = pod_config(shared, pod, slot, &serials);
-    let told = channel.send(&HostMessage::Configure(Box::new(config)));
-    told.map_err(|error| boot_failure(&dir, &error.to_string()))?;
-    guest_step(
-        containers_deadline(isolation),
-        &watch,
-        containers_started(&mut channel, &record.containers, events),
-    )
-    .await
-    .map_err(|reason| boot_failure(&dir, &reason))??;
-
-    record.phase = Phase::Running;
-    let (places, noted) = (shared.places.clone(), record.clone());
-    step(steps, "note the pod", move || places.records.write(&noted)).await?;
-    info!(
-        pod = %pod.hash,
-        made_ms = millis(made_at),
-        spawned_ms = millis(spawned_at),
-        hello_ms = millis(hello_at),
-        started_ms = millis(begin.elapsed()),
-        "a pod has been started"
-    );
-    Ok(Live {
-        record,
-        channel,
-        watch,
-        interledger,
-        stillness: Stillness::No,
-    })
-}
-
 /// Runs a step that blocks; it is waited for even if this future is dropped.
-async fn step<T: Send + 'static>(
+pub(crate) async fn step<T: Send + 'static>(
     steps: &TaskTracker,
     doing: &'static str,
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
@@ -341,19 +163,19 @@ async fn step<T: Send + 'static>(
         .map_err(host(doing))
 }
 
-fn host(doing: &'static str) -> impl Fn(io::Error) -> DriverError {
+pub(crate) fn host(doing: &'static str) -> impl Fn(io::Error) -> DriverError {
     move |source| DriverError::Host {
         doing: doing.to_owned(),
         source,
     }
 }
 
-fn millis(duration: Duration) -> u64 {
+pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A guest's step, ended by its deadline or by the end of the machine.
-async fn guest_step<T, E: ToString>(
+pub(crate) async fn guest_step<T, E: ToString>(
     deadline: Duration,
     watch: &ProcessWatch,
     step: impl Future<Output = Result<T, E>>,
@@ -373,7 +195,7 @@ async fn guest_step<T, E: ToString>(
 }
 
 /// For the caller one sentence; for the operator the end of the guest's console beside it.
-fn boot_failure(dir: &Path, reason: &str) -> DriverError {
+pub(crate) fn boot_failure(dir: &Path, reason: &str) -> DriverError {
     let console = console_tail(dir).unwrap_or_default();
     warn!(reason, ?console, "a pod did not start");
     DriverError::Boot {
@@ -391,39 +213,7 @@ fn console_tail(dir: &Path) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// The sparse scratch disk: its size is the pod's disk quota. Deleted with the pod, so no journal.
-fn make_scratch(mke2fs: &Path, dir: &Path, mib: u32) -> io::Result<Disk> {
-    let path = dir.join("scratch.img");
-    let file = File::options()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&path)?;
-    file.set_len(u64::from(mib) * 1024 * 1024)?;
-    let options = [
-        "-q",
-        "-F",
-        "-t",
-        "ext4",
-        "-m",
-        "0",
-        "-O",
-        "^has_journal",
-        "-E",
-        "lazy_itable_init=1,nodiscard",
-    ];
-    let mut arguments: Vec<&std::ffi::OsStr> = options.iter().map(std::ffi::OsStr::new).collect();
-    arguments.push(path.as_os_str());
-    programs::run(mke2fs, &arguments, "", None)?;
-    Ok(Disk {
-        serial: SCRATCH_SERIAL.into(),
-        file: File::open(&path)?,
-        writable: Some(file),
-    })
-}
-
-async fn containers_started(
+pub(crate) async fn containers_started(
     channel: &mut Channel,
     containers: &[String],
     events: &Arc<dyn PodEvents>,
@@ -480,7 +270,7 @@ async fn take_up(
         .map_err(failed("open its Interledger port"))?;
     let socket = ShortDir::open(&shared.places.pod_dir(&record.hash))
         .map_err(failed("find its directory"))?;
-    let mut channel = Channel::connect(&socket.path("agent.sock"))
+    let mut channel = Channel::connect(&socket.path(AGENT_SOCKET))
         .await
         .map_err(failed("reach its agent"))?;
     let stillness = match &record.process {

@@ -103,7 +103,7 @@ impl Places {
 
     /// Kills QEMU processes of this instance by their name (an argument of ours) and user, and says how
     /// many.
-    fn kill_strays(&self, is_stray: impl Fn(u16) -> bool) -> io::Result<usize> {
+    pub(crate) fn kill_strays(&self, is_stray: impl Fn(u16) -> bool) -> io::Result<usize> {
         let mut killed = 0;
         let prefix = self.instance.pod_prefix();
         for entry in fs::read_dir("/proc")? {
@@ -154,7 +154,7 @@ fn stray_name(command_line: &[u8]) -> Option<&str> {
 }
 
 /// Whatever is there: a file where a directory should be must not keep the host from starting.
-fn remove_tree(path: &std::path::Path) -> io::Result<()> {
+pub(crate) fn remove_tree(path: &std::path::Path) -> io::Result<()> {
     let removed = match fs::symlink_metadata(path) {
         Ok(found) if found.is_dir() => fs::remove_dir_all(path),
         Ok(_) => fs::remove_file(path),

@@ -243,7 +243,7 @@ fn probe(address: IpAddr, port: u16) -> String {
 #[test]
 fn a_pod_reaches_exactly_the_internet() {
     on_stage(|stage| async move {
-        let mut host = TestHost::new();
+        let mut host = TestHost::booting();
         host.config.nameservers = vec![NAME_SERVER];
         let driver = host.open().await;
         for address in WORLD.map(|(_, address)| IpAddr::from(address)) {
@@ -376,7 +376,7 @@ fn refused(traffic: &Traffic, refusal: Refusal) -> u64 {
 #[test]
 fn a_permit_opens_a_port_and_a_range_of_a_pod_that_runs_and_lasts_over_a_restart() {
     on_stage(|_stage| async move {
-        let host = TestHost::new();
+        let host = TestHost::booting();
         let driver = host.open().await;
         let pod = Shell::start(&host, &driver, 1).await;
         let other = Shell::start(&host, &driver, 2).await;
@@ -415,7 +415,7 @@ fn a_permit_opens_a_port_and_a_range_of_a_pod_that_runs_and_lasts_over_a_restart
 #[test]
 fn a_flood_is_limited_and_counted_and_the_neighbour_does_not_notice() {
     on_stage(|_stage| async move {
-        let mut host = TestHost::new();
+        let mut host = TestHost::booting();
         host.config.egress = EgressPolicy {
             limits: EgressLimits {
                 packets_per_sec: 10_000,

@@ -135,7 +135,7 @@ async fn end_of(driver: &MicrovmDriver, pod: PodStart) -> String {
 
 #[tokio::test]
 async fn a_guest_that_keeps_to_no_protocol_ends_only_its_own_pod() {
-    let mut host = TestHost::new();
+    let mut host = TestHost::booting();
     let dir = tempfile::tempdir().unwrap();
     host.config.guest_dir = dir.path().join("guest");
     hostile_guest(&host.config.guest_dir);

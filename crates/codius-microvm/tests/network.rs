@@ -19,6 +19,8 @@ use codius_pod::{Driver, PodEvent};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use support::{PATIENCE, Recorder, TestHost, fetch, stop_all};
 
+both_ways!(a_pod_reaches_the_internet_and_nothing_of_the_host);
+
 /// Another machine beside the host, with a public and a private address.
 struct World {
     name: String,
@@ -111,9 +113,7 @@ fn serve_inside(namespace: &str, port: u16) {
     }));
 }
 
-#[tokio::test]
-async fn a_pod_reaches_the_internet_and_nothing_of_the_host() {
-    let mut host = TestHost::new();
+async fn a_pod_reaches_the_internet_and_nothing_of_the_host(mut host: TestHost) {
     let world = World::new(host.number);
     host.config.nameservers = vec![world.private];
     let driver = host.open().await;

@@ -197,6 +197,8 @@ pub(crate) enum InterledgerMode {
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Pods {
     pub(crate) accelerator: Accelerator,
+    /// Whether pods are clones of a machine that is booted once, which takes some 90 MiB of memory.
+    pub(crate) warm: Warm,
     /// Memory that all pods together may be promised; 0: as `memory_fraction` says.
     pub(crate) memory_mib: u64,
     /// Part of this machine's memory that pods may be promised.
@@ -227,6 +229,36 @@ pub(crate) enum Accelerator {
     Kvm,
     /// Software emulation: for development and tests.
     Tcg,
+}
+
+/// `"auto"`, `true` or `false`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "WarmText")]
+pub(crate) enum Warm {
+    /// As the host thinks best, which is on.
+    Auto,
+    On,
+    Off,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum WarmText {
+    Choice(bool),
+    Word(String),
+}
+
+impl TryFrom<WarmText> for Warm {
+    type Error = &'static str;
+
+    fn try_from(text: WarmText) -> Result<Self, Self::Error> {
+        match text {
+            WarmText::Choice(true) => Ok(Self::On),
+            WarmText::Choice(false) => Ok(Self::Off),
+            WarmText::Word(word) if word == "auto" => Ok(Self::Auto),
+            WarmText::Word(_) => Err("pods.warm is true, false or \"auto\""),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -413,6 +445,7 @@ impl Default for Pods {
     fn default() -> Self {
         Self {
             accelerator: Accelerator::Auto,
+            warm: Warm::Auto,
             memory_mib: 0,
             memory_fraction: 0.75,
             max_pods: 100,

@@ -37,7 +37,7 @@ use crate::{
     api::{self, Api},
     bookkeeper::Bookkeeper,
     clock::{self, Clock},
-    config::{Accelerator, Config, InterledgerMode, OnShutdown},
+    config::{Accelerator, Config, InterledgerMode, OnShutdown, Warm},
     drain::{self, Drain},
     leases::{Leases, Wiring},
     ledger::DATABASE,
@@ -392,6 +392,7 @@ pub(crate) async fn run(config: Config, held: Held) -> Result<()> {
         if let Some(line) = line {
             line.close();
         }
+        driver.end_templates().await;
         store.close().await;
         if stop_pods && let Err(error) = driver.retire().await {
             tracing::warn!(%error, "the firewall table stays");
@@ -569,6 +570,10 @@ async fn open_driver(
         pool: config.pool()?,
         nameservers: config.network.nameservers.clone(),
         egress: config.egress.policy(),
+        warm: match config.pods.warm {
+            Warm::Auto | Warm::On => Some(codius_pod::Machine::SMALL),
+            Warm::Off => None,
+        },
         uid_base: MicrovmConfig::DEFAULT_UID_BASE,
     });
     Ok(driver.await?)

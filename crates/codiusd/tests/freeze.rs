@@ -16,7 +16,17 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_without_money_is_held_still_and_goes_on_for_who_pays() -> Result<()> {
+    held_still(false).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clone_without_money_is_held_still_and_goes_on_for_who_pays() -> Result<()> {
+    held_still(true).await
+}
+
+async fn held_still(warm: bool) -> Result<()> {
     let mut world = World::start(Settings {
+        warm,
         grace_secs: 25,
         on_shutdown: "leave",
         ..Settings::default()
@@ -29,6 +39,7 @@ async fn a_pod_without_money_is_held_still_and_goes_on_for_who_pays() -> Result<
     let hash = hash_of(&upload);
 
     // Given a program that is paid for some seconds, and told so.
+    world.warmed().await?;
     let client = world.client();
     let first = client.upload(&upload, 8, &wallet, PRICE_LIMIT).await?;
     let mut events = client.events(&hash).await?;
@@ -38,6 +49,7 @@ async fn a_pod_without_money_is_held_still_and_goes_on_for_who_pays() -> Result<
     ensure!(lease.is_some(), "the pod is not told until when it is paid");
     let machines = world.machines();
     ensure!(machines.len() == 1);
+    ensure!(world.log().contains(&format!("cloned={warm}")));
 
     // When the money is used up, it is announced, and the pod is held still.
     until(&mut events, |kind| {

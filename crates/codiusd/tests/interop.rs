@@ -80,7 +80,9 @@ impl Host {
         let config = data.path().join("codiusd.toml");
         fs::write(
             &config,
-            format!("[pods]\naccelerator = \"tcg\"\non_shutdown = \"stop\"\n{settings}"),
+            format!(
+                "[pods]\naccelerator = \"tcg\"\nwarm = false\non_shutdown = \"stop\"\n{settings}"
+            ),
         )?;
         let mut command = network.command(env!("CARGO_BIN_EXE_codiusd"));
         command

@@ -14,7 +14,20 @@ const PRICE_LIMIT: u64 = 1_000_000_000;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_program_with_two_containers_lives_for_as_long_as_it_was_paid_for() -> Result<()> {
-    let mut world = World::start(Settings::default())?;
+    life(false).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clone_with_two_containers_lives_for_as_long_as_it_was_paid_for() -> Result<()> {
+    life(true).await
+}
+
+async fn life(warm: bool) -> Result<()> {
+    let mut world = World::start(Settings {
+        warm,
+        ..Settings::default()
+    })?;
+    world.warmed().await?;
     let (hello, busybox) = (world.hello().await?, world.busybox().await?);
     let wallet = world.wallet().await?;
     let client = world.client();
@@ -45,9 +58,10 @@ async fn a_program_with_two_containers_lives_for_as_long_as_it_was_paid_for() ->
         first.reply.url
             == format!(
                 "http://{hash}.localhost:{}/",
-                world.api.rsplit(':').next().unwrap()
+                world.api.rsplit(':').next().unwrap_or_default()
             )
     );
+    ensure!(world.log().contains(&format!("cloned={warm}")));
 
     // Reached by its hash in any case; the program knows its own name and its Interledger address.
     let (status, facts) = world
@@ -128,7 +142,7 @@ async fn a_program_with_two_containers_lives_for_as_long_as_it_was_paid_for() ->
     let now = || {
         std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
-            .unwrap()
+            .unwrap_or_default()
     };
     let left = Duration::from_millis(third.reply.expiry.get()).saturating_sub(now());
     tokio::time::sleep(left.saturating_sub(Duration::from_secs(1))).await;

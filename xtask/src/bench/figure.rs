@@ -72,6 +72,14 @@ impl Figure {
     }
 }
 
+/// Says why a figure is not there.
+pub(super) fn left_out(name: &str, peer: &str, reason: &str) {
+    let line = json!({
+        "name": name, "median": null, "peer": peer, "ratio": null, "left_out": reason,
+    });
+    println!("{line}");
+}
+
 pub(super) fn rounded(value: f64) -> f64 {
     (value * 1000.0).round() / 1000.0
 }

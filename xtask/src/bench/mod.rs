@@ -1,16 +1,23 @@
 //! `cargo xtask bench`: side by side with others, in one run, as ratios. By hand: these machines are
 //! shared, and a figure alone says little.
 
+mod containers;
+mod density;
 mod disk;
 mod figure;
 mod ilp;
 mod ledger;
+mod phases;
+mod restored;
 mod start;
 
 use anyhow::Result;
 use clap::ValueEnum;
 
-use crate::{build::cargo, packages};
+use crate::{
+    build::{Profile, cargo},
+    packages,
+};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Name {
@@ -22,8 +29,10 @@ pub(crate) enum Name {
     Proxy,
     /// Durable commits; start, charge and status with a million ledger entries, against a small ledger
     Ledger,
-    /// From a paid upload to the program's first byte, against a bare boot of the same kernel
+    /// From a paid upload to the program's first byte, against a bare boot of the same kernel and containers
     Start,
+    /// Memory and processor time of many idle pods, booted and cloned; --runs is how many pods
+    Density,
 }
 
 /// Prints one JSON line a figure: `name`, `median`, `ratio`, `aim`, `met`.
@@ -34,6 +43,15 @@ pub(crate) fn run(name: Name, runs: u32, yes: bool) -> Result<()> {
         Name::Ilp => ilp::run(runs, yes),
         Name::Ledger => ledger::run(runs),
         Name::Start => start::run(runs, yes),
+        Name::Density => density::run(runs, yes),
+    }
+}
+
+/// What is measured is what is shipped. `CODIUS_BENCH_PROFILE=dev` is for work on the benchmarks themselves.
+fn profile() -> Profile {
+    match std::env::var("CODIUS_BENCH_PROFILE").as_deref() {
+        Ok("dev") => Profile::Dev,
+        _ => Profile::Release,
     }
 }
 

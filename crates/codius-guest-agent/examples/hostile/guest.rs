@@ -72,7 +72,7 @@ pub(crate) fn run() -> io::Result<()> {
                     }
                 }
                 HostMessage::Stop { .. } => say(&mut port, &AgentMessage::Stopped)?,
-                HostMessage::Lease { .. } => {}
+                HostMessage::Lease { .. } | HostMessage::Warm => {}
             }
         }
     }

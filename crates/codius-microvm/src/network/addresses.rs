@@ -3,6 +3,7 @@
 use std::{fmt, net::Ipv4Addr, str::FromStr};
 
 use codius_address::Ipv4Range;
+use codius_guest_protocol::hardware_address;
 use thiserror::Error;
 
 /// Length of the network between gateway and guest.
@@ -91,6 +92,12 @@ impl Block {
 
     pub(crate) fn guest(self) -> Ipv4Addr {
         Ipv4Addr::from(self.base + 6)
+    }
+
+    /// The guest's hardware address, as text.
+    pub(crate) fn hardware(self) -> String {
+        let bytes = hardware_address(self.guest()).map(|byte| format!("{byte:02x}"));
+        bytes.join(":")
     }
 }
 

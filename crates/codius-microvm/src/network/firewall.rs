@@ -23,7 +23,7 @@ use codius_address::{Ipv4Range, NOT_PUBLIC_V4};
 use codius_guest_protocol::INTERLEDGER_PORT;
 use codius_pod::{ABUSED_PORTS, EgressLimits, EgressPolicy, Permit, Ports, Protocol, Refusal};
 
-use super::{Block, GUEST_MAC, Ipv4Pool, TAP, UPLINK};
+use super::{Block, Ipv4Pool, QEMU_MAC, TAP, UPLINK};
 use crate::Instance;
 
 /// The pod's table is always named so: each is in a namespace of its own.
@@ -57,6 +57,7 @@ pub(super) fn pod_rules(block: Block, common: &Common, permit: &Permit) -> Strin
     let (host, gateway, guest) = (block.host(), block.gateway(), block.guest());
     let count = |refusal| format!("counter name \"{}\"", counter_of(refusal));
     let spoofed = count(Refusal::Spoofed);
+    let hardware = format!("{{ {QEMU_MAC}, {} }}", block.hardware());
     let not_ipv4 = count(Refusal::NotIpv4);
     let to_gateway = count(Refusal::Gateway);
     let invalid = count(Refusal::Invalid);
@@ -100,10 +101,10 @@ table netdev {POD_TABLE} {{
 {link_counters}
   chain ingress {{
     type filter hook ingress device "{TAP}" priority 0; policy drop;
-    ether saddr != {GUEST_MAC} {spoofed} drop
+    ether saddr != {hardware} {spoofed} drop
     meta protocol ip ip saddr != {guest} {spoofed} drop
     meta protocol ip accept
-    meta protocol arp arp saddr ether != {GUEST_MAC} {spoofed} drop
+    meta protocol arp arp saddr ether != {hardware} {spoofed} drop
     meta protocol arp arp saddr ip != {guest} {spoofed} drop
     meta protocol arp accept
     {not_ipv4} drop

@@ -29,9 +29,9 @@ use crate::{
 const UPLINK: &str = "up0";
 /// The device of the virtual machine.
 const TAP: &str = "tap0";
-/// The guest's hardware address: QEMU's own first one, the same in every pod, as each has a network of its
-/// own. A machine that is taken up or cloned keeps it.
-pub(crate) const GUEST_MAC: &str = "52:54:00:12:34:56";
+/// The hardware address that QEMU gives every guest. Agents of before did not take one of their own
+/// (`Block::hardware`), and their pods may run yet.
+const QEMU_MAC: &str = "52:54:00:12:34:56";
 
 /// What QEMU is started in and with.
 #[derive(Debug)]

@@ -33,6 +33,33 @@ use tokio::{
 /// Far over what anything takes, for machines that do much else at the same time.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
+/// Of all pods.
+pub const MACHINE: Machine = Machine {
+    vcpus: 1,
+    memory_mib: 128,
+    scratch_mib: 64,
+};
+
+/// Makes of each test function, which takes a [`TestHost`], one test with a host that boots its pods and one
+/// with a host that clones them: nothing about a pod may depend on that.
+#[macro_export]
+macro_rules! both_ways {
+    ($($name:ident),+ $(,)?) => {
+        mod booted {
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name($crate::support::TestHost::booting()).await;
+            })+
+        }
+        mod cloned {
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name($crate::support::TestHost::cloning()).await;
+            })+
+        }
+    };
+}
+
 /// One instance with its own names, addresses and directory.
 pub struct TestHost {
     pub config: MicrovmConfig,
@@ -43,12 +70,22 @@ pub struct TestHost {
 }
 
 impl TestHost {
-    pub fn new() -> Self {
-        Self::with_programs(&[])
+    /// Its pods are booted.
+    pub fn booting() -> Self {
+        Self::new(false, &[])
     }
 
-    /// With these programs in `/bin` of the image, beside busybox.
+    /// Its pods are clones of a template.
+    pub fn cloning() -> Self {
+        Self::new(true, &[])
+    }
+
+    /// Its pods are booted, and have these programs in `/bin` of the image, beside busybox.
     pub fn with_programs(programs: &[&Path]) -> Self {
+        Self::new(false, programs)
+    }
+
+    fn new(warm: bool, programs: &[&Path]) -> Self {
         let _ = tracing_subscriber::fmt()
             .with_test_writer()
             .with_env_filter("debug")
@@ -71,6 +108,7 @@ impl TestHost {
                 accelerator: AcceleratorChoice::Auto,
                 pool,
                 nameservers: Vec::new(),
+                warm: warm.then_some(MACHINE),
                 egress: EgressPolicy::default(),
                 uid_base: MicrovmConfig::DEFAULT_UID_BASE,
             },
@@ -80,10 +118,13 @@ impl TestHost {
         }
     }
 
+    /// With its template there, if it has one.
     pub async fn open(&self) -> MicrovmDriver {
-        MicrovmDriver::open(self.config.clone())
+        let driver = MicrovmDriver::open(self.config.clone())
             .await
-            .expect("the driver opens")
+            .expect("the driver opens");
+        driver.warmed().await;
+        driver
     }
 
     /// A pod whose containers each run a shell script.
@@ -101,11 +142,7 @@ impl TestHost {
             });
         PodStart {
             hash: ManifestHash::from_bytes([number; 32]),
-            machine: Machine {
-                vcpus: 1,
-                memory_mib: 128,
-                scratch_mib: 64,
-            },
+            machine: MACHINE,
             port,
             containers: containers.collect(),
         }

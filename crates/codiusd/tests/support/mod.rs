@@ -40,6 +40,8 @@ pub(crate) const PAYER: Packages<'_> = Packages {
 /// Settings that differ between tests, as TOML.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
+    /// Whether pods are clones; most tests do without, as a template in the background costs each a boot.
+    pub(crate) warm: bool,
     pub(crate) memory_mib: u64,
     pub(crate) port_timeout_secs: u64,
     pub(crate) max_unpacked_mib: u64,
@@ -79,6 +81,7 @@ pub(crate) struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
+            warm: false,
             memory_mib: 2048,
             port_timeout_secs: 40,
             max_unpacked_mib: 1024,
@@ -197,6 +200,7 @@ impl World {
     fn config(&self) -> String {
         let [a, b, c, _] = self.pool().octets();
         let Settings {
+            warm,
             memory_mib,
             port_timeout_secs,
             max_unpacked_mib,
@@ -237,7 +241,7 @@ impl World {
              [api]\nquote = {quote:?}\n\
              [price]\ncost_per_month = {cost_per_month:?}\nmax_duration_secs = {max_duration_secs}\n\
              [interledger]\n{interledger}\npayment_timeout_secs = 5\n\
-             [pods]\naccelerator = \"tcg\"\nmemory_mib = {memory_mib}\nport_timeout_secs = {port_timeout_secs}\n\
+             [pods]\naccelerator = \"tcg\"\nwarm = {warm}\nmemory_mib = {memory_mib}\nport_timeout_secs = {port_timeout_secs}\n\
              on_shutdown = \"{on_shutdown}\"\ngrace_secs = {grace_secs}\nexpiry_notice_secs = [3600, 4]\n\
              [images]\ninsecure_registries = {registries:?}\nmax_unpacked_mib = {max_unpacked_mib}\n\
              [network]\npool = \"{a}.{b}.{c}.0/24\"\n{more}",
@@ -284,6 +288,14 @@ impl World {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         Ok(())
+    }
+
+    /// Waits until pods are cloned, if they are at all.
+    pub(crate) async fn warmed(&self) -> Result<()> {
+        if !self.settings.warm {
+            return Ok(());
+        }
+        self.logged("are cloned from now on", 0).await
     }
 
     /// The process that was started last: the host, or who keeps it.

@@ -19,10 +19,9 @@ use codius_pod::{
 };
 
 use self::{
-    frame::{Frame, checksum, parse_mac},
+    frame::{Frame, checksum},
     stage::{HOST_PUBLIC, OUTSIDE, POOL, Stage, ip},
 };
-use super::GUEST_MAC;
 use crate::programs::run;
 
 fn limits_out_of_the_way() -> EgressLimits {
@@ -266,7 +265,7 @@ fn nobody_sends_as_another() {
         ..honest.clone()
     };
     stage.assert_refused("hardware address", &frame.bytes(), Refusal::Spoofed);
-    let own_mac = parse_mac(GUEST_MAC);
+    let own_mac = honest.source_mac;
     for (what, mac, source) in [
         ("ARP for a neighbour", own_mac, neighbour),
         ("ARP with another hardware address", other_mac, stage.guest),

@@ -9,11 +9,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use codius_guest_protocol::hardware_address;
 use codius_manifest::ManifestHash;
 use codius_pod::{EgressPolicy, Protocol, Refusal, Traffic, Verdict};
 
 use super::{
-    super::{Common, EgressRules, GUEST_MAC, PodNetwork, counters, open_namespace},
+    super::{Common, EgressRules, PodNetwork, counters, open_namespace},
     frame::{Frame, parse_mac},
 };
 use crate::{
@@ -135,7 +136,7 @@ impl Stage {
 
     pub(super) fn frame(&self, protocol: Protocol, address: Ipv4Addr, port: u16) -> Frame {
         Frame {
-            source_mac: parse_mac(GUEST_MAC),
+            source_mac: hardware_address(self.guest),
             gateway_mac: self.gateway_mac,
             source: self.guest,
             source_port: 40_000,
