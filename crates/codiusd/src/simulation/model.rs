@@ -64,6 +64,8 @@ struct LeaseSeen {
 #[derive(Debug)]
 struct PodSeen {
     lease: Option<i64>,
+    /// It has been ready, so it can go on at once when it was held still.
+    ready: bool,
 }
 
 impl LeaseSeen {
@@ -156,13 +158,26 @@ impl Model {
         if let Some(lease) = lease.and_then(|id| self.leases.get_mut(&id)) {
             lease.lost_ms = lease.window_ms.saturating_sub(lease.run_ms);
         }
-        self.pods.insert(*hash, PodSeen { lease });
+        self.pods.insert(
+            *hash,
+            PodSeen {
+                lease,
+                ready: false,
+            },
+        );
         lease
             .is_none()
             .then(|| format!("a pod is started for no lease: {hash}"))
     }
 
+    fn can_go_on(&mut self, hash: &ManifestHash) {
+        if let Some(pod) = self.pods.get_mut(hash) {
+            pod.ready = true;
+        }
+    }
+
     pub(super) fn pod_ready(&mut self, hash: &ManifestHash, now_ms: u64) {
+        self.can_go_on(hash);
         if let Some(lease) = self.lease_of_pod(hash) {
             lease.open_since.get_or_insert(now_ms);
         }
@@ -171,6 +186,7 @@ impl Model {
     /// A new process has found it running, if not ready: it costs from now on. While its lease was paused in
     /// the books it cost nothing, though a process before may have found it, and died before it wrote so.
     pub(super) fn pod_attached(&mut self, hash: &ManifestHash, now_ms: u64) {
+        self.can_go_on(hash);
         if let Some(lease) = self.lease_of_pod(hash) {
             if lease.state == "paused" {
                 lease.close(now_ms);
@@ -459,7 +475,8 @@ impl Model {
                 Some(lease) => {
                     let balance = self.balance(&format!("lease:{hash}")).unsigned_abs();
                     let funded = lease.lasts_ms(lease.charged.saturating_add(balance));
-                    lease.observed_ms(now) > funded + ROUNDING_MS
+                    let unwritten = lease.thaws * self.write_ms;
+                    lease.observed_ms(now) > funded + ROUNDING_MS + unwritten
                 }
             };
             if unpaid {
@@ -472,10 +489,17 @@ impl Model {
                 let balance = self.balance(&format!("lease:{hash}")).unsigned_abs();
                 let funded = lease.lasts_ms(lease.charged.saturating_add(balance));
                 if funded >= lease.run_ms + 1000 {
-                    troubled.insert((
-                        format!("paid and frozen {hash}"),
-                        around.unpaid_bound_ms + 3000,
-                    ));
+                    // A pod that was lost meanwhile has to be started.
+                    let goes_on_at_once = self
+                        .pods
+                        .iter()
+                        .any(|(pod, seen)| seen.ready && pod.to_string() == *hash);
+                    let bound = if goes_on_at_once {
+                        around.unpaid_bound_ms + 3000
+                    } else {
+                        around.start_bound_ms
+                    };
+                    troubled.insert((format!("paid and frozen {hash}"), bound));
                 } else {
                     let bound = around.grace_ms + around.unpaid_bound_ms;
                     troubled.insert((format!("frozen {hash}"), bound));
