@@ -472,9 +472,13 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        // A test that fails leaves no pods behind either: the host is asked to end, then its log is shown.
         if self.process.is_some() {
-            self.settings.on_shutdown = "stop";
+            let _ = self.stop();
+        }
+        // A test leaves no pods behind, whatever it wanted of its host, and whether it fails or not: those that
+        // were left or lost their host are ended by another one.
+        self.settings.on_shutdown = "stop";
+        if !self.remains().is_empty() && self.run().is_ok() {
             let _ = self.stop();
         }
         if std::thread::panicking() {
