@@ -347,6 +347,14 @@ impl Leases {
         };
         if let Err(error) = adjusted {
             tracing::warn!(pod = %slot.hash, %error, "could not be frozen, or go on");
+            if lease.is_frozen() {
+                // It would run for nothing.
+                self.supervisor.stop(&slot.hash, Duration::ZERO).await;
+                self.unpublish(&slot);
+                return self
+                    .give_up(left, EndReason::Expired, ApiEndReason::Expired)
+                    .await;
+            }
         }
         self.watch(Arc::clone(&slot), Arc::clone(&running.pod));
         *left.state = Some(running);
