@@ -21,7 +21,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
-    io::{self, Read, Seek, SeekFrom, Write},
+    io::{self, Read, Seek, SeekFrom},
     os::{
         fd::{AsFd, AsRawFd},
         unix::fs::{FileExt, MetadataExt},
@@ -444,10 +444,10 @@ impl Templates {
         for left in [AGENT_SOCKET, MONITOR_SOCKET, "console.log"] {
             fs::remove_file(new.join(left))?;
         }
-        let mut file = File::create(new.join("memory"))?;
+        // Not forced to the disk: after a power cut it is another boot, and void.
+        let file = File::create(new.join("memory"))?;
         file.set_len(memory_bytes(shape))?;
         copy_pages(memory, &file)?;
-        file.flush()?;
         fs::write(new.join("note.json"), serde_json::to_vec_pretty(note)?)?;
         fs::rename(&new, self.dir.join(shape.name()))
     }

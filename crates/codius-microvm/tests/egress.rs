@@ -28,7 +28,7 @@ use codius_microvm::MicrovmDriver;
 use codius_pod::{Driver, Egress, EgressLimits, EgressPolicy, Permit, PodEvent, Refusal, Traffic};
 use codius_testkit::NetworkNamespace;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use support::{PATIENCE, Recorder, TestHost, stop_all};
+use support::{PATIENCE, Recorder, TestHost, script, stop_all};
 
 /// Everywhere the same port, so that only the address decides.
 const PORT: u16 = 4080;
@@ -137,18 +137,6 @@ impl Drop for Stage {
             .args(["netns", "del", &self.world])
             .status();
     }
-}
-
-fn script(command: &[&str], text: &str) {
-    let mut child = Command::new(command[0])
-        .args(&command[1..])
-        .stdin(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut input = child.stdin.take().unwrap();
-    input.write_all(text.as_bytes()).unwrap();
-    drop(input);
-    assert!(child.wait().unwrap().success(), "{command:?}: {text}");
 }
 
 /// Runs something in a network namespace, on a thread of its own.

@@ -10,14 +10,14 @@ use std::{
     io::Write,
     net::{IpAddr, Ipv4Addr, TcpListener, TcpStream},
     os::fd::AsFd,
-    process::{Command, Stdio},
+    process::Command,
     thread,
     time::Duration,
 };
 
 use codius_pod::{Driver, PodEvent};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use support::{PATIENCE, Recorder, TestHost, fetch, stop_all};
+use support::{PATIENCE, Recorder, TestHost, fetch, script, stop_all};
 
 both_ways!(a_pod_reaches_the_internet_and_nothing_of_the_host);
 
@@ -71,21 +71,6 @@ impl Drop for World {
             .args(["netns", "del", &self.name])
             .status();
     }
-}
-
-fn script(command: &[&str], text: &str) {
-    let mut child = Command::new(command[0])
-        .args(&command[1..])
-        .stdin(Stdio::piped())
-        .spawn()
-        .unwrap();
-    child
-        .stdin
-        .take()
-        .unwrap()
-        .write_all(text.as_bytes())
-        .unwrap();
-    assert!(child.wait().unwrap().success(), "{command:?}: {text}");
 }
 
 /// Runs something in a network namespace, on a thread of its own.

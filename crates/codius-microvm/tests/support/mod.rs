@@ -8,10 +8,11 @@
 
 use std::{
     fs,
+    io::Write,
     net::SocketAddr,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -400,4 +401,17 @@ pub async fn stop_all(driver: &MicrovmDriver) {
             .expect("a pod is stopped");
     }
     assert!(driver.retire().await.expect("the rules are removed"));
+}
+
+/// Runs a program with something to read, such as `nft -f -`.
+pub fn script(command: &[&str], text: &str) {
+    let mut child = Command::new(command[0])
+        .args(&command[1..])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = child.stdin.take().unwrap();
+    input.write_all(text.as_bytes()).unwrap();
+    drop(input);
+    assert!(child.wait().unwrap().success(), "{command:?}: {text}");
 }

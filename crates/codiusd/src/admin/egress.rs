@@ -88,7 +88,7 @@ fn refusal(error: PermitError) -> HttpError {
                 "permit not in force"
             );
             HttpError::new(StatusCode::INTERNAL_SERVER_ERROR, text)
-                .next("give the same command again, or stop the pod")
+                .next("stop the pod (`codiusd admin stop`): its next one has what is recorded")
         }
     }
 }

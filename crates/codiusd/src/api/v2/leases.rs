@@ -204,6 +204,20 @@ async fn not_running(api: &Api, hash: &ManifestHash) -> Result<HttpError, HttpEr
     })
 }
 
+/// Lets a request without a body pass, once, that the owner of a lease has signed.
+pub(super) async fn from_owner(
+    api: &Api,
+    method: &Method,
+    uri: &Uri,
+    headers: &HeaderMap,
+    hash: &ManifestHash,
+) -> Result<(), HttpError> {
+    let signed = api.signatures.required(method, uri, headers, b"").await?;
+    let owned = api.leases.owned(hash, &signed.key).await;
+    owned.map_err(|error| refusal(error, hash))?;
+    api.signatures.once(&signed, Purpose::Control)
+}
+
 pub(super) fn refusal(error: StopError, hash: &ManifestHash) -> HttpError {
     let text = error.to_string();
     match error {

@@ -26,7 +26,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::{
     Problem,
     hash::{LeaseHash, unknown},
-    leases::refusal,
+    leases::from_owner,
 };
 use crate::{
     api::{
@@ -35,7 +35,6 @@ use crate::{
     },
     http_error::HttpError,
     leases::Shown,
-    signatures::Purpose,
 };
 
 /// The most readers that follow logs at the same time, of all pods together.
@@ -63,13 +62,7 @@ pub(super) async fn lines(
         .into());
     };
     if !shown.upload.manifest().debug() {
-        let signed = api
-            .signatures
-            .required(&method, &uri, &headers, b"")
-            .await?;
-        let owned = api.leases.owned(&hash, &signed.key).await;
-        owned.map_err(|error| refusal(error, &hash))?;
-        api.signatures.once(&signed, Purpose::Control)?;
+        from_owner(&api, &method, &uri, &headers, &hash).await?;
     }
     let wanted = Wanted::read(uri.query(), &headers, &shown, api.leases.clock.wall())?;
     let place = Arc::clone(&api.log_followers)

@@ -10,11 +10,10 @@ use axum::{
 use codius_api::v2::{Exchanged, NetworkUsage, Packets, UsageReply};
 use codius_pod::{Count, Traffic};
 
-use super::{Problem, hash::LeaseHash, leases::refusal};
+use super::{Problem, hash::LeaseHash, leases::from_owner};
 use crate::{
     api::{Shared, json},
     http_error::HttpError,
-    signatures::Purpose,
 };
 
 pub(super) async fn show(
@@ -24,13 +23,7 @@ pub(super) async fn show(
     LeaseHash(hash): LeaseHash,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let signed = api
-        .signatures
-        .required(&method, &uri, &headers, b"")
-        .await?;
-    let owned = api.leases.owned(&hash, &signed.key).await;
-    owned.map_err(|error| refusal(error, &hash))?;
-    api.signatures.once(&signed, Purpose::Control)?;
+    from_owner(&api, &method, &uri, &headers, &hash).await?;
     let traffic = match api.leases.shown(&hash) {
         Some(_) => api.leases.egress.traffic(&hash).await,
         None => Ok(None),
