@@ -35,6 +35,10 @@ pub(crate) const PROBE_DEADLINE: Duration = Duration::from_secs(5);
 pub(crate) const PROGRAM_DEADLINE: Duration = Duration::from_secs(10);
 /// A killed process that is still there after this is stuck in the kernel.
 pub(crate) const KILL_DEADLINE: Duration = Duration::from_secs(10);
+/// A process that was told to stop and still goes on after this is stuck in the kernel.
+pub(crate) const HOLD_DEADLINE: Duration = Duration::from_secs(5);
+/// How often the threads of such a process are looked at: they stop within microseconds if they get a processor.
+pub(crate) const HOLD_LOOK_INTERVAL: Duration = Duration::from_millis(1);
 /// How long `open` waits for a driver of this process that is just being dropped.
 pub(crate) const LOCK_DEADLINE: Duration = Duration::from_secs(3);
 

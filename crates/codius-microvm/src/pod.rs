@@ -420,7 +420,7 @@ async fn watch_over(
                 match asked {
                     Asked::Stop(grace) => return End::Stop { grace },
                     Asked::Command(Command::Freeze(answer)) => {
-                        let held = watch.stop();
+                        let held = watch.hold_still().await;
                         if held.is_ok() && *stillness == Stillness::No {
                             *stillness = Stillness::Held;
                         }

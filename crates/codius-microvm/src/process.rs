@@ -6,20 +6,21 @@
 use std::{
     fs, io,
     os::fd::{AsFd, BorrowedFd},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fd::OwnedFd,
+    io::Errno,
     process::{
         Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
     },
 };
 use serde::{Deserialize, Serialize};
-use tokio::io::unix::AsyncFd;
+use tokio::{io::unix::AsyncFd, time::sleep};
 
-use crate::limits::KILL_DEADLINE;
+use crate::limits::{HOLD_DEADLINE, HOLD_LOOK_INTERVAL, KILL_DEADLINE};
 
 /// Which process, over restarts of the daemon and of the machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,7 +71,10 @@ impl ProcessIdentity {
 
 /// A hold on one process: it cannot become another one's.
 #[derive(Debug)]
-pub(crate) struct ProcessHandle(OwnedFd);
+pub(crate) struct ProcessHandle {
+    pidfd: OwnedFd,
+    pid: Pid,
+}
 
 impl ProcessHandle {
     /// `None` if there is no such process.
@@ -79,23 +83,23 @@ impl ProcessHandle {
             return Ok(None);
         };
         match pidfd_open(pid, PidfdFlags::NONBLOCK) {
-            Ok(pidfd) => Ok(Some(Self(pidfd))),
-            Err(rustix::io::Errno::SRCH) => Ok(None),
+            Ok(pidfd) => Ok(Some(Self { pidfd, pid })),
+            Err(Errno::SRCH) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
 
     pub(crate) fn has_ended(&self) -> io::Result<bool> {
-        wait_readable(self.0.as_fd(), Duration::ZERO)
+        wait_readable(self.pidfd.as_fd(), Duration::ZERO)
     }
 
     /// SIGKILL, and the wait for its end. Blocks.
     pub(crate) fn kill_and_wait(&self) -> io::Result<()> {
-        match pidfd_send_signal(&self.0, Signal::KILL) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+        match pidfd_send_signal(&self.pidfd, Signal::KILL) {
+            Ok(()) | Err(Errno::SRCH) => {}
             Err(error) => return Err(error.into()),
         }
-        if !wait_readable(self.0.as_fd(), KILL_DEADLINE)? {
+        if !wait_readable(self.pidfd.as_fd(), KILL_DEADLINE)? {
             return Err(io::Error::new(
                 io::ErrorKind::TimedOut,
                 "a killed process does not end",
@@ -109,7 +113,7 @@ impl ProcessHandle {
     fn reap(&self) {
         // An error means that it is not our child, and then its parent takes the status.
         let _ = waitid(
-            WaitId::PidFd(self.0.as_fd()),
+            WaitId::PidFd(self.pidfd.as_fd()),
             WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
         );
     }
@@ -122,34 +126,54 @@ impl ProcessHandle {
         )]
         // SAFETY: an OwnedFd is open and the same descriptor for as long as it lives, and the AsyncFd
         // owns it and never gives it out.
-        let registered = unsafe { AsyncFd::register(self.0) };
-        Ok(ProcessWatch(registered?))
+        let registered = unsafe { AsyncFd::register(self.pidfd) };
+        Ok(ProcessWatch {
+            pidfd: registered?,
+            pid: self.pid,
+        })
     }
 }
 
 /// Tells a task of the end of a process.
 #[derive(Debug)]
-pub(crate) struct ProcessWatch(AsyncFd<OwnedFd>);
+pub(crate) struct ProcessWatch {
+    pidfd: AsyncFd<OwnedFd>,
+    pid: Pid,
+}
 
 impl ProcessWatch {
-    /// Holds it still, until [`Self::go_on`].
-    pub(crate) fn stop(&self) -> io::Result<()> {
-        Ok(pidfd_send_signal(self.0.get_ref(), Signal::STOP)?)
+    /// Holds it still, until [`Self::go_on`]. Returns once it is: each of its threads stops by itself, at its next
+    /// way through the kernel. Nothing tells of that but `/proc` (`waitid(2)` does for children only, and after
+    /// a restart of the daemon it is nobody's child).
+    pub(crate) async fn hold_still(&self) -> io::Result<()> {
+        pidfd_send_signal(self.pidfd.get_ref(), Signal::STOP)?;
+        let deadline = Instant::now() + HOLD_DEADLINE;
+        while !has_only_stopped_threads(self.pid)? {
+            if Instant::now() > deadline {
+                self.go_on()?;
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "a process that was told to stop goes on",
+                ));
+            }
+            sleep(HOLD_LOOK_INTERVAL).await;
+        }
+        Ok(())
     }
 
     /// Lets it go on.
     pub(crate) fn go_on(&self) -> io::Result<()> {
-        Ok(pidfd_send_signal(self.0.get_ref(), Signal::CONT)?)
+        Ok(pidfd_send_signal(self.pidfd.get_ref(), Signal::CONT)?)
     }
 
     /// Returns once the process has ended. May be dropped and called again.
     pub(crate) async fn ended(&self) {
         loop {
-            let Ok(mut guard) = self.0.readable().await else {
+            let Ok(mut guard) = self.pidfd.readable().await else {
                 return;
             };
             // A pidfd stays readable, but readiness may be announced falsely once.
-            if wait_readable(self.0.get_ref().as_fd(), Duration::ZERO).unwrap_or(true) {
+            if wait_readable(self.pidfd.get_ref().as_fd(), Duration::ZERO).unwrap_or(true) {
                 return;
             }
             guard.clear_ready();
@@ -167,10 +191,24 @@ pub(crate) fn wait_readable(fd: BorrowedFd<'_>, within: Duration) -> io::Result<
         let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
         match poll(&mut fds, Some(&timeout)) {
             Ok(ready) => return Ok(ready > 0),
-            Err(rustix::io::Errno::INTR) => {}
+            Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
     }
+}
+
+fn has_only_stopped_threads(pid: Pid) -> io::Result<bool> {
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        match fs::read_to_string(thread?.path().join("stat")) {
+            Ok(stat) if matches!(parse_state(&stat), Some('T' | 'Z' | 'X')) => {}
+            Ok(_) => return Ok(false),
+            // The thread has ended meanwhile: before the file was opened, or after.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(true)
 }
 
 /// Names this boot of the machine.
@@ -231,6 +269,25 @@ mod tests {
         assert!(identity.find().unwrap().is_none());
         // Already reaped by us.
         assert!(child.wait().is_err());
+    }
+
+    #[tokio::test]
+    async fn a_busy_process_is_still_when_it_is_said_to_be() {
+        let mut child = Command::new("/bin/sh")
+            .args(["-c", "while :; do :; done"])
+            .spawn()
+            .unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        let identity = ProcessIdentity::of(pid).unwrap();
+        let watch = identity.find().unwrap().unwrap().watch().unwrap();
+        for _ in 0..50 {
+            watch.hold_still().await.unwrap();
+            assert!(identity.is_stopped().unwrap());
+            watch.go_on().unwrap();
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(watch.hold_still().await.is_err());
     }
 
     #[tokio::test]
