@@ -125,6 +125,8 @@ pub(crate) struct ControlGroups {
 #[derive(Debug)]
 struct Tree {
     dir: PathBuf,
+    /// Where its hierarchy is mounted.
+    mount: PathBuf,
     version: Version,
     controllers: Vec<Controller>,
 }
@@ -208,6 +210,7 @@ impl ControlGroups {
             hierarchy.ok_or("no control group hierarchy of this machine has it".to_owned())?;
         Ok(Tree {
             dir: hierarchy.place().join(name),
+            mount: hierarchy.mount.clone(),
             version: hierarchy.version,
             controllers: vec![controller],
         })
@@ -325,12 +328,17 @@ impl Tree {
         let dir = self.dir.join(name);
         make_group(&self.dir)?;
         if self.version == Version::Two {
+            // Each group counts for those below it only what the one above does.
+            let mut above: Vec<&Path> = self
+                .dir
+                .ancestors()
+                .take_while(|group| group.starts_with(&self.mount))
+                .collect();
+            above.reverse();
             for &controller in &self.controllers {
-                let controller = controller.name(self.version);
-                if let Some(parent) = self.dir.parent() {
-                    pass_down(parent, controller)?;
+                for group in &above {
+                    pass_down(group, controller.name(self.version))?;
                 }
-                pass_down(&self.dir, controller)?;
             }
         }
         make_group(&dir)?;
@@ -765,6 +773,7 @@ mod tests {
         let groups = ControlGroups {
             trees: vec![Tree {
                 dir: mounts[0].place().join("codius-ab12"),
+                mount: mounts[0].mount.clone(),
                 version: Version::Two,
                 controllers: vec![Controller::Memory],
             }],
@@ -781,12 +790,10 @@ mod tests {
         assert_eq!(groups.make("cdab12-1", &BOUNDS).unwrap().len(), 1);
         let read = |path: PathBuf| fs::read_to_string(path).unwrap();
         assert_eq!(read(leaf.join("memory.max")), "500000000");
-        let parent = dir.path().join("system.slice");
-        assert_eq!(read(parent.join("cgroup.subtree_control")), "+memory");
-        assert_eq!(
-            read(parent.join("codius-ab12/cgroup.subtree_control")),
-            "+memory"
-        );
+        for group in ["", "system.slice", "system.slice/codius-ab12"] {
+            let file = dir.path().join(group).join("cgroup.subtree_control");
+            assert_eq!(read(file), "+memory", "{group}");
+        }
         assert_eq!(groups.names(), ["cdab12-1"]);
     }
 
