@@ -193,7 +193,6 @@ async fn boot(places: &Places, guest: &GuestFiles, group: u32) -> io::Result<Res
     fs::create_dir_all(&dir)?;
     let socket_dir = ShortDir::open(&dir)?;
     let launch = Launch {
-        qemu: &places.programs.qemu,
         name: places.instance.pod_name(TRIAL_SLOT),
         uid: places.uid(TRIAL_SLOT),
         accelerator: Accelerator::Kvm { group },
@@ -210,7 +209,7 @@ async fn boot(places: &Places, guest: &GuestFiles, group: u32) -> io::Result<Res
         network: None,
         yields: false,
     };
-    let process = launch.start()?;
+    let process = launch.start(&places.jail)?;
     let outcome = async {
         let mut channel = Channel::connect(&socket_dir.path("agent.sock")).await?;
         let Some(handle) = process.find()? else {
@@ -232,6 +231,7 @@ async fn boot(places: &Places, guest: &GuestFiles, group: u32) -> io::Result<Res
             .await
             .map_err(io::Error::other)??;
     }
+    places.jail.forget(&places.instance.pod_name(TRIAL_SLOT))?;
     fs::remove_dir_all(&dir)?;
     outcome
 }

@@ -28,6 +28,7 @@ use tracing::Instrument;
 
 use crate::{
     Instance, Ipv4Pool, MicrovmConfig, OpenError, acceleration, configuration,
+    jail::Jail,
     limits::{
         LOCK_DEADLINE, MAX_MEMORY_MIB, MAX_SCRATCH_MIB, MAX_VCPUS, MIN_MEMORY_MIB, MIN_SCRATCH_MIB,
     },
@@ -129,8 +130,20 @@ impl MicrovmDriver {
         let state_dir = make_state_dir(&config.state_dir)
             .map_err(OpenError::host("make its state directory"))?;
         let lock = lock_instance(&config.instance, &state_dir).await?;
+        let (qemu, instance, disks) = (
+            programs.qemu.clone(),
+            config.instance.clone(),
+            state_dir.clone(),
+        );
+        let jail = tokio::task::spawn_blocking(move || Jail::open(&qemu, &instance, &disks))
+            .await
+            .map_err(io::Error::other)
+            .and_then(|jail| jail)
+            .map_err(OpenError::host("prepare the jail of its machines"))?;
+        jail.announce();
         let places = Places {
             programs,
+            jail: Arc::new(jail),
             instance: config.instance,
             records: Records::open(&state_dir)
                 .map_err(OpenError::host("make its state directory"))?,
@@ -174,6 +187,7 @@ impl MicrovmDriver {
         let acceleration =
             acceleration::choose(config.accelerator, &places, &guest, &state_dir).await?;
         acceleration::announce(&acceleration);
+        let isolation_reason = format!("{}; {}", acceleration.reason, places.jail.report());
         let mut state = State::default();
         state
             .slots
@@ -192,7 +206,7 @@ impl MicrovmDriver {
                 pool: config.pool,
                 nameservers: config.nameservers,
                 egress,
-                isolation_reason: acceleration.reason,
+                isolation_reason,
                 swept: found,
                 state: Mutex::new(state),
                 closing: CancellationToken::new(),

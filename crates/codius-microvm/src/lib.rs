@@ -22,7 +22,7 @@
 //! * A guest is never waited for. Each of its steps has a deadline of this side, and the end is a SIGKILL.
 //! * A network namespace lives while a socket in it is open: connections given away end with the pod.
 //! * A pod is the clone of a template, or boots; everything else is the same for both (`start.rs`).
-//! * QEMU runs without privileges and gets its files as descriptors: paths need not be readable for it.
+//! * QEMU runs in a cell (`jail`) and gets its files as descriptors: no path of the host exists for it.
 
 mod acceleration;
 mod channel;
@@ -36,6 +36,7 @@ pub mod fuzzing;
 mod hearing;
 mod intake;
 mod interledger;
+mod jail;
 mod limits;
 mod machine;
 mod network;

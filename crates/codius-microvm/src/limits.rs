@@ -1,8 +1,10 @@
 //! Every limit and deadline of the driver, in one place.
 
-use std::time::Duration;
+use std::{ffi::CStr, time::Duration};
 
-use codius_pod::Isolation;
+use codius_pod::{Isolation, Machine};
+
+use crate::jail::Bounds;
 
 /// From the start of QEMU to the agent's first answer. Emulated machines of a busy host are slow: about ten
 /// times what they take when a few of them and a compiler share two cores.
@@ -90,7 +92,54 @@ pub(crate) const TCG_CODE_CACHE_MIB: u32 = 32;
 /// The same in a clone, which has no boot to translate: with twice as much it is no faster, and all of it gets used.
 pub(crate) const TCG_CLONE_CODE_CACHE_MIB: u32 = 16;
 /// QEMU goes first when the host is short of memory.
-pub(crate) const QEMU_OOM_SCORE: &str = "500";
+pub(crate) const QEMU_OOM_SCORE: &CStr = c"500";
+
+/// What QEMU may keep beside the guest's memory without KVM. Translated code and what it notes of it, itself and its
+/// libraries were at most 160 MiB; the rest is room, because the end of it is the end of a pod.
+const QEMU_EMULATING_MIB: u64 = 384;
+/// The same with KVM.
+const QEMU_MIB: u64 = 192;
+/// More of it for each processor: stacks, and what is noted of translated code.
+const QEMU_MIB_OF_A_PROCESSOR: u64 = 8;
+/// The guest's memory by which QEMU's page tables grow by one MiB, fourfold.
+const MEMORY_MIB_OF_A_PAGE_TABLE_MIB: u64 = 128;
+/// Processor time for QEMU's own work (disks, network), in hundredths of a processor, beside what is sold.
+const QEMU_PROCESSOR_PERCENT: u64 = 25;
+/// Threads of QEMU beside one for each processor: its main loop, and up to 64 that work on disks.
+const QEMU_THREADS: u64 = 96;
+/// What a machine that lets others go first gets when processors are short, in hundredths of a machine that is sold.
+const YIELDING_WEIGHT_PERCENT: u64 = 10;
+/// Bytes that a machine may read from, and write to, the disk that the scratch disks are on, in a second.
+pub(crate) const DISK_BYTES_PER_SEC: u64 = 256 << 20;
+/// Reads, and writes, of the same in a second.
+pub(crate) const DISK_OPERATIONS_PER_SEC: u64 = 10_000;
+/// A control group that is still in use so long after its process has ended is not only ours.
+pub(crate) const CONTROL_GROUP_DEADLINE: Duration = Duration::from_secs(2);
+/// How often it is tried meanwhile.
+pub(crate) const CONTROL_GROUP_LOOK_INTERVAL: Duration = Duration::from_millis(2);
+/// What the loader says of QEMU's libraries: about 4 KiB.
+pub(crate) const MAX_LIBRARY_LIST_BYTES: u64 = 60 * 1024;
+
+/// What the process of a machine may take of the host.
+pub(crate) fn qemu_bounds(machine: Machine, emulated: bool, yields: bool) -> Bounds {
+    let processors = u64::from(machine.vcpus);
+    let guest_mib = u64::from(machine.memory_mib) + u64::from(KERNEL_MEMORY_MIB);
+    let own_mib = if emulated {
+        QEMU_EMULATING_MIB
+    } else {
+        QEMU_MIB
+    };
+    let memory_mib = guest_mib
+        + guest_mib / MEMORY_MIB_OF_A_PAGE_TABLE_MIB
+        + own_mib
+        + processors * QEMU_MIB_OF_A_PROCESSOR;
+    Bounds {
+        memory_bytes: memory_mib << 20,
+        processor_percent: processors * 100 + QEMU_PROCESSOR_PERCENT,
+        weight_percent: if yields { YIELDING_WEIGHT_PERCENT } else { 100 },
+        processes: processors + QEMU_THREADS,
+    }
+}
 
 /// Connections of one pod to the Interledger port at the same time; more wait in the listener's queue.
 pub(crate) const MAX_INTERLEDGER_CONNECTIONS: usize = 64;

@@ -1,7 +1,7 @@
-//! One QEMU process: its command line, and how it is started without any privilege.
+//! One QEMU process: its command line, and what it is started with in its cell (`jail`).
 //!
-//! QEMU gets every file as a descriptor and stays in no directory of ours: its user may not open, make
-//! or change anything. The command line is that of the `microvm` machine, the same for KVM and emulation
+//! QEMU gets every file as a descriptor and sees no directory of ours: it may not open, make or change
+//! anything else. The command line is that of the `microvm` machine, the same for KVM and emulation
 //! but for the clock: an emulated guest cannot calibrate its time stamp counter (no timer it could use is
 //! wired when ACPI is on) and hangs early unless told the rate.
 //!
@@ -21,10 +21,9 @@ use std::{
     io,
     os::{
         fd::{AsRawFd, OwnedFd, RawFd},
-        unix::{fs::OpenOptionsExt, net::UnixListener, process::CommandExt},
+        unix::{fs::OpenOptionsExt, net::UnixListener},
     },
     path::{Path, PathBuf},
-    process::{Command, Stdio},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -34,9 +33,10 @@ use codius_pod::{Isolation, Machine};
 use rustix::fs::{Mode, OFlags};
 
 use crate::{
+    jail::{Bounds, Cell, Jail},
     limits::{
-        KERNEL_MEMORY_MIB, QEMU_OOM_SCORE, QEMU_OPEN_FILES, TCG_CLONE_CODE_CACHE_MIB,
-        TCG_CODE_CACHE_MIB, YIELDING_NICENESS,
+        KERNEL_MEMORY_MIB, QEMU_OPEN_FILES, TCG_CLONE_CODE_CACHE_MIB, TCG_CODE_CACHE_MIB,
+        YIELDING_NICENESS, qemu_bounds,
     },
     process::ProcessIdentity,
 };
@@ -147,8 +147,7 @@ impl Origin {
 
 /// A virtual machine to start. All descriptors are QEMU's; ours are closed when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Launch<'a> {
-    pub(crate) qemu: &'a Path,
+pub(crate) struct Launch {
     /// Also how an orphan is found.
     pub(crate) name: String,
     pub(crate) uid: u32,
@@ -175,7 +174,7 @@ pub(crate) enum LaunchNetwork {
     Unconnected,
 }
 
-impl Launch<'_> {
+impl Launch {
     /// Everything after the program's name.
     fn arguments(&self) -> Vec<OsString> {
         let mut line = CommandLine::default();
@@ -322,54 +321,42 @@ impl Launch<'_> {
 
     /// Starts the process. Blocks until it has become QEMU (not until the guest runs). It outlives this
     /// process; ending it is up to the caller from here on.
-    pub(crate) fn start(self) -> io::Result<ProcessIdentity> {
+    pub(crate) fn start(self, jail: &Jail) -> io::Result<ProcessIdentity> {
         // The guest's memory is a file, too.
         let largest_mib = self
             .machine
             .scratch_mib
             .max(self.machine.memory_mib + KERNEL_MEMORY_MIB);
-        let jail = Jail {
-            namespace: self.network.as_ref().and_then(|network| match network {
-                LaunchNetwork::Tap { namespace, .. } => Some(namespace.as_raw_fd()),
+        let filter = matches!(self.origin, Origin::Clone { .. }).then(without_holes);
+        jail.start(Cell {
+            name: &self.name,
+            arguments: self.arguments(),
+            network: self.network.as_ref().and_then(|network| match network {
+                LaunchNetwork::Tap { namespace, .. } => Some(namespace),
                 LaunchNetwork::Unconnected => None,
             }),
-            filter: matches!(self.origin, Origin::Clone { .. }).then(without_holes),
-            uid: self.uid,
-            group: match self.accelerator {
+            user: self.uid,
+            kvm: match self.accelerator {
                 Accelerator::Kvm { group } => Some(group),
                 Accelerator::Tcg { .. } => None,
             },
             niceness: if self.yields { YIELDING_NICENESS } else { 0 },
-            keep: self.descriptors(),
+            bounds: self.bounds(),
             limits: [
                 (libc::RLIMIT_CORE, 0),
                 (libc::RLIMIT_NOFILE, QEMU_OPEN_FILES),
                 (libc::RLIMIT_FSIZE, u64::from(largest_mib) * 1024 * 1024),
             ],
-        };
-        let mut command = Command::new(self.qemu);
-        command
-            .args(self.arguments())
-            .env_clear()
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .stdout(self.console.try_clone()?)
-            .stderr(self.console.try_clone()?);
-        #[expect(
-            unsafe_code,
-            reason = "the child gives up its privileges before it becomes QEMU"
-        )]
-        // SAFETY: `Jail::enter` only makes system calls on values made before the fork: it does not
-        // allocate, lock, or touch what other threads own.
-        unsafe {
-            command.pre_exec(move || jail.enter());
-        }
-        let child = command.spawn()?;
-        let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
-        if let Err(error) = std::fs::write(format!("/proc/{pid}/oom_score_adj"), QEMU_OOM_SCORE) {
-            tracing::debug!(%error, "the out-of-memory score of a virtual machine could not be set");
-        }
-        ProcessIdentity::of(pid)
+            filter: filter.as_ref().map(|filter| filter.as_slice()),
+            output: &self.console,
+            keep: self.descriptors(),
+        })
+    }
+
+    /// What the machine may take of the host: what is sold, and what QEMU needs to give it.
+    fn bounds(&self) -> Bounds {
+        let emulated = matches!(self.accelerator, Accelerator::Tcg { .. });
+        qemu_bounds(self.machine, emulated, self.yields)
     }
 }
 
@@ -395,77 +382,6 @@ impl CommandLine {
     /// The same file, opened in another way.
     fn pass_also(&mut self, first: RawFd, other: RawFd) {
         self.add("-add-fd", &format!("fd={other},set={first}"));
-    }
-}
-
-/// What happens to the child between fork and exec.
-struct Jail {
-    /// An own and empty one if there is none.
-    namespace: Option<RawFd>,
-    filter: Option<[libc::sock_filter; 8]>,
-    uid: u32,
-    group: Option<u32>,
-    /// Added to the daemon's own.
-    niceness: libc::c_int,
-    keep: Vec<RawFd>,
-    limits: [(libc::__rlimit_resource_t, u64); 3],
-}
-
-impl Jail {
-    /// Only system calls: see the SAFETY comment of the caller.
-    fn enter(&self) -> io::Result<()> {
-        fn check(result: libc::c_int) -> io::Result<()> {
-            if result < 0 {
-                Err(io::Error::last_os_error())
-            } else {
-                Ok(())
-            }
-        }
-        #[expect(unsafe_code, reason = "the C library's calls, between fork and exec")]
-        // SAFETY: plain system calls with integers and pointers to live stack values. The raw setters are
-        // right here because the child has one thread; the C library's would be, too.
-        unsafe {
-            match self.namespace {
-                Some(namespace) => check(libc::setns(namespace, libc::CLONE_NEWNET))?,
-                None => check(libc::unshare(libc::CLONE_NEWNET))?,
-            }
-            // A session of its own: a signal to the daemon's terminal or group does not reach it.
-            check(libc::setsid())?;
-            let groups = [self.group.unwrap_or_default()];
-            let count = usize::from(self.group.is_some());
-            check(libc::setgroups(count, groups.as_ptr()))?;
-            if self.niceness != 0 {
-                // -1 may be a result, too; and if it does not yield, it is only less kind.
-                let _ = libc::nice(self.niceness);
-            }
-            for (resource, limit) in self.limits {
-                let limit = libc::rlimit {
-                    rlim_cur: limit,
-                    rlim_max: limit,
-                };
-                check(libc::setrlimit(resource, &raw const limit))?;
-            }
-            check(libc::setresgid(self.uid, self.uid, self.uid))?;
-            check(libc::setresuid(self.uid, self.uid, self.uid))?;
-            check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
-            if let Some(filter) = &self.filter {
-                let program = libc::sock_fprog {
-                    len: 8,
-                    // The kernel only reads it.
-                    filter: filter.as_ptr().cast_mut(),
-                };
-                let program = &raw const program;
-                check(libc::prctl(
-                    libc::PR_SET_SECCOMP,
-                    libc::SECCOMP_MODE_FILTER,
-                    program,
-                ))?;
-            }
-            for &fd in &self.keep {
-                check(libc::fcntl(fd, libc::F_SETFD, 0))?;
-            }
-        }
-        Ok(())
     }
 }
 
@@ -583,10 +499,9 @@ fn time_stamp() -> u64 {
 mod tests {
     use super::*;
 
-    fn launch(dir: &Path, accelerator: Accelerator) -> Launch<'static> {
+    fn launch(dir: &Path, accelerator: Accelerator) -> Launch {
         let file = || File::open("/dev/null").unwrap();
         Launch {
-            qemu: Path::new("qemu-system-x86_64"),
             name: "cdab12-0".into(),
             uid: 20_000,
             accelerator,
@@ -646,7 +561,7 @@ mod tests {
     #[test]
     fn a_clone_has_the_devices_of_its_template_and_makes_no_holes() {
         let dir = tempfile::tempdir().unwrap();
-        let devices = |launch: Launch<'_>| -> Vec<OsString> {
+        let devices = |launch: Launch| -> Vec<OsString> {
             let arguments = launch.arguments();
             let pairs = arguments.windows(2);
             pairs

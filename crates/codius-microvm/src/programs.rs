@@ -135,8 +135,33 @@ pub(crate) fn enter_network_namespace(namespace: &OwnedFd) -> io::Result<()> {
 
 /// A version text, as `qemu-system-x86_64 --version` prints it.
 pub(crate) fn first_line(program: &Path, argument: &str, deadline: Duration) -> io::Result<String> {
+    let text = captured(program, &[argument.as_ref()], deadline, MAX_COMPLAINT_BYTES)?.1;
+    Ok(text.lines().next().unwrap_or_default().to_owned())
+}
+
+/// What a program prints, if it succeeds. It prints at most `max_bytes`, which fit into a pipe.
+pub(crate) fn output(
+    program: &Path,
+    arguments: &[&OsStr],
+    deadline: Duration,
+    max_bytes: u64,
+) -> io::Result<String> {
+    let (succeeded, text) = captured(program, arguments, deadline, max_bytes)?;
+    if succeeded {
+        return Ok(text);
+    }
+    let command = format!("{} {arguments:?}", program.display());
+    Err(io::Error::other(format!("{command} has failed: {text}")))
+}
+
+fn captured(
+    program: &Path,
+    arguments: &[&OsStr],
+    deadline: Duration,
+    max_bytes: u64,
+) -> io::Result<(bool, String)> {
     let mut child = Command::new(program)
-        .arg(argument)
+        .args(arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -145,16 +170,13 @@ pub(crate) fn first_line(program: &Path, argument: &str, deadline: Duration) -> 
     if !wait_readable(pidfd.as_fd(), deadline)? {
         child.kill()?;
     }
-    child.wait()?;
+    let status = child.wait()?;
     let mut text = Vec::new();
     if let Some(stdout) = child.stdout.take() {
-        stdout.take(MAX_COMPLAINT_BYTES).read_to_end(&mut text)?;
+        stdout.take(max_bytes).read_to_end(&mut text)?;
     }
-    Ok(String::from_utf8_lossy(&text)
-        .lines()
-        .next()
-        .unwrap_or_default()
-        .to_owned())
+    let text = String::from_utf8_lossy(&text).into_owned();
+    Ok((status.success(), text))
 }
 
 #[cfg(test)]

@@ -1,16 +1,18 @@
 //! What there is of a pod, and how it is removed: by name, so that it works for what this process has made
 //! as well as for what a killed one has left.
 //!
-//! Order: the process first (it holds all the rest), then network and files, then the record. Every step is
+//! Order: the process first (it holds all the rest), then its cell, network and files, then the record. Every step is
 //! right when it was done before.
 
-use std::{fs, io, path::PathBuf};
+use std::{fs, io, path::PathBuf, sync::Arc};
 
 use codius_manifest::ManifestHash;
 use tracing::{info, warn};
 
 use crate::{
-    Instance, network,
+    Instance,
+    jail::Jail,
+    network,
     process::ProcessHandle,
     programs::Programs,
     record::{PodRecord, Records},
@@ -33,6 +35,7 @@ pub struct Swept {
 #[derive(Debug, Clone)]
 pub(crate) struct Places {
     pub(crate) programs: Programs,
+    pub(crate) jail: Arc<Jail>,
     pub(crate) instance: Instance,
     pub(crate) records: Records,
     pub(crate) pods_dir: PathBuf,
@@ -51,15 +54,19 @@ impl Places {
 
     /// Removes everything of a pod. Blocks.
     pub(crate) fn remove_pod(&self, record: &PodRecord) -> io::Result<()> {
+        let name = self.instance.pod_name(record.slot);
         if let Some(process) = &record.process
             && let Some(handle) = process.find()?
         {
+            let groups = self.jail.groups_of(process.pid, &name);
             handle.kill_and_wait()?;
+            self.jail.remove_groups(&groups)?;
         } else if record.process.is_none() {
             // Killed between the start of QEMU and the note of its id.
             let _ = self.kill_strays(|slot| slot == record.slot)?;
         }
-        network::remove(&self.programs, &self.instance.pod_name(record.slot))?;
+        self.jail.forget(&name)?;
+        network::remove(&self.programs, &name)?;
         remove_tree(&self.pod_dir(&record.hash))?;
         self.records.remove(&record.hash)
     }
@@ -88,6 +95,18 @@ impl Places {
                 warn!(slot, "removing a pod network without a pod");
                 network::remove(&self.programs, &self.instance.pod_name(slot))?;
                 swept.networks += 1;
+            }
+        }
+        let kept_names = || {
+            let slots = kept.iter().map(|record| record.slot);
+            slots.map(|slot| self.instance.pod_name(slot))
+        };
+        for name in self.jail.names() {
+            if !kept_names().any(|kept| kept == name) {
+                // It limits nobody any more, and must not keep the host from starting.
+                if let Err(error) = self.jail.forget(&name) {
+                    warn!(%error, "a control group without a pod could not be removed");
+                }
             }
         }
         for entry in fs::read_dir(&self.pods_dir)? {
@@ -122,7 +141,11 @@ impl Places {
                 && self.slot_of_process(pid, &prefix) == Some(slot)
             {
                 warn!(pid, slot, "ending a virtual machine without a pod");
+                let name = self.instance.pod_name(slot);
+                let groups = self.jail.groups_of(pid, &name);
                 handle.kill_and_wait()?;
+                self.jail.remove_groups(&groups)?;
+                self.jail.forget(&name)?;
                 killed += 1;
             }
         }

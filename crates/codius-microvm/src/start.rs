@@ -281,7 +281,7 @@ async fn run(
     let (process, state) = step(steps, "start QEMU", move || {
         let launch = made.launch(&starting, template)?;
         let state = launch.origin.state();
-        Ok((launch.start()?, state))
+        Ok((launch.start(&starting.places.jail)?, state))
     })
     .await?;
     let spawned_at = Instant::now();
@@ -356,7 +356,7 @@ impl Booted {
 }
 
 impl Parts {
-    fn launch<'a>(&self, shared: &'a Shared, template: Option<Of>) -> io::Result<Launch<'a>> {
+    fn launch(&self, shared: &Shared, template: Option<Of>) -> io::Result<Launch> {
         let mut disks = Vec::new();
         for (index, image) in self.images.iter().enumerate() {
             disks.push(Disk {
@@ -383,7 +383,6 @@ impl Parts {
             ),
         };
         Ok(Launch {
-            qemu: &shared.places.programs.qemu,
             name: shared.places.instance.pod_name(self.slot),
             uid: shared.places.uid(self.slot),
             accelerator: shared.accelerator,

@@ -264,6 +264,9 @@ pub(crate) fn want(shared: &Arc<Shared>, shape: Shape) {
         let (places, dir) = (shared.places.clone(), templates.unfinished(shape));
         let cleared = tokio::task::spawn_blocking(move || {
             places.kill_strays(|slot| slot == TEMPLATE_SLOT)?;
+            places
+                .jail
+                .forget(&places.instance.pod_name(TEMPLATE_SLOT))?;
             remove_tree(&dir)
         });
         if let Ok(Err(error)) = cleared.await {
@@ -354,7 +357,6 @@ async fn make(shared: &Arc<Shared>, templates: &Templates, shape: Shape) -> io::
         memory.set_len(bytes)?;
         let state = File::create(at.join("state"))?;
         let launch = Launch {
-            qemu: &starting.places.programs.qemu,
             name: starting.places.instance.pod_name(TEMPLATE_SLOT),
             uid: starting.places.uid(TEMPLATE_SLOT),
             accelerator: starting.accelerator,
@@ -375,7 +377,7 @@ async fn make(shared: &Arc<Shared>, templates: &Templates, shape: Shape) -> io::
             network: Some(LaunchNetwork::Unconnected),
             yields: true,
         };
-        Ok((Unsaved(launch.start()?), memory, state))
+        Ok((Unsaved(launch.start(&starting.places.jail)?), memory, state))
     })
     .await?;
     let sockets = ShortDir::open(&dir)?;
@@ -398,9 +400,15 @@ async fn make(shared: &Arc<Shared>, templates: &Templates, shape: Shape) -> io::
         qemu.migrated().await
     };
     saved.await.map_err(io::Error::other)?;
-    blocking(move || match machine.0.find()? {
-        Some(handle) => handle.kill_and_wait(),
-        None => Ok(()),
+    let (places, name) = (
+        shared.places.clone(),
+        shared.places.instance.pod_name(TEMPLATE_SLOT),
+    );
+    blocking(move || {
+        if let Some(handle) = machine.0.find()? {
+            handle.kill_and_wait()?;
+        }
+        places.jail.forget(&name)
     })
     .await?;
     Ok(memory)

@@ -13,7 +13,11 @@ use rustix::{
     event::{PollFd, PollFlags, poll},
     process::{Pid, PidfdFlags, pidfd_open},
 };
-use support::{Recorder, TestHost, fetch, stop_all};
+use support::{
+    Recorder, TestHost, fetch,
+    jail::{Origin, assert_locked_in},
+    stop_all,
+};
 
 const SERVER: &str = "echo serving; exec httpd -f -p 8080 -h /www";
 const GRACE: Duration = Duration::from_secs(1);
@@ -75,19 +79,11 @@ async fn a_pod_is_started_serves_and_leaves_nothing(host: TestHost) {
     ));
     fetch(running.address.unwrap()).await.unwrap();
 
-    // QEMU has no privilege.
-    let status = fs::read_to_string(format!("/proc/{}/status", host.machines()[0])).unwrap();
-    let line = |name: &str| {
-        status
-            .lines()
-            .find(|line| line.starts_with(name))
-            .unwrap()
-            .to_owned()
+    let origin = match host.config.warm {
+        Some(_) => Origin::Cloned,
+        None => Origin::Booted,
     };
-    assert_eq!(line("Uid:"), "Uid:\t20000\t20000\t20000\t20000");
-    assert_eq!(line("CapPrm:").trim_end_matches('0'), "CapPrm:\t");
-    assert_eq!(line("NoNewPrivs:"), "NoNewPrivs:\t1");
-    assert_eq!(line("Seccomp:"), "Seccomp:\t2");
+    assert_locked_in(host.machines()[0], origin);
 
     driver.stop(&pod.hash, GRACE).await.unwrap();
     host.assert_no_traces();

@@ -6,6 +6,8 @@
     reason = "each test binary uses a part of it"
 )]
 
+pub mod jail;
+
 use std::{
     fs,
     io::Write,
@@ -183,11 +185,25 @@ impl TestHost {
                     .map(|name| format!("{dir}/{name}")),
             );
         }
+        let groups = self.control_groups().into_iter();
+        traces.extend(groups.map(|group| group.display().to_string()));
         for dir in ["pods", "records"] {
             let dir = self.config.state_dir.join(dir);
             traces.extend(names(&dir).map(|name| format!("{}/{name}", dir.display())));
         }
         traces
+    }
+
+    /// The control groups of its machines, innermost first.
+    fn control_groups(&self) -> Vec<PathBuf> {
+        let tree = format!("codius-{}", self.config.instance);
+        let found = Command::new("find")
+            .args(["/sys/fs/cgroup", "-depth", "-type", "d", "-path"])
+            .arg(format!("*/{tree}*"))
+            .output()
+            .expect("find runs");
+        let found = String::from_utf8_lossy(&found.stdout).into_owned();
+        found.lines().map(PathBuf::from).collect()
     }
 
     #[track_caller]
@@ -206,6 +222,9 @@ impl Drop for TestHost {
     fn drop(&mut self) {
         for pid in self.machines() {
             let _ = Command::new("kill").args(["-9", &pid.to_string()]).status();
+        }
+        for group in self.control_groups() {
+            let _ = fs::remove_dir(group);
         }
         let prefix = self.prefix();
         for name in names(Path::new("/sys/class/net")).filter(|name| name.starts_with(&prefix)) {
