@@ -17,6 +17,7 @@
 //! What others see of a lease (its address, expiry and logs) is published beside the lock, so that
 //! no request waits for a pod that is starting.
 
+mod containers;
 mod drain;
 mod frost;
 mod notice;
@@ -155,6 +156,7 @@ pub(crate) struct Shown {
     pub(crate) url: String,
     pub(crate) expires_at: UnixMillis,
     pub(crate) logs: Arc<PodLogs>,
+    pod: Arc<Pod>,
     /// Who may stop it and read its logs.
     pub(crate) owner: Option<KeyId>,
     /// As of the last payment. What was charged since then has moved from one to the other, and what
@@ -241,6 +243,7 @@ impl Leases {
 
     async fn run(self: &Arc<Self>, slot: &Arc<Slot>, pod: &Arc<Pod>) {
         let mut charge_at = tokio::time::Instant::now() + CHARGE_INTERVAL;
+        let mut changes = pod.changes();
         loop {
             let (due, wait) = match slot.state.lock().await.as_ref() {
                 Some(running) if Arc::ptr_eq(&running.pod, pod) => self.due(running),
@@ -266,6 +269,14 @@ impl Leases {
                     }
                 },
                 () = slot.changed.notified() => None,
+                changed = changes.next() => {
+                    if let Some(progress) = self.progress.get(&slot.hash) {
+                        for view in &changed {
+                            progress.push(LeaseEventKind::Container(containers::told(view)));
+                        }
+                    }
+                    None
+                }
                 () = tokio::time::sleep_until(charge_at) => {
                     charge_at += CHARGE_INTERVAL;
                     self.charge(slot).await;
@@ -503,6 +514,7 @@ impl Leases {
             url: self.url(&slot.hash),
             expires_at,
             logs: Arc::clone(&running.pod.logs),
+            pod: Arc::clone(&running.pod),
             owner: running.origin.owner.map(KeyId::from_bytes),
             lease: running.lease,
             balance: running.balance,

@@ -3,6 +3,7 @@
 //! Members of a request that this version does not know are refused, so that a misspelt one is not
 //! silently without effect. Members of a reply that a client does not know are ignored by it.
 
+mod container;
 mod host;
 mod lease;
 mod log;
@@ -11,6 +12,7 @@ mod refund;
 mod stop;
 mod usage;
 
+pub use container::{ContainerExit, ContainerReply, ContainerState, ExitReason};
 pub use host::{Capacity, DurationRange, HostReply, IsolationInfo, MachineInfo, Price};
 pub use lease::{CreateLeaseRequest, Ended, ExtendLeaseRequest, LeaseReply, LeaseState};
 pub use log::{LogLine, LogStreamName};
