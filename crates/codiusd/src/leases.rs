@@ -51,6 +51,7 @@ use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
 
+pub(crate) use containers::exit as exit_told;
 pub(crate) use place::{PlaceError, Purchase};
 pub(crate) use share::{GIVE_BACK_PATIENCE, Payer, Payers, Share};
 pub(crate) use stop::StopError;
@@ -166,6 +167,11 @@ pub(crate) struct Shown {
 }
 
 impl Shown {
+    /// Whether its pod is held still.
+    pub(crate) fn is_frozen(&self) -> bool {
+        self.lease.is_frozen()
+    }
+
     /// Whether it costs nothing, and ends when its time is up.
     pub(crate) fn is_free(&self) -> bool {
         self.lease.rate().is_free()

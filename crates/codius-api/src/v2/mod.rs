@@ -4,6 +4,7 @@
 //! silently without effect. Members of a reply that a client does not know are ignored by it.
 
 mod container;
+mod exec;
 mod host;
 mod lease;
 mod log;
@@ -13,6 +14,7 @@ mod stop;
 mod usage;
 
 pub use container::{ContainerExit, ContainerReply, ContainerState, ExitReason};
+pub use exec::{ExecReply, ExecRequest, ExecStart, INPUT, STDERR, STDOUT, TerminalSize};
 pub use host::{Capacity, DurationRange, HostReply, IsolationInfo, MachineInfo, Price};
 pub use lease::{CreateLeaseRequest, Ended, ExtendLeaseRequest, LeaseReply, LeaseState};
 pub use log::{LogLine, LogStreamName};

@@ -27,7 +27,7 @@ pub(crate) fn told(view: &ContainerView) -> ContainerReply {
     }
 }
 
-fn exit(exit: Exit) -> ContainerExit {
+pub(crate) fn exit(exit: Exit) -> ContainerExit {
     let (reason, code, signal) = match exit {
         Exit::Code(code) => (ExitReason::ExitCode, Some(code), None),
         Exit::Signal(signal) => (ExitReason::Signal, None, Some(signal)),
