@@ -275,14 +275,6 @@ impl Leases {
                     }
                 },
                 () = slot.changed.notified() => None,
-                changed = changes.next() => {
-                    if let Some(progress) = self.progress.get(&slot.hash) {
-                        for view in &changed {
-                            progress.push(LeaseEventKind::Container(containers::told(view)));
-                        }
-                    }
-                    None
-                }
                 () = tokio::time::sleep_until(charge_at) => {
                     charge_at += CHARGE_INTERVAL;
                     self.charge(slot).await;
@@ -295,6 +287,15 @@ impl Leases {
                         self.charge(slot).await;
                         return;
                     }
+                }
+                // Last: a guest may say new things of its containers without end.
+                changed = changes.next() => {
+                    if let Some(progress) = self.progress.get(&slot.hash) {
+                        for view in &changed {
+                            progress.push(LeaseEventKind::Container(containers::told(view)));
+                        }
+                    }
+                    None
                 }
             };
             if let Some(end) = end

@@ -493,6 +493,11 @@ async fn an_owner_sees_crashes_and_goes_into_his_containers() -> Result<()> {
         .await?;
     world.kill()?;
     world.run()?;
+    // It listens elsewhere.
+    let api = world.api.clone();
+    let host = api.as_str();
+    let exec =
+        |words: &'static [&'static str]| [&["exec", hash, "--host", host][..], words].concat();
     let times = before["restarts"].as_u64().unwrap_or(u64::MAX);
     let crash = uploader
         .container(&world, hash, "crash", restarted(times))
