@@ -4,7 +4,10 @@
 #![no_main]
 
 use codius_fuzz::Choices;
-use codius_guest_protocol::{AgentMessage, ContainerExit, ContainerStatus, LogStream, encode};
+use codius_guest_protocol::{
+    AgentMessage, ContainerExit, ContainerStanding, ContainerStatus, ExecAnswer, LogStream, Standing,
+    encode,
+};
 use libfuzzer_sys::fuzz_target;
 
 fn text(choices: &mut Choices<'_>) -> String {
@@ -23,8 +26,34 @@ fn exit(choices: &mut Choices<'_>) -> ContainerExit {
     }
 }
 
+fn stream(choices: &mut Choices<'_>) -> LogStream {
+    if choices.coin() {
+        LogStream::Stdout
+    } else {
+        LogStream::Stderr
+    }
+}
+
+fn answer(choices: &mut Choices<'_>) -> ExecAnswer {
+    match choices.below(5) {
+        0 => ExecAnswer::Started,
+        1 => ExecAnswer::Failed {
+            code: i32::from(choices.byte()),
+            message: text(choices).repeat(1 << choices.below(6)),
+        },
+        2 => ExecAnswer::Output {
+            stream: stream(choices),
+            data: choices.chunk().repeat(1 << choices.below(8)),
+        },
+        3 => ExecAnswer::Taken {
+            bytes: u32::try_from(choices.integer()).unwrap_or(u32::MAX),
+        },
+        _ => ExecAnswer::Ended(exit(choices)),
+    }
+}
+
 fn message(choices: &mut Choices<'_>) -> AgentMessage {
-    match choices.below(10) {
+    match choices.below(12) {
         0 => AgentMessage::Hello {
             nonce: text(choices),
             version: u32::from(choices.byte()),
@@ -36,17 +65,14 @@ fn message(choices: &mut Choices<'_>) -> AgentMessage {
                     _ => ContainerStatus::Exited(exit(choices)),
                 })
                 .collect(),
+            sessions: u16::from(choices.byte()),
         },
         1 => AgentMessage::Started,
         2 => AgentMessage::Listening,
         3 => AgentMessage::ListeningOnLoopbackOnly,
         4 => AgentMessage::Log {
             container: container(choices),
-            stream: if choices.coin() {
-                LogStream::Stdout
-            } else {
-                LogStream::Stderr
-            },
+            stream: stream(choices),
             data: choices.chunk().repeat(1 << choices.below(8)),
         },
         5 => AgentMessage::LogDropped {
@@ -61,6 +87,23 @@ fn message(choices: &mut Choices<'_>) -> AgentMessage {
             id: choices.integer(),
         },
         8 => AgentMessage::Stopped,
+        9 => AgentMessage::Standing(ContainerStanding {
+            container: container(choices),
+            now: match choices.below(3) {
+                0 => Standing::Running,
+                1 => Standing::Waiting {
+                    next_ms: choices.integer(),
+                },
+                _ => Standing::Exited,
+            },
+            for_ms: choices.integer(),
+            restarts: u32::from(choices.byte()),
+            last_exit: choices.coin().then(|| exit(choices)),
+        }),
+        10 => AgentMessage::Exec {
+            session: u32::from(choices.byte()),
+            answer: answer(choices),
+        },
         _ => AgentMessage::Failed {
             container: choices.coin().then(|| container(choices)),
             message: text(choices).repeat(1 << choices.below(6)),

@@ -8,13 +8,13 @@
 //!     └───────────┴──────────┴─────────┴──────────┴─────────────┴──▶ failed
 //! ```
 //!
-//! `draining` and `drain_undone` may come between, at any time.
+//! `container`, `draining` and `drain_undone` may come between, at any time.
 //!
 //! Phases that have nothing to do (an image that is here already, a pod without a port) are skipped.
 
 use serde::{Deserialize, Serialize};
 
-use crate::{FailureCause, Units, UnixMillis};
+use crate::{FailureCause, Units, UnixMillis, v2::ContainerReply};
 
 /// Something happened to a lease.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +54,9 @@ pub enum LeaseEventKind {
     },
     /// The operator has changed his mind: time is sold again.
     DrainUndone,
+    /// A container's program has ended, or was started again. Of several in a row about one container only
+    /// the latest is told to those who come late.
+    Container(ContainerReply),
     /// The pod ran, and does not any more.
     Ended { reason: EndReason },
 }
@@ -65,6 +68,7 @@ impl LeaseEventKind {
             Self::Phase(_)
             | Self::Expiring { .. }
             | Self::Frozen { .. }
+            | Self::Container(_)
             | Self::Draining { .. }
             | Self::DrainUndone => false,
             Self::Failed { .. } | Self::Ended { .. } => true,

@@ -3,12 +3,12 @@
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use codius_api::{
-    AssetInfo, EndReason, Units,
+    AssetInfo, EndReason, LeaseEvent, LeaseEventKind, Units,
     v2::{
-        Capacity, CreateLeaseRequest, DurationRange, Ended, ExtendLeaseRequest, HostReply,
-        IsolationInfo, LeaseReply, LeaseState, LogLine, LogStreamName, MachineInfo, Price,
-        QuoteReply, QuoteRequest, RefundReply, RefundRequest, RefundState, RefundTo, StopReply,
-        StopRequest,
+        Capacity, ContainerExit, ContainerReply, ContainerState, CreateLeaseRequest, DurationRange,
+        Ended, ExitReason, ExtendLeaseRequest, HostReply, IsolationInfo, LeaseReply, LeaseState,
+        LogLine, LogStreamName, MachineInfo, Price, QuoteReply, QuoteRequest, RefundReply,
+        RefundRequest, RefundState, RefundTo, StopReply, StopRequest,
     },
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -164,6 +164,7 @@ fn leases() {
         ended: None,
         owed: None,
         refund: None,
+        containers: Vec::new(),
     };
     agree(
         &running,
@@ -204,6 +205,43 @@ fn leases() {
     ] {
         agree(&state, text);
     }
+}
+
+#[test]
+fn containers() {
+    let waiting = ContainerReply {
+        container: "app".into(),
+        state: ContainerState::Waiting,
+        since: Some("2026-11-23T16:00:00.000Z".parse().unwrap()),
+        restarts: 3,
+        crash_loop: true,
+        next_try: Some("2026-11-23T16:00:08.000Z".parse().unwrap()),
+        last_exit: Some(ContainerExit {
+            reason: ExitReason::ExitCode,
+            code: Some(1),
+            signal: None,
+        }),
+    };
+    let text = r#"{"container":"app","state":"waiting","since":"2026-11-23T16:00:00.000Z","restarts":3,"crash_loop":true,"next_try":"2026-11-23T16:00:08.000Z","last_exit":{"reason":"exit_code","code":1}}"#;
+    agree(&waiting, text);
+    let text = format!(
+        r#"{{"event":"container",{},"at":"2026-11-23T16:00:01.000Z","elapsed_ms":7}}"#,
+        &text[1..text.len() - 1]
+    );
+    agree(
+        &LeaseEvent {
+            kind: LeaseEventKind::Container(waiting),
+            at: "2026-11-23T16:00:01.000Z".parse().unwrap(),
+            elapsed_ms: 7,
+        },
+        &text,
+    );
+    let out_of_memory = ContainerExit {
+        reason: ExitReason::OutOfMemory,
+        code: None,
+        signal: None,
+    };
+    agree(&out_of_memory, r#"{"reason":"out_of_memory"}"#);
 }
 
 #[test]

@@ -401,14 +401,14 @@ impl HostClient {
         Ok(body)
     }
 
-    fn unreachable(&self, source: reqwest::Error) -> ClientError {
+    pub(crate) fn unreachable(&self, source: reqwest::Error) -> ClientError {
         ClientError::Unreachable {
             host: self.origin().to_owned(),
             source,
         }
     }
 
-    fn not_a_host(&self, reason: &str, paid: Receipt) -> ClientError {
+    pub(crate) fn not_a_host(&self, reason: &str, paid: Receipt) -> ClientError {
         ClientError::NotAHost {
             host: self.origin().to_owned(),
             reason: reason.to_owned(),

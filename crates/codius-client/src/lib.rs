@@ -13,6 +13,7 @@
 
 mod error;
 mod events;
+mod exec;
 mod flow;
 mod host;
 mod listen;
@@ -28,6 +29,7 @@ mod wallet_check;
 pub use codius_signature::{Key, KeyId};
 pub use error::{ClientError, PaidThen};
 pub use events::Events;
+pub use exec::{SessionCut, SessionEvent, SessionReader, SessionWriter};
 pub use flow::Flow;
 pub use host::{Answer, HostClient, PaidAnswer};
 pub use listen::Listener;

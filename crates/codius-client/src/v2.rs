@@ -248,7 +248,7 @@ impl HostClient {
         Ok(response)
     }
 
-    fn signed(
+    pub(crate) fn signed(
         &self,
         signer: &Signer,
         request: RequestBuilder,

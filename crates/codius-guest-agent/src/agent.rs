@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use codius_guest_protocol::{AgentMessage, HostMessage, PROTOCOL_VERSION};
+use codius_guest_protocol::{AgentMessage, HostMessage, MAX_EXEC_SESSIONS, PROTOCOL_VERSION};
 use rustix::{
     event::{Timespec, epoll},
     fd::AsFd,
@@ -19,7 +19,9 @@ use rustix::{
 
 use crate::{
     boot::Boot,
+    container::Container,
     devices::{self, Kind},
+    exec::{Part, Sessions},
     kernel_log,
     modules::{Modules, Phase},
     notice,
@@ -44,11 +46,17 @@ enum Source {
     Signals,
     Report(u16),
     Output(u16, usize),
+    /// By its place among the sessions of `exec`.
+    Session(u8, Part),
 }
+
+/// Above the numbers of all containers.
+const SESSIONS: u64 = 1 << 32;
 
 impl Source {
     fn token(self) -> u64 {
         match self {
+            Self::Session(place, part) => SESSIONS + 4 * u64::from(place) + part.number(),
             Self::Port => 0,
             Self::Signals => 1,
             Self::Report(container) => 4 + 4 * u64::from(container),
@@ -57,6 +65,10 @@ impl Source {
     }
 
     fn from_token(token: u64) -> Self {
+        if let Some(token) = token.checked_sub(SESSIONS) {
+            let place = u8::try_from(token / 4).unwrap_or(u8::MAX);
+            return Self::Session(place, Part::from_number(token % 4));
+        }
         let container = u16::try_from(token / 4).unwrap_or(0).saturating_sub(1);
         match (token, token % 4) {
             (0, _) => Self::Port,
@@ -85,6 +97,7 @@ pub(crate) struct Agent {
     /// How [`Agent::prepare`] went.
     prepared: Option<Result<(), String>>,
     pod: Option<Pod>,
+    sessions: Sessions,
     /// A host has attached and not gone since.
     attached: bool,
     /// When the host last took a byte, or there was nothing to take.
@@ -116,6 +129,7 @@ impl Agent {
             outbox: Outbox::default(),
             prepared: None,
             pod: None,
+            sessions: Sessions::default(),
             balloon_bound: false,
             attached: false,
             last_progress: Instant::now(),
@@ -129,12 +143,12 @@ impl Agent {
         loop {
             self.receive()?;
             let now = Instant::now();
-            if let Some(pod) = &mut self.pod {
-                pod.tick(now, &mut self.outbox);
-            }
+            self.tick(now)?;
             self.tell_exits(now);
+            self.sessions.finish(&mut self.outbox);
             self.send(now)?;
             self.choose_reading(now)?;
+            self.watch_sessions()?;
 
             let idle_work = self.idle_work(now);
             let timeout = if idle_work.is_some() {
@@ -153,6 +167,36 @@ impl Agent {
                 self.handle(Source::from_token(event))?;
             }
         }
+    }
+
+    /// Does what is due by time.
+    fn tick(&mut self, now: Instant) -> io::Result<()> {
+        let Some(pod) = &mut self.pod else {
+            return Ok(());
+        };
+        let started = pod.tick(now, &mut self.outbox);
+        for container in started.into_iter().map(|index| &pod.containers()[index]) {
+            watch_report(&self.epoll, container)?;
+            if self.reading {
+                watch_outputs(&self.epoll, container, true)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the descriptors of sessions into the epoll set and out of it, as they are of use now.
+    fn watch_sessions(&mut self) -> io::Result<()> {
+        let epoll = &self.epoll;
+        self.sessions.watch(|place, part, descriptor, wanted| {
+            if !wanted {
+                return Ok(epoll::delete(epoll, descriptor)?);
+            }
+            let flags = match part {
+                Part::Input => epoll::EventFlags::OUT,
+                Part::Report | Part::Output(_) => epoll::EventFlags::IN,
+            };
+            add(epoll, descriptor, Source::Session(place, part), flags)
+        })
     }
 
     fn wait(&self, events: &mut Vec<u64>, until: Option<Instant>) -> io::Result<()> {
@@ -190,7 +234,7 @@ impl Agent {
                 let mut information = [0; 1024];
                 while rustix::io::read(&self.signals, &mut information).is_ok() {}
                 if let Some(pod) = pod {
-                    pod.reap(now);
+                    pod.reap(&mut self.sessions, now);
                 }
             }
             (Source::Report(container), Some(pod)) => {
@@ -198,6 +242,9 @@ impl Agent {
             }
             (Source::Output(container, output), Some(pod)) => {
                 pod.read_output(container, output, &mut self.outbox);
+            }
+            (Source::Session(place, part), _) => {
+                self.sessions.ready(place, part, &mut self.outbox);
             }
             // Every turn of the loop looks at the port.
             (Source::Port | Source::Report(_) | Source::Output(..), _) => {}
@@ -212,6 +259,7 @@ impl Agent {
         }
         if closed {
             self.attached = false;
+            self.sessions.kill_all();
         }
         Ok(())
     }
@@ -223,13 +271,15 @@ impl Agent {
                 self.attached = true;
                 self.last_progress = now;
                 self.port.break_line();
+                self.sessions.kill_all();
                 let mut messages = vec![AgentMessage::Hello {
                     nonce,
                     version: PROTOCOL_VERSION,
                     configured: self.pod.is_some(),
                     containers: self.pod.as_ref().map(Pod::statuses).unwrap_or_default(),
+                    sessions: u16::try_from(MAX_EXEC_SESSIONS).unwrap_or_default(),
                 }];
-                messages.extend(self.pod.iter().flat_map(Pod::states));
+                messages.extend(self.pod.iter().flat_map(|pod| pod.states(now)));
                 self.outbox.restart(messages);
             }
             HostMessage::Configure(config) => {
@@ -241,14 +291,7 @@ impl Agent {
                 let prepared = self.prepare();
                 let pod = Pod::configure(&config, prepared, now, &mut self.outbox);
                 for container in pod.containers() {
-                    if let Some(pipe) = &container.report_pipe {
-                        add(
-                            &self.epoll,
-                            pipe.as_fd(),
-                            Source::Report(container.number),
-                            epoll::EventFlags::IN,
-                        )?;
-                    }
+                    watch_report(&self.epoll, container)?;
                 }
                 self.pod = Some(pod);
                 if self.reading {
@@ -268,6 +311,10 @@ impl Agent {
                     return Ok(());
                 }
                 self.warm();
+            }
+            HostMessage::Exec { session, ask } => {
+                self.sessions
+                    .obey(session, ask, self.pod.as_ref(), &mut self.outbox)?;
             }
             HostMessage::Ping { id } => self.outbox.push(AgentMessage::Pong { id }),
             HostMessage::Stop { grace_ms } => match &mut self.pod {
@@ -317,7 +364,8 @@ impl Agent {
     fn tell_exits(&mut self, now: Instant) {
         let patient = self.is_patient(now);
         if let Some(pod) = &mut self.pod {
-            pod.tell_exits(|outbox| !patient || outbox.has_room(), &mut self.outbox);
+            let may_read = |outbox: &Outbox| !patient || outbox.has_room();
+            pod.tell_exits(may_read, now, &mut self.outbox);
         }
     }
 
@@ -337,20 +385,8 @@ impl Agent {
     }
 
     fn watch_outputs(&self, watch: bool) -> io::Result<()> {
-        for container in self.pod.iter().flat_map(Pod::containers) {
-            for (index, output) in container.outputs.iter().enumerate() {
-                let Some(pipe) = &output.pipe else {
-                    continue;
-                };
-                if watch {
-                    let source = Source::Output(container.number, index);
-                    add(&self.epoll, pipe.as_fd(), source, epoll::EventFlags::IN)?;
-                } else {
-                    epoll::delete(&self.epoll, pipe)?;
-                }
-            }
-        }
-        Ok(())
+        let mut containers = self.pod.iter().flat_map(Pod::containers);
+        containers.try_for_each(|container| watch_outputs(&self.epoll, container, watch))
     }
 
     /// What to do when there is nothing else to do.
@@ -395,6 +431,29 @@ impl Agent {
     }
 }
 
+fn watch_report(epoll: &OwnedFd, container: &Container) -> io::Result<()> {
+    let Some(pipe) = &container.report_pipe else {
+        return Ok(());
+    };
+    let source = Source::Report(container.number);
+    add(epoll, pipe.as_fd(), source, epoll::EventFlags::IN)
+}
+
+fn watch_outputs(epoll: &OwnedFd, container: &Container, watch: bool) -> io::Result<()> {
+    for (index, output) in container.outputs.iter().enumerate() {
+        let Some(pipe) = &output.pipe else {
+            continue;
+        };
+        if watch {
+            let source = Source::Output(container.number, index);
+            add(epoll, pipe.as_fd(), source, epoll::EventFlags::IN)?;
+        } else {
+            epoll::delete(epoll, pipe)?;
+        }
+    }
+    Ok(())
+}
+
 fn add(
     epoll: &OwnedFd,
     descriptor: BorrowedFd<'_>,
@@ -422,9 +481,12 @@ mod tests {
                 Source::Output(container, 1),
             ]
         });
+        let parts = [Part::Report, Part::Input, Part::Output(0), Part::Output(1)];
+        let sessions = (0..16).flat_map(|place| parts.map(|part| Source::Session(place, part)));
         for source in [Source::Port, Source::Signals]
             .into_iter()
             .chain(containers)
+            .chain(sessions)
         {
             assert_eq!(Source::from_token(source.token()), source);
         }

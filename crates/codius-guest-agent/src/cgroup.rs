@@ -9,6 +9,7 @@
 //! /         the agent
 //! ├ pod     all containers: memory, processes
 //! │ └ c0 …  one container: memory, processes
+//! │   └ x0 … a session of `exec` in it
 //! └ forward the Interledger forward: memory, processes
 //! ```
 
@@ -92,10 +93,20 @@ impl Cgroup {
         fs::write(self.path.join("cgroup.kill"), "1")
     }
 
-    /// Whether any process was killed for want of memory.
-    pub(crate) fn has_oom_kills(&self) -> bool {
+    /// How many processes were killed for want of memory.
+    pub(crate) fn oom_kills(&self) -> u64 {
         let events = fs::read_to_string(self.path.join("memory.events")).unwrap_or_default();
-        oom_kills(&events) > 0
+        oom_kills(&events)
+    }
+
+    /// A group below, within the limits of this one: what is in it can be ended without the rest. It stays,
+    /// and is found again.
+    pub(crate) fn below(&self, name: &str) -> io::Result<Self> {
+        let path = self.path.join(name);
+        match fs::create_dir(&path) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error),
+            _ => Ok(Self { path }),
+        }
     }
 }
 

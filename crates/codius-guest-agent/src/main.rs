@@ -7,6 +7,7 @@
 //! configure  network, disks, images, control groups             network, disks, cgroup
 //! start      a child per container: namespaces, root, program   container → root → program, privileges
 //! run        logs, exits, the pod's port, Interledger forward   outbox, watch, forward
+//!            programs started again, sessions of `exec`         restart, exec
 //! stop       SIGTERM, SIGKILL, sync, Stopped; the host kills us agent
 //! ```
 //!
@@ -21,6 +22,7 @@ mod cgroup;
 mod container;
 mod devices;
 mod disks;
+mod exec;
 mod forward;
 mod kernel_log;
 mod modules;
@@ -31,6 +33,7 @@ mod pod;
 mod port;
 mod privileges;
 mod program;
+mod restart;
 mod root;
 mod seccomp;
 mod settings;

@@ -15,7 +15,8 @@ use std::{
 };
 
 use codius_guest_protocol::{
-    AgentMessage, ContainerConfig, ContainerStatus, MAX_CONTAINERS, PodConfig, SCRATCH_SERIAL,
+    AgentMessage, ContainerConfig, ContainerStatus, LogStream, MAX_CONTAINERS, PodConfig,
+    SCRATCH_SERIAL,
 };
 use rustix::process::{Pid, WaitOptions, wait};
 
@@ -23,6 +24,7 @@ use crate::{
     cgroup,
     container::{Container, Piece},
     disks::{self, Disks},
+    exec::Sessions,
     forward, kernel_log, network,
     outbox::Outbox,
     root::EtcFiles,
@@ -62,6 +64,8 @@ pub(crate) struct Pod {
     containers: Vec<Container>,
     /// How many containers the configuration has.
     configured: usize,
+    /// What every container finds in its `/etc`.
+    etc: Option<EtcFiles>,
     forward: Option<Forward>,
     /// As told to the host: at most one a container and one for the pod.
     failures: Vec<AgentMessage>,
@@ -95,6 +99,7 @@ impl Pod {
             address: config.network.as_ref().map(|network| network.address),
             containers: Vec::new(),
             configured: config.containers.len(),
+            etc: None,
             forward: None,
             failures: Vec::new(),
             started: None,
@@ -103,13 +108,18 @@ impl Pod {
             stop: None,
             stopped: false,
         };
-        if let Err(message) = prepared.and_then(|()| pod.bring_up(config, outbox)) {
+        if let Err(message) = prepared.and_then(|()| pod.bring_up(config, now, outbox)) {
             pod.fail(None, message, outbox);
         }
         pod
     }
 
-    fn bring_up(&mut self, config: &PodConfig, outbox: &mut Outbox) -> Result<(), String> {
+    fn bring_up(
+        &mut self,
+        config: &PodConfig,
+        now: Instant,
+        outbox: &mut Outbox,
+    ) -> Result<(), String> {
         if config.containers.is_empty() || config.containers.len() > MAX_CONTAINERS {
             return Err(format!("a pod has 1 to {MAX_CONTAINERS} containers"));
         }
@@ -142,11 +152,12 @@ impl Pod {
         };
         for (number, container) in (0..).zip(&config.containers) {
             // One that fails does not hide what is wrong with the next.
-            match start(&disks, number, container, &etc) {
+            match start(&disks, number, container, &etc, now) {
                 Ok(started) => self.containers.push(started),
                 Err(message) => self.fail(Some(number), message, outbox),
             }
         }
+        self.etc = Some(etc);
         Ok(())
     }
 
@@ -166,13 +177,16 @@ impl Pod {
     }
 
     /// Every lasting state, for a host that may have missed the message about it.
-    pub(crate) fn states(&self) -> Vec<AgentMessage> {
+    pub(crate) fn states(&self, now: Instant) -> Vec<AgentMessage> {
         let started = self.started.map(|_| AgentMessage::Started);
         let stopped = self.stopped.then_some(AgentMessage::Stopped);
         let failures = self.failures.iter().cloned();
+        let containers = self.containers.iter();
+        let standings = containers.map(|container| AgentMessage::Standing(container.standing(now)));
         started
             .into_iter()
             .chain(self.watch.state())
+            .chain(standings)
             .chain(failures)
             .chain(stopped)
             .collect()
@@ -180,6 +194,10 @@ impl Pod {
 
     pub(crate) fn containers(&self) -> &[Container] {
         &self.containers
+    }
+
+    pub(crate) fn hostname(&self) -> &str {
+        self.etc.as_ref().map_or("", |etc| &etc.hostname)
     }
 
     /// Whether nothing is left to hurry for: the port is open, or has been waited for long enough.
@@ -202,10 +220,16 @@ impl Pod {
         };
         match container.hear() {
             None => {}
+            Some(Err(message)) if container.restarts().count() > 0 => {
+                complain(outbox, number, &message);
+            }
             Some(Err(message)) => {
                 self.fail(Some(number), message, outbox);
             }
             Some(Ok(())) => {
+                if container.restarts().count() > 0 {
+                    outbox.push(AgentMessage::Standing(container.standing(now)));
+                }
                 let all_run = self
                     .containers
                     .iter()
@@ -244,7 +268,7 @@ impl Pod {
     }
 
     /// Collects every process that has ended.
-    pub(crate) fn reap(&mut self, now: Instant) {
+    pub(crate) fn reap(&mut self, sessions: &mut Sessions, now: Instant) {
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
             if let Some(container) = self
                 .containers
@@ -257,13 +281,20 @@ impl Pod {
             {
                 kernel_log::write("the Interledger forward has ended");
                 forward.process = Err(now + FORWARD_RESTART);
+            } else {
+                sessions.reaped(pid, status);
             }
         }
     }
 
     /// Reads what ended containers have left behind, as long as there is room, and then tells their
-    /// end.
-    pub(crate) fn tell_exits(&mut self, may_read: impl Fn(&Outbox) -> bool, outbox: &mut Outbox) {
+    /// end, or that they are started again.
+    pub(crate) fn tell_exits(
+        &mut self,
+        may_read: impl Fn(&Outbox) -> bool,
+        now: Instant,
+        outbox: &mut Outbox,
+    ) {
         for index in 0..self.containers.len() {
             let container = &self.containers[index];
             let number = container.number;
@@ -283,15 +314,15 @@ impl Pod {
                 }
             }
             if drained {
-                outbox.push(AgentMessage::Exited {
-                    container: number,
-                    exit,
-                });
                 let container = &mut self.containers[index];
-                container.told = true;
-                for output in &mut container.outputs {
-                    output.pipe = None;
-                }
+                outbox.push(if container.ends(exit, now) {
+                    AgentMessage::Standing(container.standing(now))
+                } else {
+                    AgentMessage::Exited {
+                        container: number,
+                        exit,
+                    }
+                });
             }
         }
     }
@@ -310,27 +341,25 @@ impl Pod {
                     kill_at,
                     killed: false,
                 });
-                for container in &self.containers {
+                for container in &mut self.containers {
                     container.terminate();
                 }
             }
         }
     }
 
-    /// Does what is due by time.
-    pub(crate) fn tick(&mut self, now: Instant, outbox: &mut Outbox) {
+    /// Does what is due by time. Gives the containers that were started again.
+    pub(crate) fn tick(&mut self, now: Instant, outbox: &mut Outbox) -> Vec<usize> {
         self.look_at_port(now, outbox);
+        let started = self.start_again(now, outbox);
         if let Some(forward) = &mut self.forward
             && forward.process.is_err_and(|restart_at| restart_at <= now)
         {
             forward.process = start_forward(forward.gateway);
         }
-        let Some(stop) = &mut self.stop else {
-            return;
+        let Some(stop) = self.stop.as_mut().filter(|_| !self.stopped) else {
+            return started;
         };
-        if self.stopped {
-            return;
-        }
         if now >= stop.kill_at && !stop.killed {
             stop.killed = true;
             self.containers.iter().for_each(Container::kill);
@@ -340,6 +369,24 @@ impl Pod {
             self.stopped = true;
             outbox.push(AgentMessage::Stopped);
         }
+        started
+    }
+
+    fn start_again(&mut self, now: Instant, outbox: &mut Outbox) -> Vec<usize> {
+        let Some(etc) = &self.etc else {
+            return Vec::new();
+        };
+        let mut started = Vec::new();
+        for (index, container) in self.containers.iter_mut().enumerate() {
+            if container.restarts().next().is_none_or(|next| next > now) {
+                continue;
+            }
+            match container.start_again(etc, now) {
+                Ok(()) => started.push(index),
+                Err(message) => complain(outbox, container.number, &message),
+            }
+        }
+        started
     }
 
     fn look_at_port(&mut self, now: Instant, outbox: &mut Outbox) {
@@ -379,8 +426,20 @@ impl Pod {
                 stop.kill_at
             }
         });
-        [look, restart, stop].into_iter().flatten().min()
+        let containers = self.containers.iter();
+        let again = containers.filter_map(|container| container.restarts().next());
+        let due = [look, restart, stop].into_iter().flatten();
+        due.chain(again).min()
     }
+}
+
+/// What a container's program cannot say itself, among its output.
+fn complain(outbox: &mut Outbox, container: u16, message: &str) {
+    outbox.push_log(
+        container,
+        LogStream::Stderr,
+        format!("{message}\n").as_bytes(),
+    );
 }
 
 fn outbox_extend(outbox: &mut Outbox, message: Option<AgentMessage>) {
@@ -394,9 +453,10 @@ fn start(
     number: u16,
     config: &ContainerConfig,
     etc: &EtcFiles,
+    now: Instant,
 ) -> Result<Container, String> {
     let image = disks.mount_image(&config.image_serial)?;
-    Container::start(number, config, &image, etc)
+    Container::start(number, config, image, etc, now)
 }
 
 /// Starts the process that forwards to the gateway; if that fails, gives the time to try again.

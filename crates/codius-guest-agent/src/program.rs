@@ -17,17 +17,40 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 /// The largest `/etc/passwd` or `/etc/group` that is read.
 const MAX_ACCOUNT_FILE_BYTES: u64 = 4 << 20;
 
-/// Becomes the program. Returns only if that fails, with a text for the uploader.
-pub(crate) fn run(config: &ContainerConfig, hostname: &str) -> String {
+/// Why a program was not started.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct NotRun {
+    /// As shells give it.
+    pub(crate) code: i32,
+    /// For the uploader.
+    pub(crate) message: String,
+}
+
+/// The program is there and cannot be started.
+pub(crate) const NOT_EXECUTABLE: i32 = 126;
+/// There is no such program, or it does not come so far.
+pub(crate) const NOT_FOUND: i32 = 127;
+
+impl From<String> for NotRun {
+    fn from(message: String) -> Self {
+        Self {
+            code: NOT_EXECUTABLE,
+            message,
+        }
+    }
+}
+
+/// Becomes the program. Returns only if that fails.
+pub(crate) fn run(config: &ContainerConfig, hostname: &str) -> NotRun {
     match prepare(config, hostname) {
         Ok(program) => {
             if let Err(error) = privileges::filter_calls() {
-                return format!("the system calls cannot be filtered: {error}");
+                return format!("the system calls cannot be filtered: {error}").into();
             }
             let error = sys::execute(&program.path, &program.args, &program.env);
-            explain(&program.path.to_string_lossy(), &error)
+            explain(&program.path.to_string_lossy(), &error).into()
         }
-        Err(message) => message,
+        Err(not_run) => not_run,
     }
 }
 
@@ -37,7 +60,7 @@ struct Program {
     env: Vec<CString>,
 }
 
-fn prepare(config: &ContainerConfig, hostname: &str) -> Result<Program, String> {
+fn prepare(config: &ContainerConfig, hostname: &str) -> Result<Program, NotRun> {
     let account = accounts::resolve(
         &config.user,
         &account_file("/etc/passwd")?,
@@ -47,7 +70,8 @@ fn prepare(config: &ContainerConfig, hostname: &str) -> Result<Program, String> 
     enter_workdir(&config.workdir)?;
     privileges::give_up(&account).map_err(|error| format!("cannot become user: {error}"))?;
 
-    let name = config.args.first().ok_or("the container has no command")?;
+    let no_command = || "the container has no command".to_owned();
+    let name = config.args.first().ok_or_else(no_command)?;
     let path = find(name, variable(&env, "PATH").unwrap_or(DEFAULT_PATH))?;
     let text = |text: String| {
         CString::new(text).map_err(|_| "the command or its environment has a NUL in it".to_owned())
@@ -125,9 +149,13 @@ fn enter_workdir(workdir: &str) -> Result<(), String> {
 }
 
 /// The file of a command, looked for as a shell does.
-fn find(name: &str, path: &str) -> Result<String, String> {
+fn find(name: &str, path: &str) -> Result<String, NotRun> {
+    let missing = |message| NotRun {
+        code: NOT_FOUND,
+        message,
+    };
     if name.is_empty() {
-        return Err("the command is empty".to_owned());
+        return Err(missing("the command is empty".to_owned()));
     }
     let mut candidates: Vec<String> = Vec::new();
     if name.contains('/') {
@@ -157,9 +185,11 @@ fn find(name: &str, path: &str) -> Result<String, String> {
         }
     }
     Err(match blocked {
-        Some(blocked) => blocked,
-        None if name.contains('/') => format!("the image has no program {name:?}"),
-        None => format!("the image has no program {name:?} (looked in {path})"),
+        Some(blocked) => blocked.into(),
+        None if name.contains('/') => missing(format!("the image has no program {name:?}")),
+        None => missing(format!(
+            "the image has no program {name:?} (looked in {path})"
+        )),
     })
 }
 
@@ -201,24 +231,19 @@ mod tests {
         let (first, second) = (first.path().display(), second.path().display());
         let path = format!("/nowhere:{first}:{second}");
         assert_eq!(find("both", &path), Ok(format!("{second}/both")));
-        assert_eq!(
-            find("data", &path),
-            Err(format!("the program \"{first}/data\" is not executable"))
-        );
-        assert_eq!(
-            find("folder", &path),
-            Err(format!("the program \"{first}/folder\" is not a file"))
-        );
-        let missing = find("gone", &path).unwrap_err();
-        assert_eq!(
-            missing,
-            format!("the image has no program \"gone\" (looked in {path})")
-        );
-        assert_eq!(
-            find("/gone", &path),
-            Err("the image has no program \"/gone\"".into())
-        );
-        assert_eq!(find("", &path), Err("the command is empty".into()));
+        let refused = |name: &str| {
+            let NotRun { code, message } = find(name, &path).unwrap_err();
+            (code, message)
+        };
+        let blocked = format!("the program \"{first}/data\" is not executable");
+        assert_eq!(refused("data"), (NOT_EXECUTABLE, blocked));
+        let blocked = format!("the program \"{first}/folder\" is not a file");
+        assert_eq!(refused("folder"), (NOT_EXECUTABLE, blocked));
+        let missing = format!("the image has no program \"gone\" (looked in {path})");
+        assert_eq!(refused("gone"), (NOT_FOUND, missing));
+        let missing = "the image has no program \"/gone\"".to_owned();
+        assert_eq!(refused("/gone"), (NOT_FOUND, missing));
+        assert_eq!(refused(""), (NOT_FOUND, "the command is empty".to_owned()));
     }
 
     #[test]

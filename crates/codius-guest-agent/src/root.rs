@@ -154,10 +154,19 @@ pub(crate) fn enter(image: &str, name: &str, etc: &EtcFiles) -> Result<(), Strin
 
 fn mount_overlay(image: &str, scratch: &str) -> Result<(), String> {
     let (upper, work) = (format!("{scratch}/upper"), format!("{scratch}/work"));
-    fs::create_dir(scratch)
-        .and_then(|()| fs::create_dir(&upper))
-        .and_then(|()| fs::create_dir(&work))
+    // A program that is started again finds its files as it has left them; what the last overlay kept beside
+    // them says that it was volatile, with which no second one is mounted.
+    let again = fs::symlink_metadata(&upper).is_ok();
+    let made = if again {
+        fs::remove_dir_all(&work)
+    } else {
+        fs::create_dir(scratch).and_then(|()| fs::create_dir(&upper))
+    };
+    made.and_then(|()| fs::create_dir(&work))
         .and_then(|()| {
+            if again {
+                return Ok(());
+            }
             // The merged root looks like the upper directory.
             let root = fs::metadata(image)?;
             chown(&upper, Some(root.uid()), Some(root.gid()))?;

@@ -42,6 +42,42 @@ pub(crate) fn fork(namespaces: libc::c_int) -> io::Result<Forked> {
     }
 }
 
+/// Forks a child of this process into the process namespace of another process. The inner error is that of a
+/// process that is gone, or of a lack of room; with the outer one this process is no longer where it was.
+pub(crate) fn fork_into(process: &impl AsFd) -> io::Result<io::Result<Forked>> {
+    let home = std::fs::File::open("/proc/self/ns/pid")?;
+    // Only what is forked from now on goes there.
+    if let Err(error) = enter_namespaces(process, libc::CLONE_NEWPID) {
+        return Ok(Err(error));
+    }
+    let forked = fork(0);
+    if !matches!(forked, Ok(Forked::Child)) {
+        enter_namespaces(&home, libc::CLONE_NEWPID)?;
+    }
+    Ok(forked)
+}
+
+/// Enters these namespaces of a process, by its descriptor, or one by its own descriptor.
+pub(crate) fn enter_namespaces(of: &impl AsFd, namespaces: libc::c_int) -> io::Result<()> {
+    // SAFETY: takes numbers only.
+    check(unsafe { libc::setns(of.as_fd().as_raw_fd(), namespaces) })
+}
+
+/// Unlocks a new pseudoterminal, and opens its other end without going by a name.
+pub(crate) fn peer_of_terminal(terminal: &impl AsFd) -> io::Result<OwnedFd> {
+    let unlocked: libc::c_int = 0;
+    let terminal = terminal.as_fd().as_raw_fd();
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+    // SAFETY: the first call reads one int; the second takes a number, and its result, if it is not negative,
+    // is a descriptor that nobody else owns.
+    unsafe {
+        check(libc::ioctl(terminal, libc::TIOCSPTLCK, &raw const unlocked))?;
+        let peer = libc::ioctl(terminal, libc::TIOCGPTPEER, flags);
+        check(peer)?;
+        Ok(OwnedFd::from_raw_fd(peer))
+    }
+}
+
 pub(crate) fn unshare(namespaces: libc::c_int) -> io::Result<()> {
     // SAFETY: takes no pointers.
     check(unsafe { libc::unshare(namespaces) })

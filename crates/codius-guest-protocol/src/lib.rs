@@ -12,16 +12,17 @@
 //!               ◀── Hello { nonce, … }        this nonce: the stream is in step again
 //!               ──▶ Warm, ◀── Warmed          only to a machine that becomes a template
 //!               ──▶ Configure { … }           once in the life of a pod; ignored afterwards
-//!               ◀── Started, Log, Listening, Exited, … in any order
+//!               ◀── Started, Log, Listening, Standing, Exited, … in any order
+//!               ──▶ Exec, ◀── Exec            sessions beside the containers' own programs (exec)
 //!               ──▶ Stop { grace_ms }
 //!               ◀── Stopped                   file systems are synced: the host may kill the VM
 //! ```
 //!
 //! The agent says nothing before the first `Attach`, and nothing to a new host before its `Attach`. A
 //! `Hello` is followed by every lasting state once more (`Started`, `Listening` or
-//! `ListeningOnLoopbackOnly`, `Failed`, `Stopped`), because the host may have missed it; exits are in
-//! the `Hello` itself. So these messages are repeatable, and an `Attach` that is repeated because the
-//! answer was slow gets a `Hello` each time.
+//! `ListeningOnLoopbackOnly`, `Standing`, `Failed`, `Stopped`), because the host may have missed it; exits
+//! are in the `Hello` itself. So these messages are repeatable, and an `Attach` that is repeated because the
+//! answer was slow gets a `Hello` each time. It ends all sessions of `exec`: they were another host's.
 //!
 //! A container's `Exited` comes after everything that it wrote. While a host is attached and reads,
 //! output waits in the container's pipe and none is lost; otherwise the agent keeps the latest and
@@ -30,9 +31,11 @@
 //! Everything that the guest says is hostile input to the host: it is parsed once into these types,
 //! and the lengths named here are enforced before anything is allocated.
 
+mod exec;
 mod line;
 mod message;
 
+pub use exec::*;
 pub use line::{Line, LineReader, encode};
 pub use message::*;
 

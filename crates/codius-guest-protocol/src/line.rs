@@ -84,7 +84,7 @@ impl LineReader {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{AgentMessage, HostMessage, LogStream};
+    use crate::{AgentMessage, ExecAnswer, ExecAsk, HostMessage, LogStream};
     use proptest::prelude::*;
 
     fn read(reader: &mut LineReader, bytes: &[u8]) -> Vec<Line<AgentMessage>> {
@@ -117,6 +117,18 @@ mod tests {
         assert_eq!(read(&mut reader, &encode(&AgentMessage::Started)).len(), 1);
     }
 
+    /// An agent of before there were sessions says nothing of them, and is understood.
+    #[test]
+    fn an_earlier_agent_offers_no_sessions() {
+        let said = br#"{"type":"hello","nonce":"n","version":1,"configured":true,"containers":["running",{"exited":{"code":1}}]}"#;
+        let mut reader = LineReader::new(1000);
+        let lines = read(&mut reader, &[said.as_slice(), b"\n"].concat());
+        assert!(matches!(
+            lines[..],
+            [Line::Message(AgentMessage::Hello { sessions: 0, .. })]
+        ));
+    }
+
     proptest! {
         #[test]
         fn logs_survive_any_cutting(data in proptest::collection::vec(any::<u8>(), 0..200), cut in 1_usize..50) {
@@ -126,6 +138,26 @@ mod tests {
             for piece in encode(&message).chunks(cut) {
                 reader.push(piece, |line| lines.push(line));
             }
+            prop_assert_eq!(lines, vec![Line::Message(message)]);
+        }
+
+        #[test]
+        fn sessions_survive_any_cutting(
+            session in any::<u32>(),
+            data in proptest::collection::vec(any::<u8>(), 0..200),
+            cut in 1_usize..50,
+        ) {
+            let answer = ExecAnswer::Output { stream: LogStream::Stdout, data: data.clone() };
+            let message = AgentMessage::Exec { session, answer };
+            let mut reader = LineReader::new(4096);
+            let mut lines = Vec::new();
+            for piece in encode(&message).chunks(cut) {
+                reader.push(piece, |line| lines.push(line));
+            }
+            prop_assert_eq!(lines, vec![Line::Message(message)]);
+            let message = HostMessage::Exec { session, ask: ExecAsk::Input { data } };
+            let mut lines = Vec::new();
+            LineReader::new(4096).push(&encode(&message), |line| lines.push(line));
             prop_assert_eq!(lines, vec![Line::Message(message)]);
         }
 

@@ -4,6 +4,8 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::{ExecAnswer, ExecAsk};
+
 /// From the host to the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
@@ -22,6 +24,8 @@ pub enum HostMessage {
     Lease { expires_at_unix_ms: u64 },
     /// SIGTERM to every container, SIGKILL after the grace, sync, then [`AgentMessage::Stopped`].
     Stop { grace_ms: u64 },
+    /// About a session of `exec`. Only to an agent whose `Hello` offers some.
+    Exec { session: u32, ask: ExecAsk },
 }
 
 /// From the agent to the host.
@@ -33,6 +37,9 @@ pub enum AgentMessage {
         version: u32,
         configured: bool,
         containers: Vec<ContainerStatus>,
+        /// Sessions of `exec` that it carries at the same time; agents before there were any say nothing.
+        #[serde(default)]
+        sessions: u16,
     },
     /// The answer to [`HostMessage::Warm`]. The agent now only waits.
     Warmed,
@@ -59,10 +66,17 @@ pub enum AgentMessage {
         container: u16,
         exit: ContainerExit,
     },
+    /// A container's program is to be started again, or has been. Lasting, for every container.
+    Standing(ContainerStanding),
     Pong {
         id: u64,
     },
     Stopped,
+    /// About a session of `exec`.
+    Exec {
+        session: u32,
+        answer: ExecAnswer,
+    },
     /// The pod cannot be started or has to end; the text is for the uploader.
     Failed {
         container: Option<u16>,
@@ -93,6 +107,43 @@ pub enum ContainerExit {
     Signal(i32),
     /// Killed because it used more memory than it may.
     OutOfMemory,
+}
+
+/// Whether a container's program is started again when it has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RestartPolicy {
+    #[default]
+    No,
+    /// Unless its exit code is 0.
+    OnFailure,
+    /// However it has ended.
+    Always,
+}
+
+/// What has become of a container's programs until now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerStanding {
+    pub container: u16,
+    pub now: Standing,
+    /// For how long that has been so.
+    pub for_ms: u64,
+    /// How often the program was started again.
+    pub restarts: u32,
+    /// How the last program ended, if one has.
+    pub last_exit: Option<ContainerExit>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Standing {
+    Running,
+    /// It is started again in so many milliseconds.
+    Waiting {
+        next_ms: u64,
+    },
+    /// It is not started again.
+    Exited,
 }
 
 /// A whole pod, as its agent needs to know it.
@@ -147,18 +198,20 @@ pub struct ContainerConfig {
     pub memory_bytes: u64,
     /// Processes and threads at the same time. Zero: as many as the pod may have.
     pub max_processes: u32,
+    #[serde(default)]
+    pub restart: RestartPolicy,
 }
 
 /// Bytes as base64 text: program output is not UTF-8.
-mod base64_bytes {
+pub(crate) mod base64_bytes {
     use data_encoding::BASE64;
     use serde::{Deserialize, Deserializer, Serializer};
 
-    pub(super) fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
         to.serialize_str(&BASE64.encode(bytes))
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
         let text = <std::borrow::Cow<'de, str>>::deserialize(from)?;
         BASE64
             .decode(text.as_bytes())

@@ -40,6 +40,8 @@ pub use document::{MAX_BODY_BYTES, parse_document};
 pub use error::{ErrorFamily, FieldError, ManifestError};
 pub use generated::validate_generated;
 pub use hash::{InvalidHash, ManifestHash};
-pub use manifest::{Container, MachineName, Manifest, Private, PrivateVar, Var};
+pub use manifest::{Container, MachineName, Manifest, Private, PrivateVar, RestartPolicy, Var};
 pub use pod_spec::{ContainerSpec, MAX_ENVIRONMENT_BYTES, MAX_ENVIRONMENT_STRING_BYTES, PodSpec};
-pub use upload::{MAX_CONTAINER_ID_BYTES, MAX_CONTAINERS, Upload, hash_posted, quoted};
+pub use upload::{
+    MAX_CONTAINER_ID_BYTES, MAX_CONTAINERS, ManifestVersion, Upload, hash_posted, quoted,
+};

@@ -54,6 +54,31 @@ pub struct Container {
     pub workdir: Option<String>,
     /// Names and values (`$NAME` refers to a variable) in JavaScript's order.
     pub environment: Vec<(String, String)>,
+    pub restart: RestartPolicy,
+}
+
+/// Whether a container's program is started again when it has ended. Version 1 never does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum RestartPolicy {
+    #[default]
+    No,
+    /// Unless its exit code is 0.
+    OnFailure,
+    /// However it has ended.
+    Always,
+}
+
+impl RestartPolicy {
+    /// As manifests write them.
+    pub const NAMES: [&str; 3] = ["no", "on-failure", "always"];
+
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        let all = [Self::No, Self::OnFailure, Self::Always];
+        let known = Self::NAMES.into_iter().zip(all);
+        known
+            .into_iter()
+            .find_map(|(known, policy)| (known == name).then_some(policy))
+    }
 }
 
 /// A variable of the manifest. Everyone can read it.
@@ -183,6 +208,9 @@ impl Container {
                 text.as_str().unwrap_or_default().to_owned()
             })
             .collect(),
+            restart: text_member(value, "restart")
+                .and_then(|name| RestartPolicy::named(&name))
+                .unwrap_or_default(),
         }
     }
 }

@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use crate::{Container, MachineName, Manifest, ManifestError, ManifestHash, Private, Var};
+use crate::{
+    Container, MachineName, Manifest, ManifestError, ManifestHash, Private, RestartPolicy, Var,
+};
 
 /// The longest `NAME=value` or argument, in bytes with its closing zero (Linux: `MAX_ARG_STRLEN`).
 /// `CODIUS_MANIFEST` is one of them.
@@ -38,6 +40,7 @@ pub struct ContainerSpec {
     /// `CODIUS`, `CODIUS_HOST`, `CODIUS_MANIFEST_HASH`, `CODIUS_MANIFEST`, then the manifest's, in
     /// JavaScript's order.
     pub env: Vec<(String, String)>,
+    pub restart: RestartPolicy,
 }
 
 impl fmt::Debug for PodSpec {
@@ -63,6 +66,7 @@ impl fmt::Debug for ContainerSpec {
             .field("command", &self.command)
             .field("workdir", &self.workdir)
             .field("env", &names)
+            .field("restart", &self.restart)
             .finish()
     }
 }
@@ -194,6 +198,7 @@ pub(crate) fn build(
             image: container.image.clone(),
             command: container.command.clone(),
             workdir: container.workdir.clone(),
+            restart: container.restart,
             env: of_host
                 .iter()
                 .map(|(name, value)| ((*name).to_owned(), value.clone()))

@@ -1,4 +1,4 @@
-//! The two schemas of version 1, and the walk that checks a value against them.
+//! The two schemas of version 1, what version 2 adds to them, and the walk that checks a value against them.
 //!
 //! The host's schema was a JSON schema run by Joi 13 through enjoi, which *converts*: JSON text is
 //! taken where an object or array is expected, and `"true"` where a boolean is. The tool's schema was
@@ -9,7 +9,7 @@
 
 use serde_json::Value;
 
-use crate::{FieldError, ManifestError, parse_document};
+use crate::{FieldError, ManifestError, RestartPolicy, parse_document};
 
 /// The most faults that a host reports at once, so that an answer is not longer than its question.
 pub(crate) const MAX_REPORTED: usize = 32;
@@ -26,6 +26,8 @@ pub(crate) enum Shape {
     PortText,
     /// Exactly this text.
     Only(&'static str),
+    /// When a container is started again.
+    RestartPolicy,
     Boolean,
     List {
         items: &'static Self,
@@ -87,6 +89,22 @@ const CONTAINER: Shape = record(&[
     optional("environment", TEXT_MAP),
 ]);
 
+/// In version 2.
+const CONTAINER_V2: Shape = record(&[
+    required("id", Shape::Text),
+    required("image", Shape::Text),
+    optional(
+        "command",
+        Shape::List {
+            items: &Shape::Text,
+            min: 0,
+        },
+    ),
+    optional("workdir", Shape::Text),
+    optional("environment", TEXT_MAP),
+    optional("restart", Shape::RestartPolicy),
+]);
+
 const HOST_VAR: Shape = record(&[
     optional("encoding", ENCODING),
     required("value", Shape::Text),
@@ -98,7 +116,7 @@ const TOOL_VAR: Shape = record(&[
     optional("description", Shape::Text),
 ]);
 
-const fn manifest_fields(var: &'static Shape) -> [Field; 7] {
+const fn manifest_fields(var: &'static Shape, container: &'static Shape) -> [Field; 7] {
     [
         required("name", Shape::Text),
         required("version", Shape::Text),
@@ -107,7 +125,7 @@ const fn manifest_fields(var: &'static Shape) -> [Field; 7] {
         required(
             "containers",
             Shape::List {
-                items: &CONTAINER,
+                items: container,
                 min: 1,
             },
         ),
@@ -116,8 +134,10 @@ const fn manifest_fields(var: &'static Shape) -> [Field; 7] {
     ]
 }
 
-const HOST_MANIFEST: &[Field] = &manifest_fields(&HOST_VAR);
-const TOOL_MANIFEST: &[Field] = &manifest_fields(&TOOL_VAR);
+const HOST_MANIFEST: &[Field] = &manifest_fields(&HOST_VAR, &CONTAINER);
+const HOST_MANIFEST_V2: &[Field] = &manifest_fields(&HOST_VAR, &CONTAINER_V2);
+const TOOL_MANIFEST: &[Field] = &manifest_fields(&TOOL_VAR, &CONTAINER);
+const TOOL_MANIFEST_V2: &[Field] = &manifest_fields(&TOOL_VAR, &CONTAINER_V2);
 
 const PRIVATE_VAR: Shape = record(&[
     required("nonce", Shape::Text),
@@ -131,16 +151,28 @@ pub(crate) const HOST_UPLOAD: Shape = record(&[
     optional("private", PRIVATE),
 ]);
 
+/// The same in version 2.
+pub(crate) const HOST_UPLOAD_V2: Shape = record(&[
+    required("manifest", record(HOST_MANIFEST_V2)),
+    optional("private", PRIVATE),
+]);
+
 /// The same, as the tool checks it before it posts it (`GeneratedManifestSpec.json`).
 pub(crate) const GENERATED: Shape = record(&[
     required("manifest", record(TOOL_MANIFEST)),
     optional("private", PRIVATE),
 ]);
 
+/// The same in version 2.
+pub(crate) const GENERATED_V2: Shape = record(&[
+    required("manifest", record(TOOL_MANIFEST_V2)),
+    optional("private", PRIVATE),
+]);
+
 /// `codius.json` (`CodiusSpec.json`, in which `required` and `additionalProperties` of the root stand
 /// at the wrong place and therefore mean nothing; [`source`](crate::source) repairs the first).
 pub(crate) const CODIUS_FILE: Shape = Shape::Record {
-    fields: &[optional("manifest", record(TOOL_MANIFEST))],
+    fields: &[optional("manifest", record(TOOL_MANIFEST_V2))],
     closed: false,
 };
 
@@ -169,6 +201,7 @@ pub(crate) enum Rule {
     Type(&'static str),
     Required,
     Only(&'static str),
+    RestartPolicy,
     PortPattern,
     MinItems(usize),
     /// A member of this name is not known here.
@@ -180,7 +213,7 @@ impl Rule {
         match self {
             Self::Type(_) => "type",
             Self::Required => "required",
-            Self::Only(_) => "enum",
+            Self::Only(_) | Self::RestartPolicy => "enum",
             Self::PortPattern => "pattern",
             Self::MinItems(_) => "minItems",
             Self::Unknown(_) => "additionalProperties",
@@ -207,6 +240,10 @@ impl Fault {
             Rule::Only(text) => (
                 format!("must be \"{text}\""),
                 "write it so, or leave it out",
+            ),
+            Rule::RestartPolicy => (
+                format!("must be one of {}", RestartPolicy::NAMES.join(", ")),
+                "write one of these, or leave it out: then it is not started again",
             ),
             Rule::PortPattern => (
                 "must be a port number in quotes".to_owned(),
@@ -319,6 +356,12 @@ impl Walk {
             Shape::Only(text) => {
                 if value.as_str() != Some(text) {
                     self.fault(Rule::Only(text));
+                }
+            }
+            Shape::RestartPolicy => {
+                let policy = value.as_str().and_then(RestartPolicy::named);
+                if policy.is_none() {
+                    self.fault(Rule::RestartPolicy);
                 }
             }
             Shape::Boolean => self.visit_boolean(value),

@@ -1,8 +1,8 @@
 //! What a host accepts and what it refuses, with which words.
 
 use codius_manifest::{
-    ErrorFamily, MAX_BODY_BYTES, MAX_ENVIRONMENT_STRING_BYTES, ManifestError, Upload, hash_posted,
-    quoted,
+    ErrorFamily, MAX_BODY_BYTES, MAX_ENVIRONMENT_STRING_BYTES, ManifestError, ManifestVersion,
+    RestartPolicy, Upload, hash_posted, quoted,
 };
 use serde_json::{Value, json};
 
@@ -200,6 +200,49 @@ fn the_schema_accepts_and_converts_as_the_original() {
             .to_string(),
     ] {
         assert_eq!(accepted(&text).manifest(), plain.manifest(), "{text}");
+    }
+}
+
+/// Version 2 lets a container say when it is started again; it is part of the hash.
+#[test]
+fn a_restart_policy_is_for_version_2_alone() {
+    let with = |restart: &str| {
+        format!(
+            r#"{{"manifest":{{"name":"n","version":"1","containers":[{{"id":"a","image":"i"{restart}}}]}}}}"#
+        )
+    };
+    let plain = Upload::parse(with("").as_bytes()).unwrap();
+    let always = with(r#","restart":"always""#);
+    let refused = Upload::parse(always.as_bytes()).unwrap_err();
+    assert_eq!(
+        refused.details()[0].to_string(),
+        "manifest.containers.0: \"restart\" is not allowed"
+    );
+    for (text, policy) in [
+        ("no", RestartPolicy::No),
+        ("on-failure", RestartPolicy::OnFailure),
+        ("always", RestartPolicy::Always),
+    ] {
+        let body = with(&format!(r#","restart":"{text}""#));
+        let upload = Upload::parse_as(ManifestVersion::V2, body.as_bytes()).unwrap();
+        assert_ne!(upload.hash(), plain.hash());
+        assert_eq!(upload.hash(), hash_posted(body.as_bytes()).unwrap());
+        let spec = upload.pod_spec("http://h").unwrap();
+        assert_eq!(spec.containers[0].restart, policy);
+        // As the store keeps it.
+        let kept = Upload::parse_as(ManifestVersion::V2, upload.to_json().as_bytes());
+        assert_eq!(kept.unwrap(), upload);
+    }
+    let in_v2 = Upload::parse_as(ManifestVersion::V2, with("").as_bytes()).unwrap();
+    assert_eq!(in_v2, plain);
+    for wrong in ["\"\"", "\"Always\"", "\"unless-stopped\"", "null", "true"] {
+        let body = with(&format!(r#","restart":{wrong}"#));
+        let refused = Upload::parse_as(ManifestVersion::V2, body.as_bytes()).unwrap_err();
+        assert_eq!(
+            refused.details()[0].to_string(),
+            "manifest.containers.0.restart: must be one of no, on-failure, always",
+            "{wrong}"
+        );
     }
 }
 
@@ -533,7 +576,7 @@ fn a_price_can_be_asked_without_private_values_but_not_with_wrong_ones() {
         );
         manifest.replacen('{', &format!("{{{private}"), 1)
     };
-    let quote = |body: &str| quoted(body.as_bytes(), "http://h");
+    let quote = |body: &str| quoted(ManifestVersion::V1, body.as_bytes(), "http://h");
     let kept_back = private("");
     assert_eq!(
         quote(&kept_back).unwrap(),

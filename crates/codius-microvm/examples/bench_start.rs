@@ -104,6 +104,7 @@ async fn pod_start(driver: &MicrovmDriver, image: &str) -> Result<Duration> {
             env: Vec::new(),
             workdir: "/".into(),
             user: String::new(),
+            restart: codius_guest_protocol::RestartPolicy::No,
         }],
     };
     let begin = Instant::now();

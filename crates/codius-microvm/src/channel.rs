@@ -129,6 +129,8 @@ impl Channel {
 pub(crate) struct Hello {
     pub(crate) configured: bool,
     pub(crate) containers: Vec<ContainerStatus>,
+    /// Whether it carries sessions of `exec`.
+    pub(crate) sessions: bool,
 }
 
 /// Gets in step with the agent.
@@ -139,13 +141,13 @@ pub(crate) async fn hello(channel: &mut Channel) -> Result<Hello, ChannelError> 
         tokio::select! {
             _ = attach.tick() => channel.send(&HostMessage::Attach { nonce: ours.clone() })?,
             message = channel.next() => match message? {
-                AgentMessage::Hello { nonce, version, configured, containers } if nonce == ours => {
+                AgentMessage::Hello { nonce, version, configured, containers, sessions } if nonce == ours => {
                     if version != PROTOCOL_VERSION {
                         let versions = format!("its version is {version}, ours {PROTOCOL_VERSION}");
                         return Err(ChannelError::Unreadable(versions));
                     }
                     channel.set_in_step();
-                    return Ok(Hello { configured, containers });
+                    return Ok(Hello { configured, containers, sessions: sessions > 0 });
                 }
                 // Of an earlier talk.
                 other => tracing::debug!(?other, "dropped what the guest said before the first answer"),

@@ -71,6 +71,7 @@ fn container_configs(pod: &PodStart, images: &[usize]) -> Vec<ContainerConfig> {
         user: container.user.clone(),
         memory_bytes: u64::from(pod.machine.memory_mib) * 1024 * 1024,
         max_processes: MAX_PROCESSES,
+        restart: container.restart,
     });
     configs.collect()
 }

@@ -18,8 +18,8 @@ use async_trait::async_trait;
 use codius_guest_protocol::MAX_CONTAINERS;
 use codius_manifest::ManifestHash;
 use codius_pod::{
-    Count, Driver, DriverError, Egress, Isolation, Permit, PodEvents, PodNotice, PodStart,
-    RunningPod, Traffic,
+    Count, Driver, DriverError, Egress, ExecError, ExecSession, ExecStart, Isolation, Permit,
+    PodEvents, PodNotice, PodStart, RunningPod, Traffic,
 };
 use rustix::fs::{FlockOperation, flock};
 use tokio::sync::{mpsc, oneshot};
@@ -91,6 +91,7 @@ pub(crate) enum Command {
     Freeze(oneshot::Sender<io::Result<()>>),
     Thaw(oneshot::Sender<io::Result<()>>),
     Tell(PodNotice),
+    Exec(ExecStart, oneshot::Sender<Result<ExecSession, ExecError>>),
 }
 
 /// What somebody wants of the task of a pod.
@@ -365,6 +366,23 @@ impl Driver for MicrovmDriver {
             // Whoever is told so often misses one.
             let _ = owner.commands.try_send(Command::Tell(notice));
         }
+    }
+
+    async fn exec(&self, pod: &ManifestHash, start: ExecStart) -> Result<ExecSession, ExecError> {
+        let commands = self
+            .shared
+            .lock()
+            .owners
+            .get(pod)
+            .filter(|owner| owner.running)
+            .map(|owner| owner.commands.clone());
+        let commands = commands.ok_or(ExecError::NotRunning)?;
+        let (answer, answered) = oneshot::channel();
+        commands
+            .send(Command::Exec(start, answer))
+            .await
+            .map_err(|_| ExecError::NotRunning)?;
+        answered.await.map_err(|_| ExecError::NotRunning)?
     }
 
     async fn stop(&self, pod: &ManifestHash, grace: Duration) -> Result<(), DriverError> {

@@ -1,6 +1,8 @@
 //! What the fuzz targets in `fuzz/` reach of this crate. Nobody else uses it.
 
-use codius_guest_protocol::{MAX_CONTAINERS, MAX_GUEST_LINE_BYTES, MAX_LOG_BYTES};
+use codius_guest_protocol::{
+    ExecAnswer, MAX_CONTAINERS, MAX_EXEC_PIECE_BYTES, MAX_GUEST_LINE_BYTES, MAX_LOG_BYTES,
+};
 use codius_pod::PodEvent;
 
 use crate::{
@@ -24,10 +26,15 @@ pub fn guest(pieces: &[&[u8]], in_step_at: usize, containers: usize) -> Vec<Stri
         assert!(intake.held_bytes() <= 2 * MAX_GUEST_LINE_BYTES);
         while let Some(next) = intake.next() {
             let heard = next.and_then(|message| hear(message, containers));
-            let over = !matches!(heard, Ok(Heard::Event(_) | Heard::Nothing));
+            let over = !matches!(
+                heard,
+                Ok(Heard::Event(_) | Heard::Exec { .. } | Heard::Nothing)
+            );
             match &heard {
                 Ok(Heard::Event(
-                    PodEvent::LogDropped { container, .. } | PodEvent::Exited { container, .. },
+                    PodEvent::LogDropped { container, .. }
+                    | PodEvent::Exited { container, .. }
+                    | PodEvent::Standing { container, .. },
                 )) => assert!(*container < containers),
                 Ok(Heard::Event(PodEvent::Log {
                     container, data, ..
@@ -36,6 +43,13 @@ pub fn guest(pieces: &[&[u8]], in_step_at: usize, containers: usize) -> Vec<Stri
                     assert!(reason.chars().count() <= MAX_REASON_CHARS);
                     assert!(!reason.chars().any(char::is_control));
                 }
+                Ok(Heard::Exec { answer, .. }) => match answer {
+                    ExecAnswer::Output { data, .. } => assert!(data.len() <= MAX_EXEC_PIECE_BYTES),
+                    ExecAnswer::Failed { message, .. } => {
+                        assert!(message.chars().count() <= MAX_REASON_CHARS);
+                    }
+                    ExecAnswer::Started | ExecAnswer::Taken { .. } | ExecAnswer::Ended(_) => {}
+                },
                 Ok(Heard::Event(_) | Heard::Stopped | Heard::Nothing) | Err(_) => {}
             }
             outcome.push(match heard {

@@ -1,10 +1,14 @@
 //! What a message of a guest means to the host. The guest is hostile: its words are judged here before
 //! anything comes of them, and never decide more than the end of its own pod.
 
-use codius_guest_protocol::{AgentMessage, MAX_LOG_BYTES};
-use codius_pod::PodEvent;
+use std::time::Duration;
 
-use crate::limits::MAX_REASON_CHARS;
+use codius_guest_protocol::{
+    AgentMessage, ContainerStanding, ExecAnswer, MAX_EXEC_PIECE_BYTES, MAX_LOG_BYTES, Standing,
+};
+use codius_pod::{Activity, ContainerState, PodEvent};
+
+use crate::limits::{MAX_REASON_CHARS, MAX_RESTART_WAIT};
 
 /// What a message means to the host.
 #[derive(Debug, PartialEq, Eq)]
@@ -15,6 +19,11 @@ pub(crate) enum Heard {
         reason: String,
     },
     Stopped,
+    /// About a session of `exec`, if there is one of this number.
+    Exec {
+        session: u32,
+        answer: ExecAnswer,
+    },
     /// Only a sign of life.
     Nothing,
 }
@@ -61,6 +70,29 @@ pub(crate) fn hear(message: AgentMessage, containers: usize) -> Result<Heard, St
             container: known(container)?,
             exit,
         }),
+        AgentMessage::Standing(standing) => Heard::Event(PodEvent::Standing {
+            container: known(standing.container)?,
+            state: state(&standing),
+        }),
+        AgentMessage::Exec {
+            answer: ExecAnswer::Output { data, .. },
+            ..
+        } if data.len() > MAX_EXEC_PIECE_BYTES => {
+            return Err(format!(
+                "the guest sends {} bytes of a session at once",
+                data.len()
+            ));
+        }
+        AgentMessage::Exec { session, answer } => Heard::Exec {
+            session,
+            answer: match answer {
+                ExecAnswer::Failed { code, message } => ExecAnswer::Failed {
+                    code,
+                    message: one_line(&message),
+                },
+                other => other,
+            },
+        },
         AgentMessage::Stopped => Heard::Stopped,
         AgentMessage::Failed { container, message } => {
             let container = container.map(known).transpose()?;
@@ -70,6 +102,21 @@ pub(crate) fn hear(message: AgentMessage, containers: usize) -> Result<Heard, St
             }
         }
     })
+}
+
+fn state(standing: &ContainerStanding) -> ContainerState {
+    ContainerState {
+        now: match standing.now {
+            Standing::Running => Activity::Running,
+            Standing::Waiting { next_ms } => Activity::Waiting {
+                next: Duration::from_millis(next_ms).min(MAX_RESTART_WAIT),
+            },
+            Standing::Exited => Activity::Exited,
+        },
+        since: Duration::from_millis(standing.for_ms),
+        restarts: standing.restarts,
+        last_exit: standing.last_exit,
+    }
 }
 
 /// A guest's words, fit for a sentence of ours.

@@ -89,7 +89,8 @@ impl Intake {
 #[cfg(test)]
 mod tests {
     use codius_guest_protocol::{
-        ContainerExit, ContainerStatus, LogStream, MAX_CONTAINERS, MAX_LOG_BYTES, encode,
+        ContainerExit, ContainerStanding, ContainerStatus, ExecAnswer, LogStream, MAX_CONTAINERS,
+        MAX_EXEC_PIECE_BYTES, MAX_LOG_BYTES, Standing, encode,
     };
     use proptest::{collection::vec, prelude::*};
 
@@ -115,18 +116,60 @@ mod tests {
         ]
     }
 
+    fn standing() -> impl Strategy<Value = ContainerStanding> {
+        let now = prop_oneof![
+            Just(Standing::Running),
+            any::<u64>().prop_map(|next_ms| Standing::Waiting { next_ms }),
+            Just(Standing::Exited),
+        ];
+        let numbers = (0..40_u16, any::<u64>(), any::<u32>());
+        (numbers, now, prop::option::of(exit())).prop_map(
+            |((container, for_ms, restarts), now, last_exit)| ContainerStanding {
+                container,
+                now,
+                for_ms,
+                restarts,
+                last_exit,
+            },
+        )
+    }
+
+    fn answer() -> impl Strategy<Value = ExecAnswer> {
+        let stream = prop_oneof![Just(LogStream::Stdout), Just(LogStream::Stderr)];
+        prop_oneof![
+            Just(ExecAnswer::Started),
+            (any::<i32>(), "\\PC{0,700}|[\\x00-\\x1f]{0,9}")
+                .prop_map(|(code, message)| ExecAnswer::Failed { code, message }),
+            (stream, vec(any::<u8>(), 0..60))
+                .prop_map(|(stream, data)| ExecAnswer::Output { stream, data }),
+            any::<u32>().prop_map(|bytes| ExecAnswer::Taken { bytes }),
+            exit().prop_map(ExecAnswer::Ended),
+        ]
+    }
+
     /// Any message that can be written, also those that no agent of ours says.
     fn message() -> impl Strategy<Value = AgentMessage> {
         let stream = prop_oneof![Just(LogStream::Stdout), Just(LogStream::Stderr)];
         prop_oneof![
-            (".{0,40}", any::<u32>(), any::<bool>(), vec(status(), 0..20)).prop_map(
-                |(nonce, version, configured, containers)| AgentMessage::Hello {
-                    nonce,
-                    version,
-                    configured,
-                    containers
-                }
-            ),
+            (
+                ".{0,40}",
+                any::<u32>(),
+                any::<bool>(),
+                vec(status(), 0..20),
+                any::<u16>()
+            )
+                .prop_map(|(nonce, version, configured, containers, sessions)| {
+                    AgentMessage::Hello {
+                        nonce,
+                        version,
+                        configured,
+                        containers,
+                        sessions,
+                    }
+                }),
+            standing().prop_map(AgentMessage::Standing),
+            (any::<u32>(), answer())
+                .prop_map(|(session, answer)| AgentMessage::Exec { session, answer }),
             Just(AgentMessage::Started),
             Just(AgentMessage::Listening),
             Just(AgentMessage::ListeningOnLoopbackOnly),
@@ -246,7 +289,9 @@ mod tests {
             use codius_pod::PodEvent;
             match hear(message, containers) {
                 Ok(Heard::Event(
-                    PodEvent::LogDropped { container, .. } | PodEvent::Exited { container, .. },
+                    PodEvent::LogDropped { container, .. }
+                    | PodEvent::Exited { container, .. }
+                    | PodEvent::Standing { container, .. },
                 )) => prop_assert!(container < containers),
                 Ok(Heard::Event(PodEvent::Log { container, data, .. })) => {
                     prop_assert!(container < containers && data.len() <= MAX_LOG_BYTES);
@@ -256,7 +301,14 @@ mod tests {
                     prop_assert!(reason.chars().count() <= MAX_REASON_CHARS);
                     prop_assert!(!reason.chars().any(char::is_control));
                 }
-                Ok(Heard::Event(_) | Heard::Stopped | Heard::Nothing) => {}
+                Ok(Heard::Exec { answer: ExecAnswer::Output { data, .. }, .. }) => {
+                    prop_assert!(data.len() <= MAX_EXEC_PIECE_BYTES);
+                }
+                Ok(Heard::Exec { answer: ExecAnswer::Failed { message, .. }, .. }) => {
+                    prop_assert!(message.chars().count() <= MAX_REASON_CHARS);
+                    prop_assert!(!message.chars().any(char::is_control));
+                }
+                Ok(Heard::Event(_) | Heard::Exec { .. } | Heard::Stopped | Heard::Nothing) => {}
                 Err(fault) => prop_assert!(!fault.chars().any(char::is_control)),
             }
         }

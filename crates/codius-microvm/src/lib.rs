@@ -46,6 +46,7 @@ mod programs;
 mod qmp;
 mod record;
 mod remains;
+mod sessions;
 mod start;
 mod template;
 

@@ -151,6 +151,10 @@ pub(crate) const GUEST_BURST_BYTES: u32 = 8 * 1024 * 1024;
 pub(crate) const GUEST_LINE_COST: u32 = 256;
 /// Lines that make no sense, after which the guest is given up.
 pub(crate) const MAX_UNREADABLE_LINES: u32 = 8;
+/// The longest wait for a container's next start that a guest is believed.
+pub(crate) const MAX_RESTART_WAIT: Duration = Duration::from_secs(600);
+/// What sessions of `exec` may have asked of a pod and its task has not heard yet.
+pub(crate) const MAX_EXEC_WISHES: usize = 64;
 /// Messages to a guest that does not read them.
 pub(crate) const MAX_OUTBOX_BYTES: usize = codius_guest_protocol::MAX_LINE_BYTES + 64 * 1024;
 /// Characters of a guest's own explanation that are passed on.

@@ -12,7 +12,7 @@ use std::{fs::File, future::Future, io, os::fd::OwnedFd, path::Path, sync::Arc, 
 
 use codius_guest_protocol::{ContainerStatus, HostMessage};
 use codius_manifest::ManifestHash;
-use codius_pod::{DriverError, PodEvent, PodEvents, PodStart, RunningPod};
+use codius_pod::{DriverError, ExecError, PodEvent, PodEvents, PodStart, RunningPod};
 use tokio::{sync::oneshot, time::timeout};
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tracing::{info, warn};
@@ -30,6 +30,7 @@ use crate::{
     network,
     process::ProcessWatch,
     record::{Phase, PodRecord},
+    sessions::Sessions,
     start,
 };
 
@@ -43,6 +44,7 @@ pub(crate) struct Live {
     pub(crate) watch: ProcessWatch,
     pub(crate) interledger: InterledgerPort,
     pub(crate) stillness: Stillness,
+    pub(crate) sessions: Sessions,
 }
 
 /// Whether a pod is held still (SIGSTOP for its QEMU process, which outlives this daemon).
@@ -238,7 +240,7 @@ pub(crate) async fn containers_started(
                 ));
             }
             Heard::Stopped => return Err("the guest stopped by itself".to_owned()),
-            Heard::Nothing => {}
+            Heard::Nothing | Heard::Exec { .. } => {}
         }
     }
 }
@@ -273,10 +275,12 @@ async fn take_up(
     let mut channel = Channel::connect(&socket.path(AGENT_SOCKET))
         .await
         .map_err(failed("reach its agent"))?;
+    let mut sessions = Sessions::default();
     let stillness = match &record.process {
         Some(process) if process.is_stopped().map_err(failed("look at QEMU"))? => Stillness::Found,
         Some(_) | None => {
-            meet_again(shared, &record, &mut channel, &watch, events).await?;
+            let offered = meet_again(shared, &record, &mut channel, &watch, events).await?;
+            sessions.set_offered(offered);
             Stillness::No
         }
     };
@@ -286,6 +290,7 @@ async fn take_up(
         watch,
         interledger,
         stillness,
+        sessions,
     })
 }
 
@@ -304,14 +309,14 @@ async fn renew_rules(
 }
 
 /// Gets in step with the agent of a pod that was started earlier, and tells what ended while nobody
-/// listened.
+/// listened. Says whether it carries sessions of `exec`.
 async fn meet_again(
     shared: &Shared,
     record: &PodRecord,
     channel: &mut Channel,
     watch: &ProcessWatch,
     events: &Arc<dyn PodEvents>,
-) -> Result<(), String> {
+) -> Result<bool, String> {
     let deadline = hello_deadline(shared.accelerator.isolation());
     let met = guest_step(deadline, watch, hello(channel)).await?;
     if !met.configured || met.containers.len() != record.containers.len() {
@@ -322,7 +327,7 @@ async fn meet_again(
             events.event(PodEvent::Exited { container, exit });
         }
     }
-    Ok(())
+    Ok(met.sessions)
 }
 
 /// How a pod's running time ends.
@@ -346,6 +351,7 @@ impl Live {
             watch,
             interledger,
             mut stillness,
+            mut sessions,
         } = self;
         let interledger =
             AbortOnDropHandle::new(tokio::spawn(interledger.serve(Arc::clone(&events))));
@@ -357,8 +363,11 @@ impl Live {
             &watch,
             &events,
             &mut stillness,
+            &mut sessions,
         )
         .await;
+        // Whoever is in one hears of the end at once, not when the containers have ended.
+        drop(sessions);
         let reason = match end {
             End::Detach => return,
             End::Lost { reason } => Some(reason),
@@ -383,6 +392,7 @@ impl Live {
 }
 
 /// Passes on what the guest says until something ends that.
+#[expect(clippy::too_many_arguments, reason = "all that a running pod is")]
 async fn watch_over(
     shared: &Shared,
     claim: &mut Claim,
@@ -391,6 +401,7 @@ async fn watch_over(
     watch: &ProcessWatch,
     events: &Arc<dyn PodEvents>,
     stillness: &mut Stillness,
+    sessions: &mut Sessions,
 ) -> End {
     let console = shared.places.pod_dir(&record.hash).join("console.log");
     let first = tokio::time::Instant::now() + HEARTBEAT_INTERVAL;
@@ -405,6 +416,11 @@ async fn watch_over(
                     Ok(message) => match hear(message, record.containers.len()) {
                         Ok(Heard::Event(event)) => events.event(event),
                         Ok(Heard::Nothing) => {}
+                        Ok(Heard::Exec { session, answer }) => {
+                            if let Err(fault) = sessions.hear(session, answer) {
+                                return lost(fault);
+                            }
+                        }
                         Ok(Heard::Stopped) => return lost("the guest stopped by itself".into()),
                         Ok(Heard::Failed { reason, .. }) => return lost(reason),
                         Err(fault) => return lost(fault),
@@ -432,14 +448,30 @@ async fn watch_over(
                             let found = *stillness == Stillness::Found;
                             *stillness = Stillness::No;
                             unanswered = 0;
-                            if found
-                                && let Err(reason) =
-                                    meet_again(shared, record, channel, watch, events).await
-                            {
-                                return lost(reason);
+                            if found {
+                                match meet_again(shared, record, channel, watch, events).await {
+                                    Ok(offered) => sessions.set_offered(offered),
+                                    Err(reason) => return lost(reason),
+                                }
                             }
                         }
                         let _ = answer.send(going);
+                    }
+                    Asked::Command(Command::Exec(_, answer)) if *stillness != Stillness::No => {
+                        let _ = answer.send(Err(ExecError::Frozen));
+                    }
+                    Asked::Command(Command::Exec(start, answer)) => {
+                        let (message, begun) = match sessions.begin(start) {
+                            Ok((message, session)) => (Some(message), Ok(session)),
+                            Err(error) => (None, Err(error)),
+                        };
+                        if let Some(message) = message
+                            && let Err(error) = channel.send(&message)
+                        {
+                            return lost(error.to_string());
+                        }
+                        // Who asked may be gone: then the session is dropped here, and killed.
+                        let _ = answer.send(begun);
                     }
                     Asked::Command(Command::Tell(notice)) => {
                         let message = HostMessage::Lease {
@@ -452,6 +484,11 @@ async fn watch_over(
                             return lost(error.to_string());
                         }
                     }
+                }
+            }
+            message = sessions.next() => {
+                if let Err(error) = channel.send(&message) {
+                    return lost(error.to_string());
                 }
             }
             // A pod that is held still answers no heartbeat.
@@ -505,7 +542,7 @@ async fn say_stop(
             let message = channel.next().await.map_err(|error| error.to_string())?;
             match hear(message, record.containers.len())? {
                 Heard::Event(event) => events.event(event),
-                Heard::Nothing => {}
+                Heard::Nothing | Heard::Exec { .. } => {}
                 Heard::Stopped | Heard::Failed { .. } => return Ok::<_, String>(()),
             }
         }

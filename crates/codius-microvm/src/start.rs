@@ -42,6 +42,7 @@ use crate::{
     programs,
     qmp::{Qmp, restore_commands},
     record::{Phase, PodRecord, RECORD_VERSION},
+    sessions::Sessions,
     template::{self, Shape, Template},
 };
 
@@ -209,6 +210,8 @@ pub(crate) async fn launch(
         watch,
         interledger,
         stillness: Stillness::No,
+        // Its agent is this version's.
+        sessions: Sessions::offered(),
     })
 }
 

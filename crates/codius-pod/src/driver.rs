@@ -3,13 +3,13 @@
 use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use codius_guest_protocol::{ContainerExit, LogStream};
+use codius_guest_protocol::{ContainerExit, LogStream, RestartPolicy};
 use codius_manifest::ManifestHash;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::PreparedImage;
+use crate::{ContainerState, ExecError, ExecSession, ExecStart, PreparedImage};
 
 /// Runs pods. One pod per manifest hash.
 ///
@@ -46,6 +46,9 @@ pub trait Driver: Send + Sync + 'static {
     /// Tells the programs of a pod what they may want to know. Nobody answers, and it may be lost.
     fn tell(&self, pod: &ManifestHash, notice: PodNotice);
 
+    /// Runs a program in a container of a running pod, beside the container's own.
+    async fn exec(&self, pod: &ManifestHash, start: ExecStart) -> Result<ExecSession, ExecError>;
+
     /// Ends a pod: containers get `grace` to end by themselves; then everything of it is removed.
     /// Also right for a pod that is not there.
     async fn stop(&self, pod: &ManifestHash, grace: Duration) -> Result<(), DriverError>;
@@ -72,6 +75,7 @@ pub struct ContainerStart {
     pub env: Vec<(String, String)>,
     pub workdir: String,
     pub user: String,
+    pub restart: RestartPolicy,
 }
 
 /// What a pod may use.
@@ -137,9 +141,16 @@ pub enum PodEvent {
         container: usize,
         bytes: u64,
     },
+    /// A container's program has ended and is not started again.
     Exited {
         container: usize,
         exit: ContainerExit,
+    },
+    /// A container's program has ended and is started again, or was; also what a driver knows of a container
+    /// when it takes a pod up.
+    Standing {
+        container: usize,
+        state: ContainerState,
     },
     /// The pod has ended and everything of it is gone, unasked. The text says why.
     Lost {

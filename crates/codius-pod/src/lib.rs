@@ -6,16 +6,20 @@
 //! process on this machine.
 
 mod admission;
+mod containers;
 mod driver;
 mod egress;
+mod exec;
 mod images;
 mod logs;
 mod plan;
 mod supervisor;
 
 pub use admission::*;
+pub use containers::*;
 pub use driver::*;
 pub use egress::*;
+pub use exec::*;
 pub use images::*;
 pub use logs::*;
 pub use plan::plan;

@@ -5,7 +5,7 @@
 //! takes the place of the image's Cmd and leaves the Entrypoint, its `workdir` and each variable of
 //! its `environment` take the place of the image's.
 
-use codius_manifest::PodSpec;
+use codius_manifest::{PodSpec, RestartPolicy};
 
 use crate::{ContainerStart, DriverError, Machine, PodStart, PreparedImage};
 
@@ -55,6 +55,11 @@ pub fn plan(
             env: environment(&image.config.env, &container.env),
             workdir: workdir.to_owned(),
             user: image.config.user.clone(),
+            restart: match container.restart {
+                RestartPolicy::No => codius_guest_protocol::RestartPolicy::No,
+                RestartPolicy::OnFailure => codius_guest_protocol::RestartPolicy::OnFailure,
+                RestartPolicy::Always => codius_guest_protocol::RestartPolicy::Always,
+            },
             image,
         });
     }

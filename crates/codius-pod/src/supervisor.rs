@@ -15,10 +15,17 @@
 mod leftovers;
 mod pulls;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
-use codius_guest_protocol::ContainerExit;
-use codius_manifest::{ManifestHash, PodSpec};
+use codius_guest_protocol::{ContainerExit, LogStream};
+use codius_manifest::{ManifestHash, PodSpec, RestartPolicy};
 use futures_util::future::try_join_all;
 use thiserror::Error;
 use tokio::{sync::watch, time::timeout};
@@ -28,7 +35,8 @@ use self::{
     pulls::{Pull, Pulls},
 };
 use crate::{
-    Driver, DriverError, Duplex, ImageError, Images, LogRecord, Machine, PodEvent, PodEvents,
+    Activity, ContainerActivity, ContainerState, ContainerView, Driver, DriverError, Duplex,
+    ExecError, ExecSession, ExecStart, ImageError, Images, LogRecord, Machine, PodEvent, PodEvents,
     PodLogs, PodNotice, PullProgress, ResolvedImage, RunningPod, plan,
 };
 
@@ -36,6 +44,8 @@ use crate::{
 pub const SETTLE: Duration = Duration::from_millis(500);
 /// A driver ended its events without saying why.
 const LET_GO: &str = "the driver has let go of the pod";
+/// An end that was longer ago was told before, by an earlier process of the host.
+const TOLD_AGAIN: Duration = Duration::from_millis(500);
 /// How much of a failed container's output goes into the error.
 const TAIL_BYTES: usize = 2000;
 
@@ -182,7 +192,48 @@ pub struct Pod {
     status: watch::Receiver<Status>,
 }
 
+/// Tells of each change of a pod's containers after their start.
+#[derive(Debug)]
+pub struct ContainerChanges {
+    status: watch::Receiver<Status>,
+    seen: Vec<ContainerView>,
+}
+
+impl ContainerChanges {
+    /// The containers that are not as they were; waits for one. For ever, after the end of the pod. Safe to
+    /// drop while waiting.
+    pub async fn next(&mut self) -> Vec<ContainerView> {
+        loop {
+            if self.status.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            let now = self.status.borrow_and_update().containers.clone();
+            let told = |(view, before): (&ContainerView, &ContainerView)| {
+                let began = view.activity == ContainerActivity::Running && view.restarts == 0;
+                (view != before && !began).then(|| view.clone())
+            };
+            let changed: Vec<_> = now.iter().zip(&self.seen).filter_map(told).collect();
+            self.seen = now;
+            if !changed.is_empty() {
+                return changed;
+            }
+        }
+    }
+}
+
 impl Pod {
+    /// How its containers are.
+    pub fn containers(&self) -> Vec<ContainerView> {
+        self.status.borrow().containers.clone()
+    }
+
+    /// Of what happens to its containers from now on.
+    pub fn changes(&self) -> ContainerChanges {
+        let mut status = self.status.clone();
+        let seen = status.borrow_and_update().containers.clone();
+        ContainerChanges { status, seen }
+    }
+
     /// Whether it was over when it was taken up: nobody knows since when.
     pub fn has_ended(&self) -> bool {
         self.status.borrow().end().is_some()
@@ -216,6 +267,7 @@ struct Status {
     listening: bool,
     loopback_only: bool,
     exits: Vec<Option<ContainerExit>>,
+    containers: Vec<ContainerView>,
     lost: Option<String>,
 }
 
@@ -231,6 +283,16 @@ impl Status {
                 None => "all containers have ended".to_owned(),
             })
         })
+    }
+
+    /// The first container that ended badly and is started again and again.
+    fn restarted(&self) -> Option<(usize, ContainerExit)> {
+        let containers = self.containers.iter().enumerate();
+        let mut restarted = containers.filter_map(|(index, view)| match view.last_exit {
+            Some(ContainerExit::Code(0)) | None => None,
+            Some(exit) => Some((index, exit)),
+        });
+        restarted.next()
     }
 
     /// The first container that ended badly.
@@ -252,6 +314,59 @@ struct Watch {
     logs: Arc<PodLogs>,
     interledger: Arc<dyn InterledgerPort>,
     wall_clock: WallClock,
+    /// For each container, whether it may be started again, and whether its error output ends within a line.
+    lines: Vec<(bool, AtomicBool)>,
+}
+
+impl Watch {
+    /// A line of the host's among a container's error output.
+    fn remark(&self, container: usize, remark: &str) {
+        let Some((_, within_line)) = self.lines.get(container) else {
+            return;
+        };
+        let feed = if within_line.swap(false, Ordering::Relaxed) {
+            "\n"
+        } else {
+            ""
+        };
+        self.logs.append(LogRecord {
+            container,
+            stream: LogStream::Stderr,
+            data: format!("{feed}codius: {remark}\n").into_bytes(),
+            at_unix_ms: (self.wall_clock)(),
+            offset: 0,
+        });
+    }
+
+    /// What the reader of a log is told of a container: that its program has ended, if it may be started
+    /// again.
+    fn remarks(&self, event: &PodEvent) {
+        match event {
+            PodEvent::Standing {
+                container,
+                state:
+                    ContainerState {
+                        now: Activity::Waiting { next },
+                        restarts,
+                        last_exit: Some(exit),
+                        since,
+                    },
+            } if *since < TOLD_AGAIN => {
+                let seconds = next.as_millis().div_ceil(1000);
+                let exit = ExitText(*exit);
+                self.remark(
+                    *container,
+                    &format!("the program {exit}; it is started again in {seconds} s, {restarts} times before"),
+                );
+            }
+            PodEvent::Exited { container, exit }
+                if self.lines.get(*container).is_some_and(|(again, _)| *again) =>
+            {
+                self.remark(*container, &format!("the program {}", ExitText(*exit)));
+            }
+            _ => {}
+        }
+    }
 }
 
 impl PodEvents for Watch {
@@ -261,13 +376,21 @@ impl PodEvents for Watch {
                 container,
                 stream,
                 data,
-            } => self.logs.append(LogRecord {
-                container,
-                stream,
-                data,
-                at_unix_ms: (self.wall_clock)(),
-                offset: 0,
-            }),
+            } => {
+                if stream == LogStream::Stderr
+                    && let Some((_, within_line)) = self.lines.get(container)
+                    && let Some(last) = data.last()
+                {
+                    within_line.store(*last != b'\n', Ordering::Relaxed);
+                }
+                self.logs.append(LogRecord {
+                    container,
+                    stream,
+                    data,
+                    at_unix_ms: (self.wall_clock)(),
+                    offset: 0,
+                });
+            }
             PodEvent::LogDropped { container, bytes } => {
                 tracing::debug!(pod = %self.hash, container, bytes, "output dropped");
             }
@@ -275,7 +398,10 @@ impl PodEvents for Watch {
                 if matches!(event, PodEvent::Lost { .. }) {
                     self.logs.close();
                 }
-                self.status.send_modify(|status| apply(status, event));
+                self.remarks(&event);
+                let now_unix_ms = (self.wall_clock)();
+                self.status
+                    .send_modify(|status| apply(status, event, now_unix_ms));
             }
         }
     }
@@ -285,15 +411,28 @@ impl PodEvents for Watch {
     }
 }
 
-fn apply(status: &mut Status, event: PodEvent) {
+fn apply(status: &mut Status, event: PodEvent, now_unix_ms: u64) {
     match event {
         PodEvent::Booted => status.booted = true,
-        PodEvent::Started => status.started = true,
+        PodEvent::Started => {
+            status.started = true;
+            for container in &mut status.containers {
+                container.started(now_unix_ms);
+            }
+        }
         PodEvent::Listening => status.listening = true,
         PodEvent::ListeningOnLoopbackOnly => status.loopback_only = true,
         PodEvent::Exited { container, exit } => {
             if let Some(slot) = status.exits.get_mut(container) {
                 *slot = Some(exit);
+            }
+            if let Some(view) = status.containers.get_mut(container) {
+                view.exited(exit, now_unix_ms);
+            }
+        }
+        PodEvent::Standing { container, state } => {
+            if let Some(view) = status.containers.get_mut(container) {
+                view.stands(state, now_unix_ms);
             }
         }
         PodEvent::Lost { reason } => status.lost = Some(reason),
@@ -381,6 +520,15 @@ impl Supervisor {
         self.driver.thaw(hash).await
     }
 
+    /// Runs a program in a container of a running pod.
+    pub async fn exec(
+        &self,
+        hash: &ManifestHash,
+        start: ExecStart,
+    ) -> Result<ExecSession, ExecError> {
+        self.driver.exec(hash, start).await
+    }
+
     /// Tells the programs of a pod about their lease.
     pub fn tell(&self, hash: &ManifestHash, notice: PodNotice) {
         self.driver.tell(hash, notice);
@@ -414,6 +562,11 @@ impl Supervisor {
     fn watch(&self, spec: &PodSpec) -> (Arc<Watch>, Pod) {
         let initial = Status {
             exits: vec![None; spec.containers.len()],
+            containers: spec
+                .containers
+                .iter()
+                .map(|container| ContainerView::starting(&container.id))
+                .collect(),
             ..Status::default()
         };
         let (sender, status) = watch::channel(initial);
@@ -424,6 +577,14 @@ impl Supervisor {
             logs: Arc::clone(&logs),
             interledger: Arc::clone(&self.interledger),
             wall_clock: Arc::clone(&self.wall_clock),
+            lines: spec
+                .containers
+                .iter()
+                .map(|container| {
+                    let again = container.restart != RestartPolicy::No;
+                    (again, AtomicBool::new(false))
+                })
+                .collect(),
         };
         (
             Arc::new(watch),
@@ -469,7 +630,9 @@ impl Supervisor {
         if status.listening {
             return Ok(());
         }
-        if let Some((index, exit)) = status.failure() {
+        // One that is started again has had its time.
+        let restarted = || status.restarted().filter(|_| spec.port.is_some());
+        if let Some((index, exit)) = status.failure().or_else(restarted) {
             let container = spec.containers[index].id.clone();
             return Err(StartError::Exited {
                 container,

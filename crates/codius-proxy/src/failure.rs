@@ -32,7 +32,7 @@ pub(crate) enum Failure {
     /// The pod's answer is not HTTP, or it hung up; it may have acted on the request.
     #[error("pod gave a broken answer. hash={0}")]
     BrokenReply(String),
-    /// An upgrade was asked of the host itself, which offers none.
+    /// An upgrade was asked of the host itself, which offers none there.
     #[error("only pods can be upgraded to")]
     UpgradeWithoutPod,
     /// The visitor asked for a tunnel to somewhere else.

@@ -51,6 +51,8 @@ use crate::route::{PodRoutes, Route};
 use crate::stall::Stall;
 
 /// How long to wait before accepting again when the system is out of file descriptors or memory.
+/// Below it the API itself may upgrade a connection; elsewhere it never does, and says so as the original did.
+const UPGRADED_BY_API: &str = "/api/v2/";
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// After `shutdown`, idle connections stay open for this long, so that a visitor who sends one request after
 /// another hears `Connection: close` instead of being cut off between two of them.
@@ -452,7 +454,9 @@ impl Shared {
     {
         let (parts, incoming) = request.into_parts();
         let Some(label) = host::label_of(&parts)? else {
-            if headers::upgrade(&parts.headers).is_some() {
+            if headers::upgrade(&parts.headers).is_some()
+                && !parts.uri.path().starts_with(UPGRADED_BY_API)
+            {
                 return Err(Failure::UpgradeWithoutPod.into());
             }
             let mut request = Request::from_parts(parts, incoming);

@@ -9,7 +9,7 @@ use codius_client::{Wallet, default_url};
 use crate::{
     ceiling::{Ceiling, DEFAULT_UNITS},
     completions::{self, CompletionsArguments, ManArguments},
-    cron, extend, extend_hash,
+    cron, exec, extend, extend_hash,
     failure::Failure,
     hosts::{self, HostsArguments},
     hosts_file::HOSTS_FILE,
@@ -73,6 +73,8 @@ enum Command {
     Status(PodArguments),
     /// Show what a program writes
     Logs(LogArguments),
+    /// Run a program in a container of a pod, beside its own; for its owner
+    Exec(ExecArguments),
     /// End a program before its time and get back what was not used
     Stop(StopArguments),
     /// Get what hosts still owe for programs that have ended
@@ -415,6 +417,33 @@ pub(crate) struct LogArguments {
     pub(crate) json: bool,
 }
 
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The exit code is the program's, 128 and the number of the signal that ended it, 127 if \
+    there is no such program, 126 if it cannot be run."
+)]
+pub(crate) struct ExecArguments {
+    /// The program: its hash, HASH.host, or its URL
+    pub(crate) hash: String,
+    /// The host, like https://host.example [default: the one in HASH.host]
+    #[arg(long, value_name = "URL")]
+    pub(crate) host: Option<String>,
+    /// In this container [default: the first one of the manifest]
+    #[arg(long, value_name = "ID")]
+    pub(crate) container: Option<String>,
+    /// Pass standard input on
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+    /// Give it a terminal: this one
+    #[arg(short, long = "tty")]
+    pub(crate) terminal: bool,
+    #[command(flatten)]
+    pub(crate) key: KeyArguments,
+    /// What to run, after `--`
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<String>,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum ManifestCommand {
     /// Print the hash of a generated manifest, as it is posted
@@ -471,6 +500,7 @@ fn carry_out(command: Command) -> Result<(), Failure> {
             Command::Cron(CronCommand::Remove(arguments)) => cron::remove(&arguments).await,
             Command::Status(arguments) => status::status(arguments).await,
             Command::Logs(arguments) => logs::logs(arguments).await,
+            Command::Exec(arguments) => exec::exec(arguments).await,
             Command::Stop(arguments) => stop::stop(arguments).await,
             Command::Refund(arguments) => refund::refund(arguments).await,
             Command::Manifest(ManifestCommand::Hash { file, json }) => manifest::hash(&file, json),
@@ -510,6 +540,8 @@ mod tests {
             "codius extend-hash",
             "codius run --ahead 1s",
             "codius run h --codius-file x",
+            "codius exec h",
+            "codius exec h sh",
             "codius refund h --all",
             "codius refund --to $a --ilp b",
         ] {
@@ -530,6 +562,7 @@ mod tests {
             "codius run",
             "codius run --host a --ahead 30s --max 0.5 -y --json",
             "codius run h --host a -y",
+            "codius exec h -it --container a -- sh -c true",
             "codius refund -a --host a --to $w.example/a",
         ] {
             assert!(!fails(taken), "{taken}");

@@ -33,6 +33,11 @@ impl Failure {
         self
     }
 
+    /// An exit code that says all.
+    pub(crate) fn silent(code: u8) -> Self {
+        Self::new(code, "")
+    }
+
     /// Something to know before all other notes.
     pub(crate) fn first(mut self, note: impl Into<String>) -> Self {
         self.notes.insert(0, note.into());
@@ -59,7 +64,9 @@ impl Failure {
 
     /// Tells it on standard error.
     pub(crate) fn report(self) -> ExitCode {
-        eprintln!("codius: {}", printable(&self.message));
+        if !self.message.is_empty() {
+            eprintln!("codius: {}", printable(&self.message));
+        }
         for note in &self.notes {
             for line in note.lines() {
                 eprintln!("  {}", printable(line));

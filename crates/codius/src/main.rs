@@ -20,6 +20,7 @@ mod cron;
 mod crontab;
 mod discovery;
 mod example;
+mod exec;
 mod extend;
 mod extend_hash;
 mod failure;

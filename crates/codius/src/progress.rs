@@ -129,6 +129,7 @@ pub(crate) fn name(kind: &LeaseEventKind) -> &'static str {
         },
         LeaseEventKind::Draining { .. } => "draining",
         LeaseEventKind::DrainUndone => "drain_undone",
+        LeaseEventKind::Container(_) => "container",
         LeaseEventKind::Failed { .. } => "failed",
         LeaseEventKind::Expiring { .. } => "expiring",
         LeaseEventKind::Frozen { .. } => "frozen",

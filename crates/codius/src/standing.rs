@@ -3,7 +3,7 @@
 
 use codius_api::{
     AssetInfo, ErrorBody, UnixMillis,
-    v2::{LeaseState, RefundState},
+    v2::{ContainerReply, ContainerState, LeaseState, RefundState},
 };
 use codius_client::{ClientError, HostClient, Signer};
 use codius_manifest::ManifestHash;
@@ -40,6 +40,8 @@ pub(crate) struct Standing {
     pub(crate) refund: Option<RefundState>,
     /// The public part.
     pub(crate) manifest: Option<Value>,
+    /// How its containers are, if the host tells.
+    pub(crate) containers: Vec<ContainerReply>,
 }
 
 /// What a program has and needs, in smallest units of the host's asset.
@@ -141,6 +143,7 @@ impl Standing {
             owed: Some(lease.owed.map_or(0, |owed| owed.0)),
             refund: lease.refund.map(readable),
             manifest: lease.manifest,
+            containers: lease.containers,
         })
     }
 
@@ -175,6 +178,7 @@ impl Standing {
                 owed: None,
                 refund: None,
                 manifest: Some(pod.manifest),
+                containers: Vec::new(),
             }),
             Err(ClientError::Refused { body, .. }) if is_missing(&body) => {
                 Ok(Self::without_more(client.origin(), hash, State::NotThere))
@@ -197,6 +201,7 @@ impl Standing {
             owed: None,
             refund: None,
             manifest: None,
+            containers: Vec::new(),
         }
     }
 
@@ -246,12 +251,36 @@ impl Standing {
             "owner": self.owner,
             "owed": self.owed.map(|owed| owed.to_string()),
             "refund": self.refund,
+            "containers": self.containers,
             "ended": match &self.state {
                 State::Ended(reason) => json!({ "reason": reason }),
                 _ => Value::Null,
             },
         })
     }
+}
+
+/// How a container is, for a person.
+pub(crate) fn in_words(container: &ContainerReply) -> String {
+    let times = match container.restarts {
+        0 => String::new(),
+        1 => ", started again once".to_owned(),
+        times => format!(", started again {times} times"),
+    };
+    let ended = container
+        .last_exit
+        .map_or(String::new(), |exit| format!(" after {exit}"));
+    let state = match (container.state, container.next_try) {
+        (ContainerState::Starting, _) => "starting".to_owned(),
+        (ContainerState::Running, _) if container.restarts == 0 => "running".to_owned(),
+        (ContainerState::Running, _) => format!("running{ended}{times}"),
+        (ContainerState::Waiting, Some(next)) => {
+            format!("waiting{ended}{times}; tried again at {next}")
+        }
+        (ContainerState::Waiting, None) => format!("waiting{ended}{times}"),
+        (ContainerState::Exited, _) => format!("ended{}{times}", ended.replace("after", "with")),
+    };
+    format!("{}: {state}", one_line(&container.container))
 }
 
 impl Money {

@@ -1,5 +1,6 @@
 //! `codius status`: where a program is, until when, and what it costs.
 
+use codius_api::v2::{ContainerReply, ContainerState};
 use serde_json::{Value, json};
 
 use crate::{
@@ -8,7 +9,7 @@ use crate::{
     failure::{Failure, REFUSED, one_line},
     key::Key,
     pod_address::PodAddress,
-    standing::{Money, Standing, State},
+    standing::{self, Money, Standing, State},
 };
 
 pub(crate) async fn status(arguments: PodArguments) -> Result<(), Failure> {
@@ -106,6 +107,14 @@ fn in_words(standing: &Standing) -> String {
     for container in manifest["containers"].as_array().into_iter().flatten() {
         let container = format!("{} ({})", text(&container["id"]), text(&container["image"]));
         lines.push(("container", container));
+    }
+    // That all run as they were started is no news.
+    let all_run = |container: &ContainerReply| {
+        container.state == ContainerState::Running && container.restarts == 0
+    };
+    if !standing.containers.iter().all(all_run) {
+        let states = standing.containers.iter().map(standing::in_words);
+        lines.extend(states.map(|state| ("program", state)));
     }
     let mut whole = format!("{}\n", standing.address());
     for (name, value) in lines {

@@ -296,6 +296,7 @@ pub(crate) async fn run(config: Config, held: Held) -> Result<()> {
             clock.clone(),
         ),
         log_followers: api::log_followers(),
+        exec_places: api::exec_places(),
         asset: asset.clone(),
         max_duration: Seconds(config.price.max_duration_secs),
         publish_running: config.publish_running,

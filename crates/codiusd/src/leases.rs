@@ -17,6 +17,7 @@
 //! What others see of a lease (its address, expiry and logs) is published beside the lock, so that
 //! no request waits for a pod that is starting.
 
+mod containers;
 mod drain;
 mod frost;
 mod notice;
@@ -50,6 +51,7 @@ use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
 
+pub(crate) use containers::exit as exit_told;
 pub(crate) use place::{PlaceError, Purchase};
 pub(crate) use share::{GIVE_BACK_PATIENCE, Payer, Payers, Share};
 pub(crate) use stop::StopError;
@@ -155,6 +157,7 @@ pub(crate) struct Shown {
     pub(crate) url: String,
     pub(crate) expires_at: UnixMillis,
     pub(crate) logs: Arc<PodLogs>,
+    pod: Arc<Pod>,
     /// Who may stop it and read its logs.
     pub(crate) owner: Option<KeyId>,
     /// As of the last payment. What was charged since then has moved from one to the other, and what
@@ -164,6 +167,11 @@ pub(crate) struct Shown {
 }
 
 impl Shown {
+    /// Whether its pod is held still.
+    pub(crate) fn is_frozen(&self) -> bool {
+        self.lease.is_frozen()
+    }
+
     /// Whether it costs nothing, and ends when its time is up.
     pub(crate) fn is_free(&self) -> bool {
         self.lease.rate().is_free()
@@ -241,6 +249,7 @@ impl Leases {
 
     async fn run(self: &Arc<Self>, slot: &Arc<Slot>, pod: &Arc<Pod>) {
         let mut charge_at = tokio::time::Instant::now() + CHARGE_INTERVAL;
+        let mut changes = pod.changes();
         loop {
             let (due, wait) = match slot.state.lock().await.as_ref() {
                 Some(running) if Arc::ptr_eq(&running.pod, pod) => self.due(running),
@@ -278,6 +287,15 @@ impl Leases {
                         self.charge(slot).await;
                         return;
                     }
+                }
+                // Last: a guest may say new things of its containers without end.
+                changed = changes.next() => {
+                    if let Some(progress) = self.progress.get(&slot.hash) {
+                        for view in &changed {
+                            progress.push(LeaseEventKind::Container(containers::told(view)));
+                        }
+                    }
+                    None
                 }
             };
             if let Some(end) = end
@@ -503,6 +521,7 @@ impl Leases {
             url: self.url(&slot.hash),
             expires_at,
             logs: Arc::clone(&running.pod.logs),
+            pod: Arc::clone(&running.pod),
             owner: running.origin.owner.map(KeyId::from_bytes),
             lease: running.lease,
             balance: running.balance,

@@ -108,11 +108,15 @@ impl Progress {
                 (one, other),
                 (Now(Phase::Pulling { .. }), Now(Phase::Pulling { .. }))
                     | (Now(Phase::Running { .. }), Now(Phase::Running { .. }))
+            ) || matches!(
+                (one, other),
+                (LeaseEventKind::Container(one), LeaseEventKind::Container(other))
+                    if one.container == other.container
             )
         };
         match events.last_mut() {
-            // A pull tells of itself often, an expiry moves with every packet of a payment, and only
-            // the latest word matters to those who come late.
+            // A pull tells of itself often, an expiry moves with every packet of a payment, a program may
+            // crash all the time, and only the latest word matters to those who come late.
             Some(last) if same_phase(&last.kind, &event.kind) => last.kind = event.kind,
             Some(last) if last.kind == event.kind => return,
             _ => {
@@ -134,11 +138,13 @@ impl Progress {
 
     fn is_running(&self) -> bool {
         let events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
-        // A drain is told beside all else, and changes nothing.
+        // A drain and what containers do is told beside all else, and changes nothing.
         let last = events.iter().rev().find(|event| {
             !matches!(
                 event.kind,
-                LeaseEventKind::Draining { .. } | LeaseEventKind::DrainUndone
+                LeaseEventKind::Draining { .. }
+                    | LeaseEventKind::DrainUndone
+                    | LeaseEventKind::Container(_)
             )
         });
         last.is_some_and(|last| {

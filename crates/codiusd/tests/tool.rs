@@ -299,3 +299,226 @@ async fn ended(uploader: &Uploader, world: &World, hash: &str) -> Result<Value> 
     }
     anyhow::bail!("it has not ended\n{}", world.log())
 }
+
+impl Uploader {
+    /// With this on its standard input.
+    async fn feed(&self, world: &World, words: &[&str], input: Vec<u8>) -> Result<Told> {
+        use std::io::Write;
+        let mut tool = Command::new(&self.tool);
+        tool.args(words)
+            .env_clear()
+            .env("HOME", self.place.path())
+            .env("ILP_BTP_SERVER", &world.interledger)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let output = tokio::task::spawn_blocking(move || -> Result<_> {
+            let mut child = tool.spawn()?;
+            let mut stdin = child.stdin.take().context("no input")?;
+            stdin.write_all(&input)?;
+            drop(stdin);
+            Ok(child.wait_with_output()?)
+        });
+        let output = output.await??;
+        Ok(Told {
+            code: output.status.code(),
+            out: String::from_utf8(output.stdout)?,
+            err: String::from_utf8(output.stderr)?,
+        })
+    }
+
+    /// The container of this name, when it is as it should be.
+    async fn container(
+        &self,
+        world: &World,
+        hash: &str,
+        name: &str,
+        enough: impl Fn(&Value) -> bool,
+    ) -> Result<Value> {
+        let words = ["status", hash, "--host", &world.api, "--json"];
+        let mut seen = Value::Null;
+        for _ in 0..LOOKS {
+            let told = self.run(world, &words).await?.json()?;
+            let containers = told["containers"].as_array().cloned().unwrap_or_default();
+            let found = containers.into_iter().find(|one| one["container"] == name);
+            if let Some(container) = found {
+                if enough(&container) {
+                    return Ok(container);
+                }
+                seen = container;
+            }
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+        anyhow::bail!("container {name} stays {seen}")
+    }
+}
+
+/// Given a pod of which one program crashes again and again, when its owner looks and goes in, then he sees how
+/// often and why, and is in his container with his terminal, also after the host was killed.
+#[tokio::test]
+async fn an_owner_sees_crashes_and_goes_into_his_containers() -> Result<()> {
+    let mut world = World::start(Settings::default())?;
+    let image = world.busybox().await?;
+    let mut crash = shell("crash", &image, "echo try; exit 3");
+    crash["restart"] = json!("on-failure");
+    let mut manifest = manifest(&image, "while :; do sleep 1; done");
+    manifest["containers"]
+        .as_array_mut()
+        .context("a list")?
+        .push(crash);
+    let uploader = Uploader::new(&manifest)?;
+    let api = world.api.clone();
+    let host = api.as_str();
+    let words = ["upload", "-y", "--json", "-d", "600", "--host", host];
+    let uploaded = uploader.run(&world, &words).await?.json()?;
+    let hash = uploaded["manifestHash"]
+        .as_str()
+        .context("no hash")?
+        .to_owned();
+    let hash = hash.as_str();
+    let exec =
+        |words: &'static [&'static str]| [&["exec", hash, "--host", host][..], words].concat();
+
+    // How it crashes.
+    let restarted = |times: u64| move |one: &Value| one["restarts"].as_u64() >= Some(times);
+    let crash = uploader
+        .container(&world, hash, "crash", restarted(1))
+        .await?;
+    ensure!(
+        crash["last_exit"] == json!({ "reason": "exit_code", "code": 3 }),
+        "{crash}"
+    );
+    let waiting = |one: &Value| one["state"] == "waiting";
+    let crash = uploader.container(&world, hash, "crash", waiting).await?;
+    ensure!(
+        crash["crash_loop"] == true && crash["next_try"].is_string(),
+        "{crash}"
+    );
+    let in_words = uploader
+        .run(&world, &["status", hash, "--host", host])
+        .await?;
+    ensure!(
+        in_words.out.contains("crash: ") && in_words.out.contains("exit code 3"),
+        "{in_words:#?}"
+    );
+    let logs = uploader
+        .run(&world, &["logs", hash, "--host", host])
+        .await?;
+    ensure!(
+        logs.out
+            .contains("codius: the program ended with exit code 3; it is started again in"),
+        "{logs:#?}"
+    );
+
+    // Output, error output and exit code; what cannot be run.
+    let told = uploader
+        .run(
+            &world,
+            &exec(&["--", "sh", "-c", "echo out; echo err >&2; exit 7"]),
+        )
+        .await?;
+    ensure!(
+        told.code == Some(7) && told.out == "out\n" && told.err == "err\n",
+        "{told:#?}"
+    );
+    let told = uploader
+        .run(&world, &exec(&["--", "no-such-program"]))
+        .await?;
+    ensure!(
+        told.code == Some(127) && told.err.contains("no program"),
+        "{told:#?}"
+    );
+    let told = uploader
+        .run(&world, &exec(&["--", "sh", "-c", "kill -9 $$"]))
+        .await?;
+    ensure!(told.code == Some(137), "{told:#?}");
+    let told = uploader
+        .run(&world, &exec(&["--container", "web", "--", "true"]))
+        .await?;
+    ensure!(
+        told.code == Some(5) && told.err.contains("one of app, crash"),
+        "{told:#?}"
+    );
+
+    // More input and output than any buffer on the way holds.
+    let input: Vec<u8> = (0..600_000_u32)
+        .flat_map(|n| [b'a' + u8::try_from(n % 26).unwrap_or(0)])
+        .collect();
+    let told = uploader
+        .feed(
+            &world,
+            &exec(&["--interactive", "--", "cat"]),
+            input.clone(),
+        )
+        .await?;
+    ensure!(
+        told.code == Some(0) && told.err.is_empty(),
+        "{:?} {}",
+        told.code,
+        told.err
+    );
+    ensure!(
+        told.out.as_bytes() == input,
+        "{} bytes came back",
+        told.out.len()
+    );
+
+    // Nobody else.
+    let stranger = tempfile::tempdir()?;
+    let words = exec(&["--", "true"]);
+    let told = uploader.run_at(&world, stranger.path(), &words).await?;
+    ensure!(told.code == Some(4), "{told:#?}");
+
+    // This terminal, which is as it was when it is over.
+    let line = format!(
+        "stty rows 33 cols 91; stty -a >before; {} exec {hash} --host {host} -it -- sh -c 'tty; stty size; exit 9'; \
+         echo code $?; stty -a >after; cmp before after && echo same",
+        uploader.tool.display()
+    );
+    let mut script = Command::new("script");
+    script
+        .args(["-q", "-c", &line, "/dev/null"])
+        .current_dir(uploader.place.path())
+        .env("HOME", uploader.place.path())
+        .stdin(Stdio::null());
+    let shown = tokio::task::spawn_blocking(move || script.output()).await??;
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    for part in ["/dev/pts/0\r\n", "33 91\r\n", "code 9\r\n", "same\r\n"] {
+        ensure!(shown.contains(part), "{part:?} in {shown:?}");
+    }
+
+    // Another process of the host knows it all, and carries sessions.
+    let before = uploader
+        .container(&world, hash, "crash", restarted(2))
+        .await?;
+    world.kill()?;
+    world.run()?;
+    // It listens elsewhere.
+    let api = world.api.clone();
+    let host = api.as_str();
+    let exec =
+        |words: &'static [&'static str]| [&["exec", hash, "--host", host][..], words].concat();
+    let times = before["restarts"].as_u64().unwrap_or(u64::MAX);
+    let crash = uploader
+        .container(&world, hash, "crash", restarted(times))
+        .await?;
+    ensure!(crash["last_exit"]["code"] == 3, "{crash}");
+    let app = uploader
+        .container(&world, hash, "app", |one| one["state"] == "running")
+        .await?;
+    ensure!(app["restarts"] == 0 && app["since"].is_string(), "{app}");
+    let told = uploader
+        .run(&world, &exec(&["--", "echo", "again"]))
+        .await?;
+    ensure!(told.code == Some(0) && told.out == "again\n", "{told:#?}");
+
+    let words = ["stop", hash, "--host", host, "-y", "--no-refund"];
+    let stopped = uploader.run(&world, &words).await?;
+    ensure!(stopped.code == Some(0), "{stopped:#?}");
+    let told = uploader.run(&world, &exec(&["--", "true"])).await?;
+    ensure!(
+        told.code == Some(4) && told.err.contains("does not run"),
+        "{told:#?}"
+    );
+    Ok(())
+}

@@ -222,6 +222,7 @@ impl Saved {
             user: "65534:65534".into(),
             memory_bytes: 0,
             max_processes: 0,
+            restart: codius_guest_protocol::RestartPolicy::No,
         };
         let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
         let config = PodConfig {

@@ -4,7 +4,7 @@ use codius_manifest::ManifestHash;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::RefundState;
+use super::{ContainerReply, RefundState};
 use crate::{AssetInfo, EndReason, Units, UnixMillis};
 
 /// Body of `POST /api/v2/leases`.
@@ -73,6 +73,9 @@ pub struct LeaseReply {
     /// signed his request nor said where unused money goes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refund: Option<RefundState>,
+    /// How its containers are, in the manifest's order; nothing unless its pod is there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub containers: Vec<ContainerReply>,
 }
 
 /// Where a lease is in its life.

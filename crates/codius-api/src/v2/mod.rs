@@ -3,6 +3,8 @@
 //! Members of a request that this version does not know are refused, so that a misspelt one is not
 //! silently without effect. Members of a reply that a client does not know are ignored by it.
 
+mod container;
+mod exec;
 mod host;
 mod lease;
 mod log;
@@ -11,6 +13,8 @@ mod refund;
 mod stop;
 mod usage;
 
+pub use container::{ContainerExit, ContainerReply, ContainerState, ExitReason};
+pub use exec::{ExecReply, ExecRequest, ExecStart, INPUT, STDERR, STDOUT, TerminalSize};
 pub use host::{Capacity, DurationRange, HostReply, IsolationInfo, MachineInfo, Price};
 pub use lease::{CreateLeaseRequest, Ended, ExtendLeaseRequest, LeaseReply, LeaseState};
 pub use log::{LogLine, LogStreamName};

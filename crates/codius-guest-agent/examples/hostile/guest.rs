@@ -53,6 +53,7 @@ pub(crate) fn run() -> io::Result<()> {
                         version: PROTOCOL_VERSION,
                         configured: plan.is_some(),
                         containers: Vec::new(),
+                        sessions: 0,
                     },
                 )?,
                 HostMessage::Configure(config) => {
@@ -72,7 +73,7 @@ pub(crate) fn run() -> io::Result<()> {
                     }
                 }
                 HostMessage::Stop { .. } => say(&mut port, &AgentMessage::Stopped)?,
-                HostMessage::Lease { .. } | HostMessage::Warm => {}
+                HostMessage::Lease { .. } | HostMessage::Exec { .. } | HostMessage::Warm => {}
             }
         }
     }
@@ -138,6 +139,7 @@ fn misbehave(port: &mut File, how: &str) -> io::Result<()> {
                     version: 0,
                     configured: false,
                     containers: vec![ContainerStatus::Waiting; 40],
+                    sessions: 0,
                 },
             ];
             for_ever(port, &said.iter().flat_map(encode).collect::<Vec<u8>>())

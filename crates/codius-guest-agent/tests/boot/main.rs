@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "what goes wrong here fails the test")]
 
 mod hostile;
+mod programs;
 mod servers;
 mod vm;
 

@@ -13,7 +13,7 @@ use std::{
 
 use codius_guest_protocol::{
     AgentMessage, ContainerConfig, ContainerExit, HostMessage, Line, LineReader, LogStream,
-    MAX_GUEST_LINE_BYTES, NetworkConfig, PORT_NAME, PodConfig, encode,
+    MAX_GUEST_LINE_BYTES, NetworkConfig, PORT_NAME, PodConfig, RestartPolicy, encode,
 };
 use tempfile::TempDir;
 
@@ -513,6 +513,7 @@ pub(crate) fn shell(id: &str, script: &str) -> ContainerConfig {
         user: String::new(),
         memory_bytes: 0,
         max_processes: 100,
+        restart: RestartPolicy::No,
     }
 }
 

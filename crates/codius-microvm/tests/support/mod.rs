@@ -142,6 +142,7 @@ impl TestHost {
                 env: vec![("PATH".into(), "/bin".into())],
                 workdir: "/".into(),
                 user: String::new(),
+                restart: codius_guest_protocol::RestartPolicy::No,
             });
         PodStart {
             hash: ManifestHash::from_bytes([number; 32]),

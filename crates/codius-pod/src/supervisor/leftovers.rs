@@ -103,9 +103,10 @@ mod tests {
 
     use super::*;
     use crate::{
-        Duplex, ImageConfig, ImageError, Images, InterledgerPort, Isolation, Machine, Pod,
-        PodEvents, PodNotice, PodStart, PreparedImage, PullProgress, ResolvedImage, RunningPod,
-        SETTLE, StartError, StartPhase, StartProgress, Supervisor,
+        Duplex, ExecError, ExecSession, ExecStart, ImageConfig, ImageError, Images,
+        InterledgerPort, Isolation, Machine, Pod, PodEvents, PodNotice, PodStart, PreparedImage,
+        PullProgress, ResolvedImage, RunningPod, SETTLE, StartError, StartPhase, StartProgress,
+        Supervisor,
     };
 
     /// Removes a pod only after it has refused so many times.
@@ -162,6 +163,10 @@ mod tests {
         }
 
         fn tell(&self, _: &ManifestHash, _: PodNotice) {}
+
+        async fn exec(&self, _: &ManifestHash, _: ExecStart) -> Result<ExecSession, ExecError> {
+            Err(ExecError::NotOffered)
+        }
 
         async fn stop(&self, _: &ManifestHash, _: Duration) -> Result<(), DriverError> {
             *self.asked.lock().unwrap() += 1;

@@ -35,6 +35,7 @@ use crate::{
     amount,
     failure::{Failure, one_line},
     purchase::own_asset,
+    standing,
 };
 
 /// How often it is paid.
@@ -260,6 +261,12 @@ impl Session {
                 );
                 let members = json!({ "ends_at": ends_at });
                 going.reads &= self.show.tell(&text, "draining", members);
+            }
+            LeaseEventKind::Container(container) => {
+                let members = json!({ "container": container });
+                going.reads &=
+                    self.show
+                        .tell(&standing::in_words(&container), "container", members);
             }
             LeaseEventKind::DrainUndone => {
                 let text = "The operator has changed his mind: this host goes on.";

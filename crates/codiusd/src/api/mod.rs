@@ -54,6 +54,8 @@ pub(crate) struct Api {
     pub(crate) signatures: Signatures,
     /// A place for each reader of logs.
     pub(crate) log_followers: Arc<Semaphore>,
+    /// A place for each session of `exec`.
+    pub(crate) exec_places: Arc<Semaphore>,
     pub(crate) asset: Asset,
     pub(crate) max_duration: Seconds,
     pub(crate) publish_running: bool,
@@ -113,6 +115,11 @@ async fn unknown(State(api): Shared, request: Request) -> Response {
 /// Places for the readers of logs.
 pub(crate) fn log_followers() -> Arc<Semaphore> {
     v2::log_followers()
+}
+
+/// As many sessions of `exec` as a host may have.
+pub(crate) fn exec_places() -> Arc<Semaphore> {
+    v2::exec_places()
 }
 
 /// A JSON reply, with the headers of the original.

@@ -14,7 +14,7 @@ use base64::{
 };
 use codius_api::{PodStatusReply, QuoteReply, Units};
 use codius_ledger::{OrderId, RequestDigest};
-use codius_manifest::Upload;
+use codius_manifest::{ManifestVersion, Upload};
 
 use super::{Api, Shared, answer, json, query};
 use crate::{
@@ -41,7 +41,7 @@ pub(super) async fn quote(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, HttpError> {
     let body = json_body(&headers, body)?;
-    let manifest_hash = codius_manifest::quoted(&body, api.leases.own_uri())?;
+    let manifest_hash = codius_manifest::quoted(ManifestVersion::V1, &body, api.leases.own_uri())?;
     let duration = query::duration(uri.query(), api.max_duration)?;
     let price = api.orders.price(&manifest_hash, duration)?;
     if api.quote == Quote::Stream && headers.contains_key(PAY_TOKEN) {

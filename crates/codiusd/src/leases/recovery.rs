@@ -20,7 +20,7 @@ use std::{sync::Arc, time::Duration};
 
 use codius_api::{EndReason as ApiEndReason, LeaseEventKind, Phase};
 use codius_ledger::{Account, EndReason, Lease, LeaseState};
-use codius_manifest::{ManifestHash, PodSpec, Upload};
+use codius_manifest::{ManifestHash, ManifestVersion, PodSpec, Upload};
 use codius_pod::{Machine, Pod, Reservation, ResolvedImage};
 use codius_store::{Batch, LeaseOrigin, StoreError, StoredLease, StoredUpload};
 use futures_util::future::try_join_all;
@@ -248,7 +248,7 @@ impl Leases {
 
     /// What the store has of an upload, as it was when it was uploaded.
     fn read(&self, stored: &StoredUpload) -> Option<(PodSpec, Arc<Upload>, Vec<ResolvedImage>)> {
-        let upload = Upload::parse(stored.upload_json.as_bytes()).ok()?;
+        let upload = Upload::parse_as(ManifestVersion::V2, stored.upload_json.as_bytes()).ok()?;
         let spec = self.spec(&upload).ok()?;
         let images: Vec<PinnedImage> = serde_json::from_str(&stored.images_json).ok()?;
         Some((

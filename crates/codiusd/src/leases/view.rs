@@ -8,12 +8,12 @@ use codius_api::{
 use codius_ledger::{
     Account, EndReason, Lease, LeaseState as LedgerState, RefundId, StoredResponse,
 };
-use codius_manifest::{Manifest, ManifestHash, Upload};
+use codius_manifest::{Manifest, ManifestHash, ManifestVersion, Upload};
 use codius_signature::KeyId;
 use codius_store::{LeaseOrigin, StoreError};
 use serde::Serialize;
 
-use super::Leases;
+use super::{Leases, containers};
 
 /// In which version's words a paid request is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +29,7 @@ impl Leases {
         if let Some(shown) = self.shown(hash) {
             let (mut lease, mut balance) = (shown.lease, shown.balance);
             balance -= lease.charge(self.clock.steady(), balance).amount;
-            return Ok(Some(self.reply(
+            let reply = self.reply(
                 &lease,
                 if lease.is_frozen() {
                     LeaseState::Frozen
@@ -39,15 +39,20 @@ impl Leases {
                 balance,
                 Some(shown.upload.manifest()),
                 shown.owner,
-            )));
+            );
+            let views = shown.pod.containers();
+            return Ok(Some(LeaseReply {
+                containers: views.iter().map(containers::told).collect(),
+                ..reply
+            }));
         }
         let Some(stored) = self.store.lease(*hash).await? else {
             return Ok(None);
         };
         let balance = self.balance(&Account::Lease(*hash)).await?;
-        let upload = stored
-            .upload
-            .and_then(|upload| Upload::parse(upload.upload_json.as_bytes()).ok());
+        let upload = stored.upload.and_then(|upload| {
+            Upload::parse_as(ManifestVersion::V2, upload.upload_json.as_bytes()).ok()
+        });
         let mut lease = stored.lease;
         let state = match lease.state() {
             LedgerState::Starting => LeaseState::Starting,
@@ -147,6 +152,7 @@ impl Leases {
             ended,
             owed: None,
             refund: None,
+            containers: Vec::new(),
         }
     }
 

@@ -20,8 +20,9 @@ use async_trait::async_trait;
 use codius_guest_protocol::ContainerExit;
 use codius_manifest::ManifestHash;
 use codius_pod::{
-    Driver, DriverError, ImageConfig, ImageError, Images, Isolation, PodEvent, PodEvents,
-    PodNotice, PodStart, PreparedImage, PullProgress, ResolvedImage, RunningPod, SETTLE,
+    Driver, DriverError, ExecError, ExecSession, ExecStart, ImageConfig, ImageError, Images,
+    Isolation, PodEvent, PodEvents, PodNotice, PodStart, PreparedImage, PullProgress,
+    ResolvedImage, RunningPod, SETTLE,
 };
 
 use super::{
@@ -425,6 +426,10 @@ impl Driver for PretendedDriver {
     }
 
     fn tell(&self, _: &ManifestHash, _: PodNotice) {}
+
+    async fn exec(&self, _: &ManifestHash, _: ExecStart) -> Result<ExecSession, ExecError> {
+        Err(ExecError::NotOffered)
+    }
 
     async fn stop(&self, pod: &ManifestHash, grace: Duration) -> Result<(), DriverError> {
         self.incarnation.must_live().await;

@@ -6,7 +6,7 @@ use axum::{
     http::{HeaderMap, StatusCode},
 };
 use codius_ledger::Seconds;
-use codius_manifest::{ManifestHash, Upload};
+use codius_manifest::{ManifestHash, ManifestVersion, Upload};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
@@ -33,9 +33,10 @@ pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, HttpError> {
     })
 }
 
-/// A manifest and its private values, checked as `POST /pods` checks them.
+/// A manifest and its private values, checked as `POST /pods` checks them, by the schema of version 2.
 pub(super) fn upload(manifest: Value, private: Option<Value>) -> Result<Upload, HttpError> {
-    Ok(Upload::parse(&posted(manifest, private)?)?)
+    let posted = posted(manifest, private)?;
+    Ok(Upload::parse_as(ManifestVersion::V2, &posted)?)
 }
 
 /// The hash of a manifest, checked as `OPTIONS /pods` checks it: without private values it is taken for one
@@ -46,7 +47,11 @@ pub(super) fn quoted(
     own_uri: &str,
 ) -> Result<ManifestHash, HttpError> {
     let posted = posted(manifest, private)?;
-    Ok(codius_manifest::quoted(&posted, own_uri)?)
+    Ok(codius_manifest::quoted(
+        ManifestVersion::V2,
+        &posted,
+        own_uri,
+    )?)
 }
 
 /// Both as version 1 has them.

@@ -5,6 +5,7 @@
 
 mod body;
 mod events;
+mod exec;
 mod hash;
 mod host;
 mod leases;
@@ -24,6 +25,7 @@ use axum::{
     routing::{get, post},
 };
 
+pub(super) use exec::places as exec_places;
 #[cfg(any(test, feature = "simulation"))]
 pub(crate) use leases::end_and_refund;
 pub(super) use logs::followers as log_followers;
@@ -43,6 +45,7 @@ pub(super) fn router() -> Router<Arc<Api>> {
         .route("/api/v2/leases/{hash}/stop", post(leases::stop))
         .route("/api/v2/leases/{hash}/refund", post(refunds::draw))
         .route("/api/v2/leases/{hash}/logs", get(logs::lines))
+        .route("/api/v2/leases/{hash}/exec", get(exec::open))
         .route("/api/v2/leases/{hash}/usage", get(usage::show))
         .route("/api/v2/leases/{hash}/events", get(events::events))
         .method_not_allowed_fallback(other_method)
