@@ -10,14 +10,19 @@ use serde_json::{Map, Value};
 
 use crate::{
     FieldError, javascript, private_var_hash,
-    schema::{self, Conversion},
+    schema::{self, Conversion, Shape},
 };
 
-/// Checks `{"manifest": …, "private"?: …}`. Faults of the schema are reported first and alone.
+/// Checks `{"manifest": …, "private"?: …}` of version 1. Faults of the schema are reported first and alone.
 pub fn validate_generated(document: &Value) -> Vec<FieldError> {
+    validate_as(document, &schema::GENERATED)
+}
+
+/// The same by another schema.
+pub(crate) fn validate_as(document: &Value, shape: &Shape) -> Vec<FieldError> {
     let mut document = document.clone();
     javascript::enumeration_order(&mut document);
-    match schema::check(&mut document, &schema::GENERATED, Conversion::None) {
+    match schema::check(&mut document, shape, Conversion::None) {
         Ok(faults) if !faults.is_empty() => {
             return faults
                 .into_iter()

@@ -1,4 +1,4 @@
-//! The two schemas of version 1, and the walk that checks a value against them.
+//! The two schemas of version 1, what version 2 adds to them, and the walk that checks a value against them.
 //!
 //! The host's schema was a JSON schema run by Joi 13 through enjoi, which *converts*: JSON text is
 //! taken where an object or array is expected, and `"true"` where a boolean is. The tool's schema was
@@ -9,7 +9,7 @@
 
 use serde_json::Value;
 
-use crate::{FieldError, ManifestError, parse_document};
+use crate::{FieldError, InvalidMachineName, MachineName, ManifestError, parse_document};
 
 /// The most faults that a host reports at once, so that an answer is not longer than its question.
 pub(crate) const MAX_REPORTED: usize = 32;
@@ -26,6 +26,8 @@ pub(crate) enum Shape {
     PortText,
     /// Exactly this text.
     Only(&'static str),
+    /// The name of a size of pods.
+    MachineName,
     Boolean,
     List {
         items: &'static Self,
@@ -98,12 +100,15 @@ const TOOL_VAR: Shape = record(&[
     optional("description", Shape::Text),
 ]);
 
-const fn manifest_fields(var: &'static Shape) -> [Field; 7] {
+/// The one size of version 1.
+const MACHINE: Shape = Shape::Only("small");
+
+const fn manifest_fields(var: &'static Shape, machine: Shape) -> [Field; 7] {
     [
         required("name", Shape::Text),
         required("version", Shape::Text),
         optional("port", Shape::PortText),
-        optional("machine", Shape::Only("small")),
+        optional("machine", machine),
         required(
             "containers",
             Shape::List {
@@ -116,8 +121,10 @@ const fn manifest_fields(var: &'static Shape) -> [Field; 7] {
     ]
 }
 
-const HOST_MANIFEST: &[Field] = &manifest_fields(&HOST_VAR);
-const TOOL_MANIFEST: &[Field] = &manifest_fields(&TOOL_VAR);
+const HOST_MANIFEST: &[Field] = &manifest_fields(&HOST_VAR, MACHINE);
+const HOST_MANIFEST_V2: &[Field] = &manifest_fields(&HOST_VAR, Shape::MachineName);
+const TOOL_MANIFEST: &[Field] = &manifest_fields(&TOOL_VAR, MACHINE);
+const TOOL_MANIFEST_V2: &[Field] = &manifest_fields(&TOOL_VAR, Shape::MachineName);
 
 const PRIVATE_VAR: Shape = record(&[
     required("nonce", Shape::Text),
@@ -131,16 +138,28 @@ pub(crate) const HOST_UPLOAD: Shape = record(&[
     optional("private", PRIVATE),
 ]);
 
+/// The same in version 2.
+pub(crate) const HOST_UPLOAD_V2: Shape = record(&[
+    required("manifest", record(HOST_MANIFEST_V2)),
+    optional("private", PRIVATE),
+]);
+
 /// The same, as the tool checks it before it posts it (`GeneratedManifestSpec.json`).
 pub(crate) const GENERATED: Shape = record(&[
     required("manifest", record(TOOL_MANIFEST)),
     optional("private", PRIVATE),
 ]);
 
+/// The same in version 2.
+pub(crate) const GENERATED_V2: Shape = record(&[
+    required("manifest", record(TOOL_MANIFEST_V2)),
+    optional("private", PRIVATE),
+]);
+
 /// `codius.json` (`CodiusSpec.json`, in which `required` and `additionalProperties` of the root stand
 /// at the wrong place and therefore mean nothing; [`source`](crate::source) repairs the first).
 pub(crate) const CODIUS_FILE: Shape = Shape::Record {
-    fields: &[optional("manifest", record(TOOL_MANIFEST))],
+    fields: &[optional("manifest", record(TOOL_MANIFEST_V2))],
     closed: false,
 };
 
@@ -169,6 +188,7 @@ pub(crate) enum Rule {
     Type(&'static str),
     Required,
     Only(&'static str),
+    MachineName,
     PortPattern,
     MinItems(usize),
     /// A member of this name is not known here.
@@ -181,7 +201,7 @@ impl Rule {
             Self::Type(_) => "type",
             Self::Required => "required",
             Self::Only(_) => "enum",
-            Self::PortPattern => "pattern",
+            Self::MachineName | Self::PortPattern => "pattern",
             Self::MinItems(_) => "minItems",
             Self::Unknown(_) => "additionalProperties",
         }
@@ -207,6 +227,10 @@ impl Fault {
             Rule::Only(text) => (
                 format!("must be \"{text}\""),
                 "write it so, or leave it out",
+            ),
+            Rule::MachineName => (
+                format!("is {InvalidMachineName}"),
+                "name a size that the host offers; codius host lists them",
             ),
             Rule::PortPattern => (
                 "must be a port number in quotes".to_owned(),
@@ -319,6 +343,12 @@ impl Walk {
             Shape::Only(text) => {
                 if value.as_str() != Some(text) {
                     self.fault(Rule::Only(text));
+                }
+            }
+            Shape::MachineName => {
+                let name = value.as_str().map(str::parse::<MachineName>);
+                if !matches!(name, Some(Ok(_))) {
+                    self.fault(Rule::MachineName);
                 }
             }
             Shape::Boolean => self.visit_boolean(value),

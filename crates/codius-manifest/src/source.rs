@@ -6,7 +6,7 @@
 //! 2. public variables of `codiusvars.json` are added to, or take the place of, the manifest's;
 //! 3. private ones get a nonce, and their hashes are put into the manifest;
 //! 4. empty environments, and descriptions that are not empty, are removed;
-//! 5. the result is checked ([`validate_generated`]);
+//! 5. the result is checked ([`validate_generated`](crate::validate_generated)), but sizes of version 2 may be named;
 //! 6. with variables there is always a `private`, even an empty one;
 //! 7. images are pinned to a digest. This needs a registry and is left to the caller:
 //!    [`Generated::unpinned_images`] says which, [`Generated::pin`] takes the answers.
@@ -17,9 +17,10 @@
 use serde_json::{Map, Value};
 
 use crate::{
-    FieldError, ManifestHash, hash_value, javascript, private_var_hash,
+    FieldError, ManifestHash,
+    generated::validate_as,
+    hash_value, javascript, private_var_hash,
     schema::{self, Conversion, Shape},
-    validate_generated,
 };
 
 /// The random bytes of a nonce. The nonce's text is their lower hex.
@@ -73,7 +74,7 @@ pub fn generate(
     generated.remove_descriptions();
     javascript::enumeration_order(&mut generated.document);
 
-    let errors = validate_generated(&generated.document);
+    let errors = validate_as(&generated.document, &schema::GENERATED_V2);
     if !errors.is_empty() {
         return Err(errors);
     }

@@ -5,9 +5,9 @@ use std::{collections::BTreeSet, fmt};
 use serde_json::{Map, Value};
 
 use crate::{
-    FieldError, Manifest, ManifestError, ManifestHash, PodSpec, Private, hash_value, javascript,
-    parse_document, pod_spec,
-    schema::{self, Conversion},
+    FieldError, MachineName, Manifest, ManifestError, ManifestHash, PodSpec, Private, hash_value,
+    javascript, parse_document, pod_spec,
+    schema::{self, Conversion, Shape},
 };
 
 /// The most containers of one pod. The first host had no limit.
@@ -15,6 +15,31 @@ pub const MAX_CONTAINERS: usize = 16;
 
 /// The longest id of a container, in bytes. The first host had no limit.
 pub const MAX_CONTAINER_ID_BYTES: usize = 128;
+
+/// Which manifests are accepted. What version 1 accepts means the same in version 2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ManifestVersion {
+    /// As the first host did.
+    V1,
+    /// `machine` may name any size; whether there is such a one is for the host to say.
+    V2,
+}
+
+impl ManifestVersion {
+    const fn shape(self) -> &'static Shape {
+        match self {
+            Self::V1 => &schema::HOST_UPLOAD,
+            Self::V2 => &schema::HOST_UPLOAD_V2,
+        }
+    }
+}
+
+/// What is known of a document that is asked a price for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quoted {
+    pub hash: ManifestHash,
+    pub machine: MachineName,
+}
 
 /// A manifest and its private part, accepted: whatever can be known to be wrong without looking at
 /// the world has been looked for.
@@ -41,7 +66,12 @@ impl Upload {
     /// In the order of the first host: JSON, then the schema with its conversions, then the
     /// variables; then what the first host did not look at and stumbled over later.
     pub fn parse(body: &[u8]) -> Result<Self, ManifestError> {
-        let (mut manifest, private) = read(body)?;
+        Self::parse_as(ManifestVersion::V1, body)
+    }
+
+    /// The same for a version.
+    pub fn parse_as(version: ManifestVersion, body: &[u8]) -> Result<Self, ManifestError> {
+        let (mut manifest, private) = read(version, body)?;
         let private = private.unwrap_or_default();
         let environments = accept(&mut manifest, Some(&private))?;
         Ok(Self {
@@ -71,7 +101,7 @@ impl Upload {
         pod_spec::build(&self.manifest, &self.environments, host_uri)
     }
 
-    /// The upload as text that [`parse`](Self::parse) reads back. Contains the private values.
+    /// The upload as text that [`parse_as`](Self::parse_as) reads back. Contains the private values.
     pub fn to_json(&self) -> String {
         let mut posted = Map::new();
         posted.insert("manifest".to_owned(), self.manifest.as_value().clone());
@@ -83,17 +113,27 @@ impl Upload {
 /// What a document is asked a price for (`OPTIONS /pods`), if the host with this public address would run
 /// it. Who extends a pod by its hash does not know its private values, so a document without `private`
 /// is taken for one that has the right ones. (The first host answered 500.)
-pub fn quoted(body: &[u8], host_uri: &str) -> Result<ManifestHash, ManifestError> {
-    let (mut manifest, private) = read(body)?;
+pub fn quoted(
+    version: ManifestVersion,
+    body: &[u8],
+    host_uri: &str,
+) -> Result<Quoted, ManifestError> {
+    let (mut manifest, private) = read(version, body)?;
     let environments = accept(&mut manifest, private.as_ref())?;
     pod_spec::build(&manifest, &environments, host_uri)?;
-    Ok(manifest.hash())
+    Ok(Quoted {
+        hash: manifest.hash(),
+        machine: manifest.machine(),
+    })
 }
 
 /// The parts of a document that has the shape of an upload.
-fn read(body: &[u8]) -> Result<(Manifest, Option<Private>), ManifestError> {
+fn read(
+    version: ManifestVersion,
+    body: &[u8],
+) -> Result<(Manifest, Option<Private>), ManifestError> {
     let mut value = parse_document(body)?;
-    let faults = schema::check(&mut value, &schema::HOST_UPLOAD, Conversion::Joi)?;
+    let faults = schema::check(&mut value, version.shape(), Conversion::Joi)?;
     if !faults.is_empty() {
         let details = faults
             .into_iter()
@@ -121,7 +161,7 @@ fn accept(
 pub fn hash_posted(body: &[u8]) -> Result<ManifestHash, ManifestError> {
     let written = parse_document(body)?;
     let mut converted = written.clone();
-    let faults = schema::check(&mut converted, &schema::HOST_UPLOAD, Conversion::Joi)?;
+    let faults = schema::check(&mut converted, ManifestVersion::V2.shape(), Conversion::Joi)?;
     let document = if faults.is_empty() {
         converted
     } else {

@@ -401,7 +401,7 @@ impl Parts {
     }
 }
 
-fn scratch_path(dir: &Path) -> PathBuf {
+pub(crate) fn scratch_path(dir: &Path) -> PathBuf {
     dir.join("scratch.img")
 }
 

@@ -14,6 +14,7 @@ mod plan;
 mod supervisor;
 
 pub use admission::*;
+pub use codius_manifest::Machine;
 pub use driver::*;
 pub use egress::*;
 pub use images::*;

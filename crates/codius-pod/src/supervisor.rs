@@ -15,7 +15,7 @@
 mod leftovers;
 mod pulls;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use codius_guest_protocol::ContainerExit;
 use codius_manifest::{ManifestHash, PodSpec};
@@ -29,7 +29,7 @@ use self::{
 };
 use crate::{
     Driver, DriverError, Duplex, ImageError, Images, LogRecord, Machine, PodEvent, PodEvents,
-    PodLogs, PodNotice, PullProgress, ResolvedImage, RunningPod, plan,
+    PodLogs, PodNotice, PodUsage, PullProgress, ResolvedImage, RunningPod, plan,
 };
 
 /// How long a pod without a port must run before it counts as started.
@@ -379,6 +379,14 @@ impl Supervisor {
     /// Lets a pod go on.
     pub async fn thaw(&self, hash: &ManifestHash) -> Result<(), DriverError> {
         self.driver.thaw(hash).await
+    }
+
+    /// What pods have used of the host; those that do not run are left out.
+    pub async fn usage(
+        &self,
+        pods: &[ManifestHash],
+    ) -> Result<BTreeMap<ManifestHash, PodUsage>, DriverError> {
+        self.driver.usage(pods).await
     }
 
     /// Tells the programs of a pod about their lease.

@@ -11,10 +11,12 @@ mod refund;
 mod stop;
 mod usage;
 
-pub use host::{Capacity, DurationRange, HostReply, IsolationInfo, MachineInfo, Price};
+pub use host::{
+    Capacity, DurationRange, HostReply, IsolationInfo, MachineInfo, MachineSize, Price, Processors,
+};
 pub use lease::{CreateLeaseRequest, Ended, ExtendLeaseRequest, LeaseReply, LeaseState};
 pub use log::{LogLine, LogStreamName};
 pub use quote::{QuoteReply, QuoteRequest};
 pub use refund::{RefundReply, RefundRequest, RefundState};
 pub use stop::{RefundTo, StopReply, StopRequest};
-pub use usage::{Exchanged, NetworkUsage, Packets, UsageReply};
+pub use usage::{DiskUsage, Exchanged, MemoryUsage, NetworkUsage, Packets, UsageReply};

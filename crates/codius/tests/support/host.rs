@@ -17,7 +17,7 @@ use axum::{
     http::{HeaderMap, Method, StatusCode, Uri},
     response::{IntoResponse, Response},
 };
-use codius_manifest::quoted;
+use codius_manifest::{ManifestVersion, quoted};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
@@ -259,7 +259,8 @@ impl Behaviour {
         let text = document.to_string();
         *self.last_document.lock().expect("nobody panics") = Some(document);
         let own = format!("http://{}", self.address);
-        Some(quoted(text.as_bytes(), &own).ok()?.to_string())
+        let quoted = quoted(ManifestVersion::V2, text.as_bytes(), &own).ok()?;
+        Some(quoted.hash.to_string())
     }
 
     fn quote(&self, body: &[u8]) -> Response {

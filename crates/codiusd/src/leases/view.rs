@@ -3,12 +3,12 @@
 
 use codius_api::{
     EndReason as ApiEndReason, PodReply, Units, UnixMillis,
-    v2::{Ended, LeaseReply, LeaseState, RefundState},
+    v2::{Ended, LeaseReply, LeaseState, MachineSize, RefundState},
 };
 use codius_ledger::{
     Account, EndReason, Lease, LeaseState as LedgerState, RefundId, StoredResponse,
 };
-use codius_manifest::{Manifest, ManifestHash, Upload};
+use codius_manifest::{Manifest, ManifestHash, ManifestVersion, Size, Upload};
 use codius_signature::KeyId;
 use codius_store::{LeaseOrigin, StoreError};
 use serde::Serialize;
@@ -39,15 +39,16 @@ impl Leases {
                 balance,
                 Some(shown.upload.manifest()),
                 shown.owner,
+                shown.size,
             )));
         }
         let Some(stored) = self.store.lease(*hash).await? else {
             return Ok(None);
         };
         let balance = self.balance(&Account::Lease(*hash)).await?;
-        let upload = stored
-            .upload
-            .and_then(|upload| Upload::parse(upload.upload_json.as_bytes()).ok());
+        let upload = stored.upload.and_then(|upload| {
+            Upload::parse_as(ManifestVersion::V2, upload.upload_json.as_bytes()).ok()
+        });
         let mut lease = stored.lease;
         let state = match lease.state() {
             LedgerState::Starting => LeaseState::Starting,
@@ -64,6 +65,7 @@ impl Leases {
             balance,
             upload.as_ref().map(Upload::manifest),
             stored.origin.owner.map(KeyId::from_bytes),
+            stored.origin.size,
         );
         if state == LeaseState::Ended {
             reply.owed = Some(Units(self.balance(&Account::Owed(*hash)).await?));
@@ -116,6 +118,7 @@ impl Leases {
         balance: u64,
         manifest: Option<&Manifest>,
         owner: Option<KeyId>,
+        size: Size,
     ) -> LeaseReply {
         let hash = lease.hash();
         let has_port = manifest.is_some_and(|manifest| manifest.port().is_some());
@@ -137,6 +140,7 @@ impl Leases {
             state,
             url: (state == LeaseState::Running && has_port).then(|| self.url(&hash)),
             manifest: manifest.map(|manifest| manifest.as_value().clone()),
+            machine: Some(sold(size)),
             created_at: UnixMillis::new(lease.parts().created_at_unix_ms),
             expires_at: ended.is_none().then(|| self.expiry(lease, balance)),
             frozen_until,
@@ -180,9 +184,20 @@ impl Leases {
                     balance,
                     Some(upload.manifest()),
                     origin.owner.map(KeyId::from_bytes),
+                    origin.size,
                 ))
             }
         }
+    }
+}
+
+/// A size as it is told.
+pub(crate) fn sold(Size { name, machine }: Size) -> MachineSize {
+    MachineSize {
+        name: name.to_string(),
+        vcpus: machine.vcpus.into(),
+        memory_mib: machine.memory_mib.into(),
+        disk_mib: machine.scratch_mib.into(),
     }
 }
 

@@ -20,8 +20,8 @@ use async_trait::async_trait;
 use codius_guest_protocol::ContainerExit;
 use codius_manifest::ManifestHash;
 use codius_pod::{
-    Driver, DriverError, ImageConfig, ImageError, Images, Isolation, PodEvent, PodEvents,
-    PodNotice, PodStart, PreparedImage, PullProgress, ResolvedImage, RunningPod, SETTLE,
+    Driver, DriverError, ImageConfig, ImageError, Images, Isolation, Machine, PodEvent, PodEvents,
+    PodNotice, PodStart, PodUsage, PreparedImage, PullProgress, ResolvedImage, RunningPod, SETTLE,
 };
 
 use super::{
@@ -262,6 +262,17 @@ fn host_error(doing: &str) -> DriverError {
 impl Driver for PretendedDriver {
     fn isolation(&self) -> Isolation {
         Isolation::Tcg
+    }
+
+    fn overhead_mib(&self, _: Machine) -> u64 {
+        0
+    }
+
+    async fn usage(
+        &self,
+        _: &[ManifestHash],
+    ) -> Result<BTreeMap<ManifestHash, PodUsage>, DriverError> {
+        Ok(BTreeMap::new())
     }
 
     async fn start(
