@@ -3,7 +3,7 @@
 
 use codius_api::{
     AssetInfo, ErrorBody, UnixMillis,
-    v2::{LeaseState, RefundState},
+    v2::{LeaseState, MachineSize, RefundState},
 };
 use codius_client::{ClientError, HostClient, Signer};
 use codius_manifest::ManifestHash;
@@ -40,6 +40,8 @@ pub(crate) struct Standing {
     pub(crate) refund: Option<RefundState>,
     /// The public part.
     pub(crate) manifest: Option<Value>,
+    /// What its pod is; a host that knows one size only does not tell.
+    pub(crate) machine: Option<MachineSize>,
 }
 
 /// What a program has and needs, in smallest units of the host's asset.
@@ -141,6 +143,10 @@ impl Standing {
             owed: Some(lease.owed.map_or(0, |owed| owed.0)),
             refund: lease.refund.map(readable),
             manifest: lease.manifest,
+            machine: lease.machine.map(|machine| MachineSize {
+                name: one_line(&machine.name),
+                ..machine
+            }),
         })
     }
 
@@ -175,6 +181,7 @@ impl Standing {
                 owed: None,
                 refund: None,
                 manifest: Some(pod.manifest),
+                machine: None,
             }),
             Err(ClientError::Refused { body, .. }) if is_missing(&body) => {
                 Ok(Self::without_more(client.origin(), hash, State::NotThere))
@@ -197,6 +204,7 @@ impl Standing {
             owed: None,
             refund: None,
             manifest: None,
+            machine: None,
         }
     }
 
@@ -235,6 +243,7 @@ impl Standing {
                 State::Frozen => None,
                 _ => self.remark(),
             },
+            "machine": self.machine,
             "url": self.url,
             "expiry": self.expires_at,
             "frozen_until": self.frozen_until,
