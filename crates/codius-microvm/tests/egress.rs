@@ -352,11 +352,11 @@ async fn spoofing(driver: &MicrovmDriver, pod: &Shell) {
     let status = pod.run("grep CapEff /proc/self/status").await;
     let capabilities = status.split_whitespace().nth(1).unwrap();
     let may_make_raw = u64::from_str_radix(capabilities, 16).unwrap() >> 13 & 1 == 1;
-    let before = counted(&driver, &pod.hash).await;
+    let before = counted(driver, &pod.hash).await;
     // It broadcasts from 0.0.0.0, by a raw packet.
     pod.run("udhcpc -f -i eth0 -n -q -t 2 -T 1 -s /bin/true >/dev/null 2>&1")
         .await;
-    let after = counted(&driver, &pod.hash).await;
+    let after = counted(driver, &pod.hash).await;
     let spoofed = refused(&after, Refusal::Spoofed) - refused(&before, Refusal::Spoofed);
     // If programs cannot, that is the first line; `network/tests.rs` tries the second one in any case.
     assert_eq!(spoofed > 0, may_make_raw, "{spoofed} of {after:?}");

@@ -210,7 +210,7 @@ fn a_migration_that_fails_leaves_the_old_database() {
         // With the cause gone it goes on.
         let connection = Connection::open(&path).unwrap();
         connection
-            .execute_batch("DROP TABLE accounts_with_money")
+            .execute_batch("ALTER TABLE leases DROP COLUMN disk_mib")
             .unwrap();
         drop(connection);
         Store::open(&path).unwrap();

@@ -29,13 +29,6 @@ pub(super) struct PodReport {
     pub(super) expiry: UnixMillis,
     /// MiB.
     pub(super) memory: u64,
-    /// The name of its size, and what that is.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) machine: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) vcpus: Option<u8>,
-    #[serde(default, rename = "disk_mib", skip_serializing_if = "Option::is_none")]
-    pub(super) disk_mib: Option<u32>,
     /// For how many seconds it is paid in all.
     pub(super) total_uptime: u64,
     /// Of a pod that visitors reach.
@@ -58,9 +51,6 @@ impl PodReport {
             start: shown.created_at(),
             expiry: shown.expires_at,
             memory: shown.size.machine.memory_mib.into(),
-            machine: Some(shown.size.name.to_string()),
-            vcpus: Some(shown.size.machine.vcpus),
-            disk_mib: Some(shown.size.machine.scratch_mib),
             total_uptime: shown.paid_for(now).0,
             port: address.map(|address| address.port()),
             ip: address.map(|address| address.ip().to_string()),

@@ -284,7 +284,6 @@ fn shown(command: &AdminCommand, text: &str) -> Result<String> {
                 ("started", pod.start.to_string()),
                 ("expires", pod.expiry.to_string()),
                 ("paid for", format!("{} s", pod.total_uptime)),
-                ("machine", pod.machine.unwrap_or_else(|| "small".to_owned())),
                 ("memory", format!("{} MiB", pod.memory)),
                 ("address", address),
             ])
