@@ -191,7 +191,7 @@ impl Variant {
     fn settings(self) -> String {
         let Self { warm, crowded } = self;
         let room = if crowded {
-            "memory_mib = 1000000\nmax_pods = 1000\n"
+            "memory_mib = 1000000\ndisk_mib = 1000000\nmax_pods = 1000\n"
         } else {
             ""
         };

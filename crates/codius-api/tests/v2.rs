@@ -7,12 +7,21 @@ use codius_api::{
     v2::{
         Capacity, ContainerExit, ContainerReply, ContainerState, CreateLeaseRequest, DurationRange,
         Ended, ExitReason, ExtendLeaseRequest, HostReply, IsolationInfo, LeaseReply, LeaseState,
-        LogLine, LogStreamName, MachineInfo, Price, QuoteReply, QuoteRequest, RefundReply,
-        RefundRequest, RefundState, RefundTo, StopReply, StopRequest,
+        LogLine, LogStreamName, MachineInfo, MachineSize, Price, Processors, QuoteReply,
+        QuoteRequest, RefundReply, RefundRequest, RefundState, RefundTo, StopReply, StopRequest,
     },
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::json;
+
+fn medium() -> MachineSize {
+    MachineSize {
+        name: "medium".into(),
+        vcpus: 2,
+        memory_mib: 1024,
+        disk_mib: 2048,
+    }
+}
 
 /// Given a body, then its JSON is exactly `text`, and `text` is the body.
 #[track_caller]
@@ -59,6 +68,12 @@ fn host() {
             name: "small".into(),
             vcpus: 1,
             memory_mib: 512,
+            disk_mib: Some(1024),
+            price: Some(Price {
+                per_second: "3805.17503805".into(),
+                per_month: "10".into(),
+            }),
+            has_room: Some(true),
         }],
         isolation: IsolationInfo {
             kind: "kvm".into(),
@@ -68,6 +83,13 @@ fn host() {
             accepting_uploads: true,
             free_memory_bytes: 1_610_612_736,
             running_pods: Some(2),
+            free_disk_bytes: Some(1 << 30),
+            processors: Some(Processors {
+                cores: 2,
+                sold: 3,
+                sold_per_core: 1.5,
+                most_sold_per_core: None,
+            }),
         },
         load_1m_per_core: 0.25,
         uptime_seconds: 60,
@@ -76,7 +98,7 @@ fn host() {
     };
     agree(
         &body,
-        r#"{"name":"codiusd","version":"0.1.0","uri":"https://host.example","asset":{"code":"XRP","scale":9},"price":{"per_second":"3805.17503805","per_month":"10"},"duration":{"min_seconds":1,"max_seconds":2678400},"machines":[{"name":"small","vcpus":1,"memory_mib":512}],"isolation":{"kind":"kvm","reason":"a test boot ran"},"capacity":{"accepting_uploads":true,"free_memory_bytes":1610612736,"running_pods":2},"load_1m_per_core":0.25,"uptime_seconds":60,"payment_pointer":"$host.example","peers":3}"#,
+        r#"{"name":"codiusd","version":"0.1.0","uri":"https://host.example","asset":{"code":"XRP","scale":9},"price":{"per_second":"3805.17503805","per_month":"10"},"duration":{"min_seconds":1,"max_seconds":2678400},"machines":[{"name":"small","vcpus":1,"memory_mib":512,"disk_mib":1024,"price":{"per_second":"3805.17503805","per_month":"10"},"has_room":true}],"isolation":{"kind":"kvm","reason":"a test boot ran"},"capacity":{"accepting_uploads":true,"free_memory_bytes":1610612736,"running_pods":2,"free_disk_bytes":1073741824,"processors":{"cores":2,"sold":3,"sold_per_core":1.5,"most_sold_per_core":null}},"load_1m_per_core":0.25,"uptime_seconds":60,"payment_pointer":"$host.example","peers":3}"#,
     );
 }
 
@@ -95,13 +117,14 @@ fn quotes() {
         &QuoteReply {
             manifest_hash: HASH.parse().unwrap(),
             duration_seconds: 600,
+            machine: Some(medium()),
             price: Units(2284),
             price_per_second: "3.80".into(),
             asset: asset(),
             runs: false,
         },
         &format!(
-            r#"{{"manifest_hash":"{HASH}","duration_seconds":600,"price":"2284","price_per_second":"3.80","asset":{{"code":"XRP","scale":9}},"runs":false}}"#
+            r#"{{"manifest_hash":"{HASH}","duration_seconds":600,"machine":{{"name":"medium","vcpus":2,"memory_mib":1024,"disk_mib":2048}},"price":"2284","price_per_second":"3.80","asset":{{"code":"XRP","scale":9}},"runs":false}}"#
         ),
     );
 }
@@ -154,6 +177,7 @@ fn leases() {
         state: LeaseState::Running,
         url: Some(format!("https://{HASH}.host.example/")),
         manifest: Some(json!({"name": "a"})),
+        machine: Some(medium()),
         created_at: "2026-11-23T16:00:00.000Z".parse().unwrap(),
         expires_at: Some("2026-11-23T16:10:00.000Z".parse().unwrap()),
         frozen_until: None,
@@ -169,7 +193,7 @@ fn leases() {
     agree(
         &running,
         &format!(
-            r#"{{"manifest_hash":"{HASH}","state":"running","url":"https://{HASH}.host.example/","manifest":{{"name":"a"}},"created_at":"2026-11-23T16:00:00.000Z","expires_at":"2026-11-23T16:10:00.000Z","balance":"2000","price_per_second":"3.80","asset":{{"code":"XRP","scale":9}},"owner":"{KEY}","ended":null}}"#
+            r#"{{"manifest_hash":"{HASH}","state":"running","url":"https://{HASH}.host.example/","manifest":{{"name":"a"}},"machine":{{"name":"medium","vcpus":2,"memory_mib":1024,"disk_mib":2048}},"created_at":"2026-11-23T16:00:00.000Z","expires_at":"2026-11-23T16:10:00.000Z","balance":"2000","price_per_second":"3.80","asset":{{"code":"XRP","scale":9}},"owner":"{KEY}","ended":null}}"#
         ),
     );
     agree(
@@ -177,6 +201,7 @@ fn leases() {
             state: LeaseState::Ended,
             url: None,
             manifest: None,
+            machine: None,
             expires_at: None,
             frozen_until: None,
             balance: Units::ZERO,

@@ -2,7 +2,7 @@
 
 use codius_api::v2::{
     ExtendLeaseRequest, HostReply, LeaseReply, LogLine, QuoteReply, RefundReply, RefundRequest,
-    StopReply, StopRequest,
+    StopReply, StopRequest, UsageReply,
 };
 use codius_manifest::ManifestHash;
 use reqwest::{Method, RequestBuilder, Response, StatusCode, header};
@@ -153,6 +153,28 @@ impl HostClient {
         signer: &Signer,
     ) -> Result<LeaseReply, ClientError> {
         let path = format!("/api/v2/leases/{hash}");
+        let response = self
+            .send_signed(signer, || {
+                self.signed(
+                    signer,
+                    self.request(Method::GET, &path),
+                    &Method::GET,
+                    &path,
+                    "",
+                )
+                .timeout(self.answer_timeout)
+            })
+            .await?;
+        self.read(response, Receipt::default()).await
+    }
+
+    /// What the pod of a lease of the signer has used.
+    pub async fn usage(
+        &self,
+        hash: &ManifestHash,
+        signer: &Signer,
+    ) -> Result<UsageReply, ClientError> {
+        let path = format!("/api/v2/leases/{hash}/usage");
         let response = self
             .send_signed(signer, || {
                 self.signed(

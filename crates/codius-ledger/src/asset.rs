@@ -63,8 +63,7 @@ impl Asset {
     }
 }
 
-/// What a small pod costs in a month, in whole assets: an exact decimal number, as the operator wrote
-/// it.
+/// What a pod, or a part of one, costs in a month, in whole assets: an exact decimal number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Cost {
     /// The number without its point.
@@ -82,6 +81,8 @@ pub struct InvalidCost;
 impl Cost {
     /// Digits on each side of the point.
     pub const MAX_DIGITS: usize = 18;
+    /// What [`Self::MAX_DIGITS`] digits can say.
+    const MAX_WHOLE: u128 = 999_999_999_999_999_999;
 
     pub(crate) fn digits(&self) -> u128 {
         self.digits
@@ -93,6 +94,41 @@ impl Cost {
 
     pub fn is_free(&self) -> bool {
         self.digits == 0
+    }
+
+    /// So many times as much, exactly; `None` if that has more than [`Self::MAX_DIGITS`] digits on a side.
+    pub(crate) fn times(self, factor: u64) -> Option<Self> {
+        let digits = self.digits.checked_mul(u128::from(factor))?;
+        Self { digits, ..self }.bounded()
+    }
+
+    /// The part of `1 / 2^halvings`, exactly.
+    pub(crate) fn halved(self, halvings: u32) -> Option<Self> {
+        let digits = self.digits.checked_mul(5u128.checked_pow(halvings)?)?;
+        let decimals = self.decimals.checked_add(u8::try_from(halvings).ok()?)?;
+        Self { digits, decimals }.bounded()
+    }
+
+    /// The sum, exactly.
+    pub(crate) fn plus(self, other: Self) -> Option<Self> {
+        let decimals = self.decimals.max(other.decimals);
+        let aligned = |cost: Self| {
+            let finer = 10u128.checked_pow(u32::from(decimals - cost.decimals))?;
+            cost.digits.checked_mul(finer)
+        };
+        let digits = aligned(self)?.checked_add(aligned(other)?)?;
+        Self { digits, decimals }.bounded()
+    }
+
+    /// Without zeros at its end, if it has no more digits than can be written.
+    fn bounded(mut self) -> Option<Self> {
+        while self.decimals > 0 && self.digits.is_multiple_of(10) {
+            self.digits /= 10;
+            self.decimals -= 1;
+        }
+        let whole = self.digits / 10u128.checked_pow(self.decimals.into())?;
+        let fits = usize::from(self.decimals) <= Self::MAX_DIGITS && whole <= Self::MAX_WHOLE;
+        fits.then_some(self)
     }
 }
 

@@ -31,6 +31,7 @@ mod lease;
 mod order;
 mod rate;
 mod refund;
+mod tariff;
 mod time;
 mod transaction;
 
@@ -46,5 +47,6 @@ pub use order::{
 };
 pub use rate::{InvalidRate, Rate, RateError};
 pub use refund::{Backoff, RefundId};
+pub use tariff::{Tariff, TariffError};
 pub use time::{BootId, InvalidBootId, Millis};
 pub use transaction::{InvalidReason, Posting, Reason, Transaction, TransactionError};

@@ -1,4 +1,4 @@
-//! The v1 manifest: what an uploader posts, what it is called, and what it makes a host run.
+//! The manifest: what an uploader posts, what it is called, and what it makes a host run.
 //!
 //! ```text
 //! codius.json + codiusvars.json ──source::generate──▶ {"manifest": …, "private"?: …}
@@ -29,6 +29,7 @@ mod error;
 mod generated;
 mod hash;
 pub mod javascript;
+mod machine;
 mod manifest;
 mod pod_spec;
 mod schema;
@@ -40,8 +41,9 @@ pub use document::{MAX_BODY_BYTES, parse_document};
 pub use error::{ErrorFamily, FieldError, ManifestError};
 pub use generated::validate_generated;
 pub use hash::{InvalidHash, ManifestHash};
-pub use manifest::{Container, MachineName, Manifest, Private, PrivateVar, RestartPolicy, Var};
+pub use machine::{InvalidMachineName, Machine, MachineName, Size};
+pub use manifest::{Container, Manifest, Private, PrivateVar, RestartPolicy, Var};
 pub use pod_spec::{ContainerSpec, MAX_ENVIRONMENT_BYTES, MAX_ENVIRONMENT_STRING_BYTES, PodSpec};
 pub use upload::{
-    MAX_CONTAINER_ID_BYTES, MAX_CONTAINERS, ManifestVersion, Upload, hash_posted, quoted,
+    MAX_CONTAINER_ID_BYTES, MAX_CONTAINERS, ManifestVersion, Quoted, Upload, hash_posted, quoted,
 };

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::{ManifestHash, hash_value, javascript, private_var_hash};
+use crate::{MachineName, ManifestHash, hash_value, javascript, private_var_hash};
 
 /// What to run: public, and named by its hash. Made by [`Upload::parse`](crate::Upload::parse).
 #[derive(Debug, Clone, PartialEq)]
@@ -20,28 +20,6 @@ pub struct Manifest {
     containers: Vec<Container>,
     vars: BTreeMap<String, Var>,
     debug: bool,
-}
-
-/// A size of pod. Version 1 knows one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum MachineName {
-    /// One virtual processor, 512 MiB.
-    #[default]
-    Small,
-}
-
-impl MachineName {
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Small => "small",
-        }
-    }
-}
-
-impl fmt::Display for MachineName {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(self.as_str())
-    }
 }
 
 /// A container as the manifest writes it: variables are not yet put in.
@@ -175,7 +153,7 @@ impl Manifest {
             hash: hash_value(&value),
             name: text("name"),
             version: text("version"),
-            machine: MachineName::Small,
+            machine: text("machine").parse().unwrap_or_default(),
             port: None,
             containers: value
                 .get("containers")

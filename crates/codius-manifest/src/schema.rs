@@ -9,7 +9,9 @@
 
 use serde_json::Value;
 
-use crate::{FieldError, ManifestError, RestartPolicy, parse_document};
+use crate::{
+    FieldError, InvalidMachineName, MachineName, ManifestError, RestartPolicy, parse_document,
+};
 
 /// The most faults that a host reports at once, so that an answer is not longer than its question.
 pub(crate) const MAX_REPORTED: usize = 32;
@@ -28,6 +30,8 @@ pub(crate) enum Shape {
     Only(&'static str),
     /// When a container is started again.
     RestartPolicy,
+    /// The name of a size of pods.
+    MachineName,
     Boolean,
     List {
         items: &'static Self,
@@ -116,12 +120,19 @@ const TOOL_VAR: Shape = record(&[
     optional("description", Shape::Text),
 ]);
 
-const fn manifest_fields(var: &'static Shape, container: &'static Shape) -> [Field; 7] {
+/// The one size of version 1.
+const MACHINE: Shape = Shape::Only("small");
+
+const fn manifest_fields(
+    var: &'static Shape,
+    machine: Shape,
+    container: &'static Shape,
+) -> [Field; 7] {
     [
         required("name", Shape::Text),
         required("version", Shape::Text),
         optional("port", Shape::PortText),
-        optional("machine", Shape::Only("small")),
+        optional("machine", machine),
         required(
             "containers",
             Shape::List {
@@ -134,10 +145,10 @@ const fn manifest_fields(var: &'static Shape, container: &'static Shape) -> [Fie
     ]
 }
 
-const HOST_MANIFEST: &[Field] = &manifest_fields(&HOST_VAR, &CONTAINER);
-const HOST_MANIFEST_V2: &[Field] = &manifest_fields(&HOST_VAR, &CONTAINER_V2);
-const TOOL_MANIFEST: &[Field] = &manifest_fields(&TOOL_VAR, &CONTAINER);
-const TOOL_MANIFEST_V2: &[Field] = &manifest_fields(&TOOL_VAR, &CONTAINER_V2);
+const HOST_MANIFEST: &[Field] = &manifest_fields(&HOST_VAR, MACHINE, &CONTAINER);
+const HOST_MANIFEST_V2: &[Field] = &manifest_fields(&HOST_VAR, Shape::MachineName, &CONTAINER_V2);
+const TOOL_MANIFEST: &[Field] = &manifest_fields(&TOOL_VAR, MACHINE, &CONTAINER);
+const TOOL_MANIFEST_V2: &[Field] = &manifest_fields(&TOOL_VAR, Shape::MachineName, &CONTAINER_V2);
 
 const PRIVATE_VAR: Shape = record(&[
     required("nonce", Shape::Text),
@@ -202,6 +213,7 @@ pub(crate) enum Rule {
     Required,
     Only(&'static str),
     RestartPolicy,
+    MachineName,
     PortPattern,
     MinItems(usize),
     /// A member of this name is not known here.
@@ -214,7 +226,7 @@ impl Rule {
             Self::Type(_) => "type",
             Self::Required => "required",
             Self::Only(_) | Self::RestartPolicy => "enum",
-            Self::PortPattern => "pattern",
+            Self::MachineName | Self::PortPattern => "pattern",
             Self::MinItems(_) => "minItems",
             Self::Unknown(_) => "additionalProperties",
         }
@@ -244,6 +256,10 @@ impl Fault {
             Rule::RestartPolicy => (
                 format!("must be one of {}", RestartPolicy::NAMES.join(", ")),
                 "write one of these, or leave it out: then it is not started again",
+            ),
+            Rule::MachineName => (
+                format!("is {InvalidMachineName}"),
+                "name a size that the host offers; codius host lists them",
             ),
             Rule::PortPattern => (
                 "must be a port number in quotes".to_owned(),
@@ -362,6 +378,12 @@ impl Walk {
                 let policy = value.as_str().and_then(RestartPolicy::named);
                 if policy.is_none() {
                     self.fault(Rule::RestartPolicy);
+                }
+            }
+            Shape::MachineName => {
+                let name = value.as_str().map(str::parse::<MachineName>);
+                if !matches!(name, Some(Ok(_))) {
+                    self.fault(Rule::MachineName);
                 }
             }
             Shape::Boolean => self.visit_boolean(value),

@@ -5,8 +5,8 @@ use std::{collections::BTreeSet, fmt};
 use serde_json::{Map, Value};
 
 use crate::{
-    FieldError, Manifest, ManifestError, ManifestHash, PodSpec, Private, hash_value, javascript,
-    parse_document, pod_spec,
+    FieldError, MachineName, Manifest, ManifestError, ManifestHash, PodSpec, Private, hash_value,
+    javascript, parse_document, pod_spec,
     schema::{self, Conversion, Shape},
 };
 
@@ -21,7 +21,8 @@ pub const MAX_CONTAINER_ID_BYTES: usize = 128;
 pub enum ManifestVersion {
     /// As the first host did.
     V1,
-    /// A container may say when it is started again.
+    /// A container may say when it is started again, and `machine` may name any size; whether there is such a one is for
+    /// the host to say.
     V2,
 }
 
@@ -32,6 +33,13 @@ impl ManifestVersion {
             Self::V2 => &schema::HOST_UPLOAD_V2,
         }
     }
+}
+
+/// What is known of a document that is asked a price for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quoted {
+    pub hash: ManifestHash,
+    pub machine: MachineName,
 }
 
 /// A manifest and its private part, accepted: whatever can be known to be wrong without looking at
@@ -110,11 +118,14 @@ pub fn quoted(
     version: ManifestVersion,
     body: &[u8],
     host_uri: &str,
-) -> Result<ManifestHash, ManifestError> {
+) -> Result<Quoted, ManifestError> {
     let (mut manifest, private) = read(version, body)?;
     let environments = accept(&mut manifest, private.as_ref())?;
     pod_spec::build(&manifest, &environments, host_uri)?;
-    Ok(manifest.hash())
+    Ok(Quoted {
+        hash: manifest.hash(),
+        machine: manifest.machine(),
+    })
 }
 
 /// The parts of a document that has the shape of an upload.

@@ -1,8 +1,8 @@
 //! What a host accepts and what it refuses, with which words.
 
 use codius_manifest::{
-    ErrorFamily, MAX_BODY_BYTES, MAX_ENVIRONMENT_STRING_BYTES, ManifestError, ManifestVersion,
-    RestartPolicy, Upload, hash_posted, quoted,
+    ErrorFamily, MAX_BODY_BYTES, MAX_ENVIRONMENT_STRING_BYTES, MachineName, ManifestError,
+    ManifestVersion, RestartPolicy, Upload, hash_posted, quoted,
 };
 use serde_json::{Value, json};
 
@@ -243,6 +243,37 @@ fn a_restart_policy_is_for_version_2_alone() {
             "manifest.containers.0.restart: must be one of no, on-failure, always",
             "{wrong}"
         );
+    }
+}
+
+/// Version 2 takes any size that has a name; that a host has it is not looked at here.
+#[test]
+fn a_size_beyond_small_is_for_version_2_alone() {
+    let medium = body(r#","machine":"medium""#, "");
+    let refused = Upload::parse(medium.as_bytes()).unwrap_err();
+    assert_eq!(
+        refused.details()[0].to_string(),
+        "manifest.machine: must be \"small\""
+    );
+    let upload = Upload::parse_as(ManifestVersion::V2, medium.as_bytes()).unwrap();
+    assert_eq!(upload.manifest().machine().as_str(), "medium");
+    assert_eq!(upload.hash(), hash_posted(medium.as_bytes()).unwrap());
+    let spec = upload.pod_spec("http://h").unwrap();
+    assert_eq!(spec.machine, upload.manifest().machine());
+    let quote = quoted(ManifestVersion::V2, medium.as_bytes(), "http://h").unwrap();
+    assert_eq!(
+        (quote.hash, quote.machine),
+        (upload.hash(), upload.manifest().machine())
+    );
+    // Without one it is small in both, and the hash is that of version 1.
+    let plain = body("", "");
+    let in_v2 = Upload::parse_as(ManifestVersion::V2, plain.as_bytes()).unwrap();
+    assert_eq!(in_v2, Upload::parse(plain.as_bytes()).unwrap());
+    assert_eq!(in_v2.manifest().machine(), MachineName::SMALL);
+    for wrong in ["\"\"", "\"BIG\"", "null", "1", "[\"medium\"]"] {
+        let body = body(&format!(r#","machine":{wrong}"#), "");
+        let refused = Upload::parse_as(ManifestVersion::V2, body.as_bytes()).unwrap_err();
+        assert_eq!(refused.details()[0].path, "manifest.machine", "{wrong}");
     }
 }
 
@@ -576,7 +607,8 @@ fn a_price_can_be_asked_without_private_values_but_not_with_wrong_ones() {
         );
         manifest.replacen('{', &format!("{{{private}"), 1)
     };
-    let quote = |body: &str| quoted(ManifestVersion::V1, body.as_bytes(), "http://h");
+    let quote =
+        |body: &str| quoted(ManifestVersion::V1, body.as_bytes(), "http://h").map(|it| it.hash);
     let kept_back = private("");
     assert_eq!(
         quote(&kept_back).unwrap(),

@@ -4,7 +4,7 @@
 //! Whoever wants the next thing of a hash asks the owner to end and waits for that.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs::{self, File},
     io::{self, Read, Seek, SeekFrom, Write},
     net::Ipv4Addr,
@@ -18,8 +18,8 @@ use async_trait::async_trait;
 use codius_guest_protocol::MAX_CONTAINERS;
 use codius_manifest::ManifestHash;
 use codius_pod::{
-    Count, Driver, DriverError, Egress, ExecError, ExecSession, ExecStart, Isolation, Permit,
-    PodEvents, PodNotice, PodStart, RunningPod, Traffic,
+    Count, Driver, DriverError, Egress, ExecError, ExecSession, ExecStart, Isolation, Machine,
+    Permit, PodEvents, PodNotice, PodStart, PodUsage, RunningPod, Traffic,
 };
 use rustix::fs::{FlockOperation, flock};
 use tokio::sync::{mpsc, oneshot};
@@ -28,16 +28,16 @@ use tracing::Instrument;
 
 use crate::{
     Instance, Ipv4Pool, MicrovmConfig, OpenError, acceleration, configuration,
+    footprint::{overhead_mib, unfit},
     jail::Jail,
-    limits::{
-        LOCK_DEADLINE, MAX_MEMORY_MIB, MAX_SCRATCH_MIB, MAX_VCPUS, MIN_MEMORY_MIB, MIN_SCRATCH_MIB,
-    },
+    limits::LOCK_DEADLINE,
     machine::{Accelerator, GuestFiles},
     network, pod,
     programs::Programs,
     record::{Phase, PodRecord, Records},
     remains::{Places, Swept},
     template::{self, Shape, Templates},
+    usage,
 };
 
 /// What is asked of one pod at the same time.
@@ -302,6 +302,18 @@ impl Driver for MicrovmDriver {
         self.shared.accelerator.isolation()
     }
 
+    fn overhead_mib(&self, machine: Machine) -> u64 {
+        overhead_mib(machine, self.isolation())
+    }
+
+    async fn usage(
+        &self,
+        pods: &[ManifestHash],
+    ) -> Result<BTreeMap<ManifestHash, PodUsage>, DriverError> {
+        let (places, pods) = (self.shared.places.clone(), pods.to_vec());
+        blocking("read what pods use", move || Ok(usage::of(&places, &pods))).await
+    }
+
     async fn start(
         &self,
         pod: PodStart,
@@ -421,10 +433,16 @@ impl Egress for MicrovmDriver {
         .await
     }
 
-    async fn traffic(&self, pod: &ManifestHash) -> Result<Traffic, DriverError> {
-        let (egress, pod) = (Arc::clone(&self.shared.egress), *pod);
-        let traffic = blocking("read what the pod has sent", move || egress.traffic(&pod)).await?;
-        traffic.ok_or(DriverError::NotRunning)
+    async fn traffic(
+        &self,
+        pods: &[ManifestHash],
+    ) -> Result<BTreeMap<ManifestHash, Traffic>, DriverError> {
+        let (egress, pods) = (Arc::clone(&self.shared.egress), pods.to_vec());
+        blocking(
+            "read what pods have sent",
+            move || Ok(egress.traffic(&pods)),
+        )
+        .await
     }
 
     async fn refused_by_host(&self) -> Result<Count, DriverError> {
@@ -562,7 +580,6 @@ impl Drop for Claim {
 
 /// What this driver can run at all. Nothing has happened yet.
 fn check(pod: &PodStart) -> Result<(), DriverError> {
-    let machine = pod.machine;
     let problem = if pod.containers.is_empty() {
         Some("it has no container".to_owned())
     } else if pod.containers.len() > MAX_CONTAINERS {
@@ -576,16 +593,8 @@ fn check(pod: &PodStart) -> Result<(), DriverError> {
         .find(|container| container.args.is_empty())
     {
         Some(format!("container {} has no command", container.id))
-    } else if !(1..=MAX_VCPUS).contains(&machine.vcpus) {
-        Some(format!("a machine has 1 to {MAX_VCPUS} processors"))
-    } else if !(MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&machine.memory_mib) {
-        Some(format!(
-            "a machine has {MIN_MEMORY_MIB} to {MAX_MEMORY_MIB} MiB of memory"
-        ))
-    } else if !(MIN_SCRATCH_MIB..=MAX_SCRATCH_MIB).contains(&machine.scratch_mib) {
-        Some(format!(
-            "a machine has {MIN_SCRATCH_MIB} to {MAX_SCRATCH_MIB} MiB of disk"
-        ))
+    } else if let Some(problem) = unfit(pod.machine) {
+        Some(problem)
     } else if !configuration::fits_one_line(pod) {
         Some("its environment and arguments are too long".to_owned())
     } else {

@@ -30,6 +30,7 @@ mod config;
 mod configuration;
 mod driver;
 mod error;
+mod footprint;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -49,9 +50,11 @@ mod remains;
 mod sessions;
 mod start;
 mod template;
+mod usage;
 
 pub use config::{AcceleratorChoice, Instance, InvalidInstance, MicrovmConfig};
 pub use driver::MicrovmDriver;
 pub use error::OpenError;
+pub use footprint::unfit;
 pub use network::{InvalidPool, Ipv4Pool};
 pub use remains::Swept;

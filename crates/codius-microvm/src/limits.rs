@@ -165,7 +165,7 @@ pub(crate) const CONSOLE_TAIL_BYTES: u64 = 2048;
 pub(crate) const MAX_CONSOLE_BYTES: u64 = 256 * 1024;
 /// Bytes of a program's complaint that are kept.
 pub(crate) const MAX_COMPLAINT_BYTES: u64 = 4096;
-/// What `nft` says of the counters of one pod: about 2 KiB.
-pub(crate) const MAX_COUNTERS_BYTES: u64 = 64 * 1024;
+/// What the kernel says of the counters of one pod: about 2 KiB.
+pub(crate) const MAX_COUNTERS_BYTES: usize = 64 * 1024;
 /// A record of a pod is at most this long on disk.
 pub(crate) const MAX_RECORD_BYTES: u64 = 1024 * 1024;

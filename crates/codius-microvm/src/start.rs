@@ -404,7 +404,7 @@ impl Parts {
     }
 }
 
-fn scratch_path(dir: &Path) -> PathBuf {
+pub(crate) fn scratch_path(dir: &Path) -> PathBuf {
     dir.join("scratch.img")
 }
 

@@ -1,10 +1,10 @@
 //! What runs pods.
 
-use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, net::SocketAddr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use codius_guest_protocol::{ContainerExit, LogStream, RestartPolicy};
-use codius_manifest::ManifestHash;
+use codius_manifest::{Machine, ManifestHash};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -19,6 +19,9 @@ use crate::{ContainerState, ExecError, ExecSession, ExecStart, PreparedImage};
 pub trait Driver: Send + Sync + 'static {
     /// What holds the guest back.
     fn isolation(&self) -> Isolation;
+
+    /// What a machine takes of the host's memory at most, in MiB, beside what it gives to programs.
+    fn overhead_mib(&self, machine: Machine) -> u64;
 
     /// Starts a pod and returns once its containers were told to start. What happens then comes
     /// through `events`. On an error nothing is left behind.
@@ -49,6 +52,12 @@ pub trait Driver: Send + Sync + 'static {
     /// Runs a program in a container of a running pod, beside the container's own.
     async fn exec(&self, pod: &ManifestHash, start: ExecStart) -> Result<ExecSession, ExecError>;
 
+    /// What pods have used of the host; those that do not run are left out.
+    async fn usage(
+        &self,
+        pods: &[ManifestHash],
+    ) -> Result<BTreeMap<ManifestHash, PodUsage>, DriverError>;
+
     /// Ends a pod: containers get `grace` to end by themselves; then everything of it is removed.
     /// Also right for a pod that is not there.
     async fn stop(&self, pod: &ManifestHash, grace: Duration) -> Result<(), DriverError>;
@@ -78,29 +87,29 @@ pub struct ContainerStart {
     pub restart: RestartPolicy,
 }
 
-/// What a pod may use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Machine {
-    pub vcpus: u8,
-    pub memory_mib: u32,
-    pub scratch_mib: u32,
-}
-
-impl Machine {
-    /// `machine: small` of the v1 manifest.
-    pub const SMALL: Self = Self {
-        vcpus: 1,
-        memory_mib: 512,
-        scratch_mib: 1024,
-    };
-}
-
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunningPod {
     /// Where the host reaches the pod's port, if it has one.
     pub address: Option<SocketAddr>,
     /// It is held still; only an attached one can be.
     pub frozen: bool,
+}
+
+/// What a pod has used. Counters begin with its machine: a pod that was started again begins anew, and a
+/// restart of the daemon changes nothing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodUsage {
+    /// Time of the host's processors, in milliseconds.
+    pub cpu_ms: u64,
+    /// Memory of the host that it has now, and the most that it had.
+    pub memory_bytes: u64,
+    pub memory_peak_bytes: u64,
+    /// What its writable disk takes on the host's now.
+    pub disk_bytes: u64,
+    /// What it has read from the host's disks and written to them. What the host had in memory anyway is not
+    /// read.
+    pub disk_read_bytes: u64,
+    pub disk_written_bytes: u64,
 }
 
 /// What the programs of a pod are told of their lease.

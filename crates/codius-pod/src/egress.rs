@@ -33,8 +33,12 @@ pub trait Egress: Send + Sync + 'static {
     /// empty permit takes back what was permitted.
     async fn permit(&self, pod: ManifestHash, permit: Permit) -> Result<(), DriverError>;
 
-    /// What a running pod has sent and received since it was started, and what was refused.
-    async fn traffic(&self, pod: &ManifestHash) -> Result<Traffic, DriverError>;
+    /// What running pods have sent and received since they were started, and what was refused; those that do
+    /// not run are left out.
+    async fn traffic(
+        &self,
+        pods: &[ManifestHash],
+    ) -> Result<BTreeMap<ManifestHash, Traffic>, DriverError>;
 
     /// What was refused of all pods together in a second place, behind the rules of each pod: packets to
     /// this host's own public addresses, for one.

@@ -16,6 +16,7 @@ mod plan;
 mod supervisor;
 
 pub use admission::*;
+pub use codius_manifest::Machine;
 pub use containers::*;
 pub use driver::*;
 pub use egress::*;

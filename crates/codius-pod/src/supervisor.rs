@@ -16,6 +16,7 @@ mod leftovers;
 mod pulls;
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     sync::{
         Arc,
@@ -37,7 +38,7 @@ use self::{
 use crate::{
     Activity, ContainerActivity, ContainerState, ContainerView, Driver, DriverError, Duplex,
     ExecError, ExecSession, ExecStart, ImageError, Images, LogRecord, Machine, PodEvent, PodEvents,
-    PodLogs, PodNotice, PullProgress, ResolvedImage, RunningPod, plan,
+    PodLogs, PodNotice, PodUsage, PullProgress, ResolvedImage, RunningPod, plan,
 };
 
 /// How long a pod without a port must run before it counts as started.
@@ -527,6 +528,14 @@ impl Supervisor {
         start: ExecStart,
     ) -> Result<ExecSession, ExecError> {
         self.driver.exec(hash, start).await
+    }
+
+    /// What pods have used of the host; those that do not run are left out.
+    pub async fn usage(
+        &self,
+        pods: &[ManifestHash],
+    ) -> Result<BTreeMap<ManifestHash, PodUsage>, DriverError> {
+        self.driver.usage(pods).await
     }
 
     /// Tells the programs of a pod about their lease.

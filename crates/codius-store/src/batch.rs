@@ -3,7 +3,7 @@
 use std::fmt;
 
 use codius_ledger::{Lease, Order, RefundId, Transaction};
-use codius_manifest::ManifestHash;
+use codius_manifest::{ManifestHash, Size};
 
 /// Becomes durable as a whole or not at all. Transactions are applied in their order; none may take
 /// an account below zero that may not be there.
@@ -45,6 +45,8 @@ pub struct LeaseOrigin {
     pub carried: u64,
     /// Where what it does not use goes; none: to what is owed to its program.
     pub refund: Option<RefundId>,
+    /// What its pod is, whatever the host sells by that name now.
+    pub size: Size,
 }
 
 /// Who may get the unused money of an order, and of the lease that it creates.

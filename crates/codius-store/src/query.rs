@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use codius_ledger::{Account, Lease, Order, OrderId, Reason};
-use codius_manifest::ManifestHash;
+use codius_manifest::{Machine, ManifestHash, Size};
 use rusqlite::{Connection, OptionalExtension, Row};
 
 use crate::{
@@ -47,8 +47,8 @@ pub struct Entry {
 }
 
 /// What a [`StoredLease`] has beside its lease.
-const ORIGIN_COLUMNS: &str =
-    "uploads.upload, uploads.images, leases.owner, leases.carried, leases.refund";
+const ORIGIN_COLUMNS: &str = "uploads.upload, uploads.images, leases.owner, leases.carried, leases.refund, \
+     leases.machine, leases.vcpus, leases.memory_mib, leases.disk_mib";
 
 pub(crate) fn snapshot(connection: &Connection) -> Result<Snapshot, StoreError> {
     // One read transaction, so that everything is of one moment.
@@ -133,6 +133,14 @@ fn stored_lease_of(row: &Row<'_>) -> Result<StoredLease, StoreError> {
         refund: match row.get::<_, Option<String>>(LEASE_COLUMN_COUNT + 4)? {
             Some(id) => Some(parsed("refund", &id)?),
             None => None,
+        },
+        size: Size {
+            name: parsed("machine", &row.get::<_, String>(LEASE_COLUMN_COUNT + 5)?)?,
+            machine: Machine {
+                vcpus: row.get(LEASE_COLUMN_COUNT + 6)?,
+                memory_mib: row.get(LEASE_COLUMN_COUNT + 7)?,
+                scratch_mib: row.get(LEASE_COLUMN_COUNT + 8)?,
+            },
         },
     };
     Ok(StoredLease {

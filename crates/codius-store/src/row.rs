@@ -70,6 +70,7 @@ pub(crate) fn lease_of(row: &Row<'_>) -> Result<Lease, StoreError> {
 
 pub(crate) fn write_lease(connection: &Connection, record: &LeaseRecord) -> Result<(), StoreError> {
     let parts = record.lease.parts();
+    let size = record.origin.size;
     let (state, segment, frost, reason) = match parts.state {
         LeaseState::Starting => ("starting", None, None, None),
         LeaseState::Running(segment) => ("running", Some(segment), None, None),
@@ -87,8 +88,10 @@ pub(crate) fn write_lease(connection: &Connection, record: &LeaseRecord) -> Resu
         .prepare_cached(
             "INSERT INTO leases (hash, created_at_unix_ms, rate, state, end_reason, segment_boot,
                                  segment_counted_to_ms, run_ms, charged, granted_ms, owner,
-                                 carried, frozen_ms, frozen_boot, frozen_counted_to_ms, refund)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)
+                                 carried, frozen_ms, frozen_boot, frozen_counted_to_ms, refund,
+                                 machine, vcpus, memory_mib, disk_mib)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17,
+                     ?18, ?19, ?20)
              ON CONFLICT (hash, created_at_unix_ms) DO UPDATE
              SET state = ?4, end_reason = ?5, segment_boot = ?6, segment_counted_to_ms = ?7,
                  run_ms = ?8, charged = ?9, granted_ms = ?10, frozen_ms = ?13, frozen_boot = ?14,
@@ -114,6 +117,10 @@ pub(crate) fn write_lease(connection: &Connection, record: &LeaseRecord) -> Resu
                 frost.map(|frost| frost.counted.boot.to_string()),
                 frozen_counted_to,
                 record.origin.refund.map(|refund| refund.to_string()),
+                size.name.as_str(),
+                size.machine.vcpus,
+                size.machine.memory_mib,
+                size.machine.scratch_mib,
             ],
             |row| row.get(0),
         )?

@@ -48,6 +48,7 @@ fn ended(number: u8, destination: Option<&str>, due: u64) -> Batch {
         owner: Some([number; 32]),
         carried: 0,
         refund: Some(id(number)),
+        ..LeaseOrigin::default()
     };
     let upload = StoredUpload {
         upload_json: "{}".into(),

@@ -9,7 +9,7 @@ use std::{
 };
 
 use codius_ledger::{Account, EndReason, LeaseState, OrderId, Reason};
-use codius_manifest::ManifestHash;
+use codius_manifest::{ManifestHash, Size};
 use codius_store::{Books, EntryFilter, MAX_PAGE, Period, Store, StoreError};
 use rusqlite::Connection;
 
@@ -110,6 +110,14 @@ async fn every_released_database_is_brought_up_to_date_and_says_what_it_said() {
         );
         let owner = (schema >= 3).then_some([7; 32]);
         assert_eq!(running.origin.owner, owner, "schema {schema}");
+        let refund = running.origin.refund;
+        assert_eq!(refund.is_some(), schema >= 3, "schema {schema}");
+        if schema >= 6 {
+            let first = OrderId::of_token(b"first");
+            assert_eq!(refund, Some(first.into()), "it is what it was");
+        }
+        // All that older hosts sold was small.
+        assert_eq!(running.origin.size, Size::SMALL, "schema {schema}");
         for (number, reason) in [(2, EndReason::StartFailed), (3, EndReason::Stopped)] {
             let ended = store.lease(hash(number)).await.unwrap().unwrap();
             assert_eq!(ended.lease.state(), LeaseState::Ended { reason });
@@ -190,7 +198,7 @@ fn a_migration_that_fails_leaves_the_old_database() {
         let connection = Connection::open(&path).unwrap();
         // A name that the newest schema needs is taken.
         connection
-            .execute_batch("CREATE TABLE accounts_with_money (x INTEGER) STRICT")
+            .execute_batch("ALTER TABLE leases ADD COLUMN disk_mib INTEGER")
             .unwrap();
         drop(connection);
         let before = contents(&path);
@@ -202,7 +210,7 @@ fn a_migration_that_fails_leaves_the_old_database() {
         // With the cause gone it goes on.
         let connection = Connection::open(&path).unwrap();
         connection
-            .execute_batch("DROP TABLE accounts_with_money")
+            .execute_batch("ALTER TABLE leases DROP COLUMN disk_mib")
             .unwrap();
         drop(connection);
         Store::open(&path).unwrap();

@@ -8,7 +8,7 @@ use codius_ledger::{
     Account, Asset, BootId, EndReason, Lease, Millis, Order, OrderId, OrderKind, OrderState, Rate,
     Reason, RequestDigest, Seconds, StoredResponse, Transaction,
 };
-use codius_manifest::ManifestHash;
+use codius_manifest::{Machine, ManifestHash, Size};
 use codius_store::{
     Batch, LeaseOrigin, MAX_BATCH_ITEMS, Pruned, Store, StoreError, StoredUpload, Verified,
 };
@@ -346,6 +346,14 @@ async fn the_owner_of_a_lease_stays_to_its_end_and_beyond() {
         owner: Some([7; 32]),
         carried: 500,
         refund: None,
+        size: Size {
+            name: "huge".parse().unwrap(),
+            machine: Machine {
+                vcpus: 8,
+                memory_mib: 16_384,
+                scratch_mib: u32::MAX,
+            },
+        },
     };
     let batch = Batch::new().new_lease_from(lease, upload("x"), origin);
     store.commit(batch).await.unwrap();

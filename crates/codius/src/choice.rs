@@ -16,6 +16,7 @@ use crate::{
     ceiling::Ceiling,
     failure::{Failure, REFUSED},
     offer::{ASKED_AT_ONCE, LeftOut, Look, Offer},
+    project::machine_of,
 };
 
 /// The hosts that come into question, and how many of them are wanted.
@@ -64,7 +65,8 @@ pub(crate) struct Choice {
 
 /// Looks at the candidates and takes the best. Fails if there are not enough.
 pub(crate) async fn choose(candidates: &Candidates, wish: &Wish<'_>) -> Result<Choice, Failure> {
-    let (mut looks, left_out) = Look::at_all(&candidates.hosts, wish.duration_secs).await;
+    let machine = machine_of(&wish.document);
+    let (mut looks, left_out) = Look::at_all(&candidates.hosts, machine, wish.duration_secs).await;
     if candidates.count.is_some() {
         Look::rank(&mut looks);
     }

@@ -22,7 +22,7 @@ use crate::{
     refund,
     run::{self, RunArguments},
     state_file::{DEFAULT_FILE, Options},
-    status, stop, tail, upload,
+    status, stop, tail, upload, usage,
     wallet::{self, WalletArguments},
 };
 
@@ -71,6 +71,8 @@ enum Command {
     Pods(PodsArguments),
     /// Show where a program is, until when, and what it costs
     Status(PodArguments),
+    /// Show what your program has used of its hosts: processor, memory, disk, network
+    Usage(PodArguments),
     /// Show what a program writes
     Logs(LogArguments),
     /// Run a program in a container of a pod, beside its own; for its owner
@@ -499,6 +501,7 @@ fn carry_out(command: Command) -> Result<(), Failure> {
             Command::Cron(CronCommand::View(arguments)) => cron::view(&arguments).await,
             Command::Cron(CronCommand::Remove(arguments)) => cron::remove(&arguments).await,
             Command::Status(arguments) => status::status(arguments).await,
+            Command::Usage(arguments) => usage::usage(arguments).await,
             Command::Logs(arguments) => logs::logs(arguments).await,
             Command::Exec(arguments) => exec::exec(arguments).await,
             Command::Stop(arguments) => stop::stop(arguments).await,

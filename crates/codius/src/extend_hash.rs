@@ -14,7 +14,7 @@ use crate::{
     plan::Plan,
     pod_address::PodAddress,
     pod_record::{self, Pod},
-    project::title,
+    project::{machine_of, title},
     purchase::{Order, Placed, buy},
 };
 
@@ -57,7 +57,15 @@ pub(crate) async fn extend_hash(arguments: ExtendHashArguments) -> Result<(), Fa
             plan.line("hash", hash.to_string());
         }
         plan.line("runs until", pod.expiry.to_string());
-        offers.push(offer(look, &wish).await.map_err(in_place)?);
+        // If it has no such pods any more, it is quoted all the same.
+        let sized = look
+            .clone()
+            .sized(machine_of(&document), arguments.duration);
+        offers.push(
+            offer(sized.unwrap_or(look), &wish)
+                .await
+                .map_err(in_place)?,
+        );
     }
     plan.hosts(&offers, &ceiling, arguments.duration, false);
     plan.confirm("Buy this time?", payment.assume_yes).await?;

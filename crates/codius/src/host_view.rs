@@ -2,7 +2,10 @@
 
 use std::cmp::Ordering;
 
-use codius_api::{AssetInfo, Info, v2::HostReply};
+use codius_api::{
+    AssetInfo, Info,
+    v2::{HostReply, MachineInfo},
+};
 use codius_client::HostClient;
 use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
@@ -11,6 +14,7 @@ use crate::{
     failure::{Failure, REFUSED, UNREACHABLE, one_line},
     monthly_rate::MonthlyRate,
     offer::{ASKED_AT_ONCE, LeftOut, QUOTE_TIMEOUT},
+    project::SMALL,
 };
 
 /// Hosts of the first generation do not say what they count in until they are paid; this is what they
@@ -18,6 +22,8 @@ use crate::{
 const FIRST_GENERATION_SCALE: u8 = 9;
 /// Prices are compared in units of 10⁻¹⁸.
 const COMPARED_SCALE: u8 = 18;
+/// Sizes of one host that are looked at.
+const MAX_SIZES: usize = 64;
 
 /// What a host says of itself. Text of a stranger is in [`one_line`].
 #[derive(Debug, Clone)]
@@ -42,6 +48,62 @@ pub(crate) struct HostView {
     pub(crate) isolation: Option<(String, String)>,
     /// What it calls itself.
     pub(crate) uri: String,
+    /// What a pod can be there.
+    pub(crate) sizes: Vec<SizeView>,
+}
+
+/// A size of pods.
+#[derive(Debug, Clone)]
+pub(crate) struct SizeView {
+    pub(crate) name: String,
+    pub(crate) vcpus: u32,
+    pub(crate) memory_mib: u64,
+    /// If the host says so.
+    pub(crate) disk_mib: Option<u64>,
+    pub(crate) rate: MonthlyRate,
+    /// For another one.
+    pub(crate) has_room: bool,
+}
+
+impl SizeView {
+    /// What every host has.
+    fn small(rate: MonthlyRate, has_room: bool) -> Self {
+        Self {
+            name: SMALL.to_owned(),
+            vcpus: 1,
+            memory_mib: 512,
+            disk_mib: None,
+            rate,
+            has_room,
+        }
+    }
+
+    /// One without a price is of a host that has small pods only.
+    fn of(machine: &MachineInfo, small: MonthlyRate, accepts: bool) -> Option<Self> {
+        let rate = match &machine.price {
+            Some(price) => price.per_month.parse().ok()?,
+            None => small,
+        };
+        Some(Self {
+            name: one_line(&machine.name),
+            vcpus: machine.vcpus,
+            memory_mib: machine.memory_mib,
+            disk_mib: machine.disk_mib,
+            rate,
+            has_room: accepts && machine.has_room.unwrap_or(true),
+        })
+    }
+
+    pub(crate) fn in_json(&self, asset: &AssetInfo) -> Value {
+        json!({
+            "machine": self.name,
+            "vcpus": self.vcpus,
+            "memory_mib": self.memory_mib,
+            "disk_mib": self.disk_mib,
+            "per_month_display": format!("{} {}", self.rate, asset.code),
+            "has_room": self.has_room,
+        })
+    }
 }
 
 impl HostView {
@@ -64,11 +126,16 @@ impl HostView {
     }
 
     fn of_v2(client: HostClient, about: HostReply) -> Option<Self> {
+        let rate: MonthlyRate = about.price.per_month.parse().ok()?;
+        let accepts = about.capacity.accepting_uploads;
+        let sizes = about.machines.iter().take(MAX_SIZES);
+        let sizes = sizes.filter_map(|machine| SizeView::of(machine, rate, accepts));
         Some(Self {
             client,
             has_v2: true,
             asset: readable(about.asset),
-            rate: about.price.per_month.parse().ok()?,
+            sizes: sizes.collect(),
+            rate,
             max_secs: Some(about.duration.max_seconds),
             accepts_uploads: about.capacity.accepting_uploads,
             load: about.load_1m_per_core,
@@ -87,6 +154,7 @@ impl HostView {
 
     fn of_v1(client: HostClient, info: Info, version: &str) -> Option<Self> {
         let rate = MonthlyRate::from_json(&Value::Number(info.cost_per_month))?;
+        let accepts = info.accepting_uploads && !info.full_mem;
         let (asset, isolation) = match info.host {
             Some(host) => (
                 host.asset,
@@ -106,7 +174,7 @@ impl HostView {
             asset: readable(asset),
             rate,
             max_secs: None,
-            accepts_uploads: info.accepting_uploads && !info.full_mem,
+            accepts_uploads: accepts,
             load: info.avg_load,
             free_memory_bytes: info.server_free_memory,
             running_pods: info.running_contracts,
@@ -115,6 +183,7 @@ impl HostView {
             version: one_line(version),
             isolation,
             uri: one_line(&info.uri),
+            sizes: vec![SizeView::small(rate, accepts)],
         })
     }
 
@@ -145,6 +214,11 @@ impl HostView {
     /// What a month costs, for people.
     pub(crate) fn per_month(&self) -> String {
         format!("{} {}", self.rate, self.asset.code)
+    }
+
+    /// A size of its pods by name.
+    pub(crate) fn size(&self, name: &str) -> Option<&SizeView> {
+        self.sizes.iter().find(|size| size.name == name)
     }
 
     pub(crate) fn isolation_kind(&self) -> &str {

@@ -23,6 +23,9 @@ pub(crate) struct HostsArguments {
     /// Do not ask these hosts for others
     #[arg(long)]
     no_discovery: bool,
+    /// Show the sizes of pods that each host has, and what they cost
+    #[arg(long, conflicts_with_all = ["add", "remove"])]
+    sizes: bool,
     /// Put a host into the file of hosts; can be repeated
     #[arg(long, value_name = "URL", conflicts_with_all = ["host", "bootstrap"])]
     add: Vec<String>,
@@ -76,6 +79,8 @@ async fn list(arguments: &HostsArguments) -> Result<(), Failure> {
             "failed": failed_in_json(&left_out),
         });
         println!("{whole:#}");
+    } else if arguments.sizes {
+        print!("{}", sizes_in_words(&hosts));
     } else {
         print!("{}", in_words(&hosts));
     }
@@ -110,6 +115,33 @@ fn in_words(hosts: &[HostView]) -> Table {
     table
 }
 
+fn sizes_in_words(hosts: &[HostView]) -> Table {
+    let mut table = Table::new(&[
+        "HOST",
+        "SIZE",
+        "PROCESSORS",
+        "MEMORY",
+        "DISK",
+        "PER MONTH",
+        "ROOM",
+    ]);
+    for view in hosts {
+        for size in &view.sizes {
+            let disk = size.disk_mib.map(|mib| format!("{mib} MiB"));
+            table.line(vec![
+                view.origin().to_owned(),
+                size.name.clone(),
+                size.vcpus.to_string(),
+                format!("{} MiB", size.memory_mib),
+                disk.unwrap_or_else(|| "-".to_owned()),
+                format!("{} {}", size.rate, view.asset.code),
+                if size.has_room { "yes" } else { "full" }.to_owned(),
+            ]);
+        }
+    }
+    table
+}
+
 fn in_json(view: &HostView) -> Value {
     json!({
         "host": view.origin(),
@@ -117,6 +149,7 @@ fn in_json(view: &HostView) -> Value {
         "version": view.version,
         "asset": view.asset,
         "per_month_display": view.per_month(),
+        "machines": view.sizes.iter().map(|size| size.in_json(&view.asset)).collect::<Vec<_>>(),
         "isolation": view.isolation.as_ref().map(|(kind, _)| kind),
         "isolation_reason": view.isolation.as_ref().map(|(_, reason)| reason),
         "accepting_uploads": view.accepts_uploads,

@@ -5,6 +5,7 @@
 //!                                       └ discovery           └ ceiling                      └▶ state_file
 //!
 //! known_hosts ─▶ host_view ─▶ price, hosts
+//! pod_address, key ─▶ usage
 //! pod_record, state_file ─▶ standing ─▶ pods, status
 //! ```
 
@@ -55,6 +56,7 @@ mod stop;
 mod table;
 mod tail;
 mod upload;
+mod usage;
 mod wallet;
 mod whole_file;
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use codius_api::{
     AssetInfo, QuoteReply,
-    v2::{HostReply, LeaseReply, LeaseState},
+    v2::{HostReply, LeaseReply, LeaseState, MachineInfo},
 };
 use codius_client::{ClientError, HostClient, Wallet};
 use codius_manifest::ManifestHash;
@@ -20,6 +20,7 @@ use crate::{
     choice::Wish,
     failure::{Failure, NOT_PAID, REFUSED},
     monthly_rate::MonthlyRate,
+    project::SMALL,
 };
 
 /// How long a host may take for a look or for a quote.
@@ -46,6 +47,8 @@ pub(crate) struct Look {
     pub(crate) isolation: Option<String>,
     /// It has version 2 of the API.
     pub(crate) has_v2: bool,
+    /// Sizes that it names with their prices.
+    machines: Vec<MachineInfo>,
 }
 
 /// A host that has said what the program costs there.
@@ -97,6 +100,7 @@ impl Look {
             asset: about.asset,
             isolation: Some(about.isolation.kind),
             has_v2: true,
+            machines: about.machines,
         })
     }
 
@@ -122,16 +126,43 @@ impl Look {
             asset,
             isolation,
             has_v2: false,
+            machines: Vec::new(),
         })
+    }
+
+    /// The same for a pod of another size than small, if the host has such pods.
+    pub(crate) fn sized(mut self, machine: &str, duration_secs: u64) -> Result<Self, Failure> {
+        if machine == SMALL {
+            return Ok(self);
+        }
+        let offered = self.machines.iter().find(|one| one.name == machine);
+        let Some((offered, price)) = offered.and_then(|one| Some((one, one.price.as_ref()?)))
+        else {
+            return Err(
+                Failure::new(REFUSED, format!("the host has no machine {machine:?}")).note(
+                    "Next: take another host, or another size; codius hosts --sizes shows what they have.",
+                ),
+            );
+        };
+        let rate: Option<MonthlyRate> = price.per_month.parse().ok();
+        let price = rate.and_then(|rate| rate.price(duration_secs, self.asset.scale));
+        self.price = price.ok_or_else(no_price)?;
+        self.accepts &= offered.has_room.unwrap_or(true);
+        Ok(self)
     }
 
     /// Asks many, in any order.
     pub(crate) async fn at_all(
         origins: &[String],
+        machine: &str,
         duration_secs: u64,
     ) -> (Vec<Self>, Vec<LeftOut>) {
+        let look = async |origin: &str| {
+            let look = Self::at(origin, duration_secs).await?;
+            look.sized(machine, duration_secs)
+        };
         let answers: Vec<_> = stream::iter(origins.iter().enumerate())
-            .map(|(index, origin)| async move { (index, Self::at(origin, duration_secs).await) })
+            .map(|(index, origin)| async move { (index, look(origin).await) })
             .buffer_unordered(ASKED_AT_ONCE)
             .collect()
             .await;
@@ -303,6 +334,7 @@ mod tests {
             load,
             isolation: None,
             has_v2: true,
+            machines: Vec::new(),
         }
     }
 

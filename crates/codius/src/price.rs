@@ -2,13 +2,14 @@
 //!
 //! Hosts are asked for a quote of the program if there is one here, without the values of its private
 //! variables: its manifest is public anyway, and its secrets are only for the host that is chosen. Where
-//! that cannot be quoted the published price counts, which is that of any small pod.
+//! that cannot be quoted the published price counts, which is that of any pod of its size.
 
 use std::path::PathBuf;
 
 use clap::Args;
 use codius_api::Units;
 use codius_client::ClientError;
+use codius_manifest::MachineName;
 use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
 
@@ -18,7 +19,7 @@ use crate::{
     host_view::{HostView, by_price, failed_in_json, tell_failed},
     known_hosts::KnownHosts,
     offer::{ASKED_AT_ONCE, LeftOut},
-    project::{CODIUS_FILE, Nonces, Project},
+    project::{CODIUS_FILE, Nonces, Project, SMALL, machine_of},
     table::Table,
 };
 
@@ -38,6 +39,9 @@ pub(crate) struct PriceArguments {
     /// Show the program to nobody: the prices that hosts publish for any small pod
     #[arg(long)]
     published: bool,
+    /// The prices that hosts publish for a pod of this size, such as medium; the program is shown to nobody
+    #[arg(long, value_name = "SIZE")]
+    machine: Option<MachineName>,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -50,6 +54,9 @@ struct Asked {
     /// In its smallest units, for the whole time.
     price: u64,
     basis: Basis,
+    /// What a month of such a pod costs, for people.
+    per_month: String,
+    has_room: bool,
 }
 
 /// Where a price is from.
@@ -63,11 +70,15 @@ enum Basis {
 
 pub(crate) async fn price(arguments: PriceArguments) -> Result<(), Failure> {
     let program = program(&arguments)?;
+    let machine = match &arguments.machine {
+        Some(machine) => machine.as_str(),
+        None => program.as_ref().map_or(SMALL, machine_of),
+    };
     let duration_secs = arguments.duration;
     let origins = arguments.hosts.all().await?;
     let (views, mut left_out) = HostView::of_all(&origins).await;
     let answers: Vec<_> = stream::iter(views)
-        .map(|view| ask(view, program.as_ref(), duration_secs))
+        .map(|view| ask(view, program.as_ref(), machine, duration_secs))
         .buffer_unordered(ASKED_AT_ONCE)
         .collect()
         .await;
@@ -80,7 +91,7 @@ pub(crate) async fn price(arguments: PriceArguments) -> Result<(), Failure> {
     }
     asked.sort_by(|one, other| {
         // What cannot be bought now comes last of its asset.
-        let full = |one: &Asked| (one.view.asset.code.clone(), !one.view.accepts_uploads);
+        let full = |one: &Asked| (one.view.asset.code.clone(), !one.has_room);
         full(one)
             .cmp(&full(other))
             .then_with(|| by_price((&one.view, one.price), (&other.view, other.price)))
@@ -90,6 +101,7 @@ pub(crate) async fn price(arguments: PriceArguments) -> Result<(), Failure> {
         let hosts: Vec<_> = asked.iter().map(in_json).collect();
         let whole = json!({
             "duration_seconds": duration_secs,
+            "machine": machine,
             "hosts": hosts,
             "failed": failed_in_json(&left_out),
         });
@@ -102,7 +114,7 @@ pub(crate) async fn price(arguments: PriceArguments) -> Result<(), Failure> {
 
 /// What is posted to be quoted, if there is a program here.
 fn program(arguments: &PriceArguments) -> Result<Option<Value>, Failure> {
-    if arguments.published {
+    if arguments.published || arguments.machine.is_some() {
         return Ok(None);
     }
     let project = Project {
@@ -127,12 +139,21 @@ fn program(arguments: &PriceArguments) -> Result<Option<Value>, Failure> {
 async fn ask(
     view: HostView,
     program: Option<&Value>,
+    machine: &str,
     duration_secs: u64,
 ) -> Result<Asked, LeftOut> {
+    let Some(size) = view.size(machine) else {
+        let failure = Failure::new(REFUSED, format!("it has no machine {machine:?}"));
+        return Err(LeftOut {
+            host: view.origin().to_owned(),
+            failure,
+        });
+    };
+    let (rate, has_room) = (size.rate, size.has_room);
     let (price, basis) = match quoted(&view, program, duration_secs).await {
         Ok(Some(price)) => (Some(price), Basis::Quote),
         Ok(None) => {
-            let published = view.rate.price(duration_secs, view.asset.scale);
+            let published = rate.price(duration_secs, view.asset.scale);
             (published, Basis::Published)
         }
         Err(failure) => {
@@ -141,7 +162,13 @@ async fn ask(
         }
     };
     match price {
-        Some(price) => Ok(Asked { view, price, basis }),
+        Some(price) => Ok(Asked {
+            per_month: format!("{rate} {}", view.asset.code),
+            has_room,
+            view,
+            price,
+            basis,
+        }),
         None => Err(LeftOut {
             host: view.origin().to_owned(),
             failure: Failure::new(REFUSED, "its price is more than an amount can be"),
@@ -188,7 +215,7 @@ async fn quoted(
 fn in_words(asked: &[Asked]) -> Table {
     let mut table = Table::new(&["HOST", "PRICE", "PER MONTH", "ISOLATION", ""]);
     for one in asked {
-        let remark = match (one.view.accepts_uploads, one.basis) {
+        let remark = match (one.has_room, one.basis) {
             (false, _) => "full",
             (true, Basis::Quote) => "",
             (true, Basis::Published) => "published",
@@ -196,7 +223,7 @@ fn in_words(asked: &[Asked]) -> Table {
         table.line(vec![
             one.view.origin().to_owned(),
             amount::format(one.price, &one.view.asset),
-            one.view.per_month(),
+            one.per_month.clone(),
             one.view.isolation_kind().to_owned(),
             remark.to_owned(),
         ]);
@@ -210,13 +237,13 @@ fn in_json(one: &Asked) -> Value {
         "host": view.origin(),
         "price": one.price.to_string(),
         "price_display": amount::format(one.price, &view.asset),
-        "per_month_display": view.per_month(),
+        "per_month_display": one.per_month,
         "asset": view.asset,
         "basis": match one.basis {
             Basis::Quote => "quote",
             Basis::Published => "published",
         },
-        "accepting_uploads": view.accepts_uploads,
+        "accepting_uploads": one.has_room,
         "isolation": view.isolation.as_ref().map(|(kind, _)| kind),
     })
 }

@@ -35,6 +35,14 @@ pub(crate) enum Nonces {
     Random,
 }
 
+/// The size that every host has.
+pub(crate) const SMALL: &str = "small";
+
+/// The size of pod that a posted document asks for.
+pub(crate) fn machine_of(document: &Value) -> &str {
+    document["manifest"]["machine"].as_str().unwrap_or(SMALL)
+}
+
 impl Project {
     /// Reads the files and makes the document that is posted.
     pub(crate) fn generate(&self, nonces: &Nonces) -> Result<Generated, Failure> {

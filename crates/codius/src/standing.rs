@@ -3,7 +3,7 @@
 
 use codius_api::{
     AssetInfo, ErrorBody, UnixMillis,
-    v2::{ContainerReply, ContainerState, LeaseState, RefundState},
+    v2::{ContainerReply, ContainerState, LeaseState, MachineSize, RefundState},
 };
 use codius_client::{ClientError, HostClient, Signer};
 use codius_manifest::ManifestHash;
@@ -42,6 +42,8 @@ pub(crate) struct Standing {
     pub(crate) manifest: Option<Value>,
     /// How its containers are, if the host tells.
     pub(crate) containers: Vec<ContainerReply>,
+    /// What its pod is; a host that knows one size only does not tell.
+    pub(crate) machine: Option<MachineSize>,
 }
 
 /// What a program has and needs, in smallest units of the host's asset.
@@ -144,6 +146,10 @@ impl Standing {
             refund: lease.refund.map(readable),
             manifest: lease.manifest,
             containers: lease.containers,
+            machine: lease.machine.map(|machine| MachineSize {
+                name: one_line(&machine.name),
+                ..machine
+            }),
         })
     }
 
@@ -179,6 +185,7 @@ impl Standing {
                 refund: None,
                 manifest: Some(pod.manifest),
                 containers: Vec::new(),
+                machine: None,
             }),
             Err(ClientError::Refused { body, .. }) if is_missing(&body) => {
                 Ok(Self::without_more(client.origin(), hash, State::NotThere))
@@ -202,6 +209,7 @@ impl Standing {
             refund: None,
             manifest: None,
             containers: Vec::new(),
+            machine: None,
         }
     }
 
@@ -240,6 +248,7 @@ impl Standing {
                 State::Frozen => None,
                 _ => self.remark(),
             },
+            "machine": self.machine,
             "url": self.url,
             "expiry": self.expires_at,
             "frozen_until": self.frozen_until,

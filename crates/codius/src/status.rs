@@ -1,6 +1,6 @@
 //! `codius status`: where a program is, until when, and what it costs.
 
-use codius_api::v2::{ContainerReply, ContainerState};
+use codius_api::v2::{ContainerReply, ContainerState, MachineSize};
 use serde_json::{Value, json};
 
 use crate::{
@@ -96,6 +96,9 @@ fn in_words(standing: &Standing) -> String {
             lines.push(("costs", format!("{per_month} a month")));
         }
     }
+    if let Some(machine) = &standing.machine {
+        lines.push(("machine", in_short(machine)));
+    }
     lines.extend(money_back(standing));
     if let Some(owner) = &standing.owner {
         lines.push(("owner", owner.clone()));
@@ -121,6 +124,22 @@ fn in_words(standing: &Standing) -> String {
         whole += &format!("  {name:<11} {value}\n");
     }
     whole
+}
+
+/// A size in a few words.
+fn in_short(machine: &MachineSize) -> String {
+    let MachineSize {
+        name,
+        vcpus,
+        memory_mib,
+        disk_mib,
+    } = machine;
+    let processors = if *vcpus == 1 {
+        "processor"
+    } else {
+        "processors"
+    };
+    format!("{name}: {vcpus} {processors}, {memory_mib} MiB of memory, {disk_mib} MiB of disk")
 }
 
 /// What the host still owes, whose it is and how he gets it; and what has gone back.

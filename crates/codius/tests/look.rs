@@ -10,6 +10,7 @@ use support::{
     Desk, Told,
     host::{Character, EXPIRY, Host},
     network::Network,
+    program,
 };
 
 /// Nobody listens there.
@@ -116,6 +117,46 @@ async fn hosts_are_found_checked_and_compared() {
     insta::assert_snapshot!(told.all(&names));
     let told = desk.run(&[&words[..], &["--no-discovery"]].concat()).await;
     assert_eq!(told.out.lines().count(), 2, "{told:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sizes_are_compared_and_a_host_without_the_wanted_one_is_shown_no_program() {
+    let network = Network::start().await;
+    let sized = Host::with(&network, Character::Honest, 2, 10, Vec::new()).await;
+    let older = Host::with(&network, Character::Honest, 1, 1, Vec::new()).await;
+    let desk = Desk::with_program();
+    let hosts = ["--host", &sized.url, "--host", &older.url];
+
+    // The published price of a size is shown, and nobody is asked about the program.
+    let words = ["price", "--machine", "medium", "--json"];
+    let told = desk.run(&[&words[..], &hosts].concat()).await;
+    let prices = told.json();
+    assert_eq!(prices["machine"], "medium", "{told:#?}");
+    assert_eq!(prices["hosts"].as_array().map(Vec::len), Some(1));
+    assert_eq!(prices["hosts"][0]["per_month_display"], "30 XRP");
+    let failed = prices["failed"][0]["message"].to_string();
+    assert!(failed.contains("no machine"), "{failed}");
+    let words = ["hosts", "--sizes", "--no-discovery"];
+    let told = desk.run(&[&words[..], &hosts].concat()).await;
+    assert!(squeezed(&told.out).contains("medium 2 1024 MiB 2048 MiB 30 XRP yes"));
+    assert_eq!(told.out.matches("small").count(), 2, "{told:#?}");
+    assert_eq!((sized.quotes(), older.quotes()), (0, 0));
+
+    // A program of a size goes where it is sold, and is shown to nobody else.
+    let mut medium = program();
+    medium["manifest"]["machine"] = json!("medium");
+    desk.write("codius.json", &medium);
+    let ilp = network.url();
+    let words = ["upload", "-y", "--ilp", &ilp];
+    let told = desk.run(&[&words[..], &hosts].concat()).await;
+    assert_eq!(told.code, Some(4), "{told:#?}");
+    assert!(told.err.contains("no machine"), "{told:#?}");
+    assert_eq!((older.quotes(), network.taken()), (0, 0));
+    let told = desk
+        .run(&[&words[..], &["--max-price", "1", "--host", &sized.url]].concat())
+        .await;
+    assert_eq!(told.code, Some(0), "{told:#?}");
+    assert_eq!(sized.last_document()["manifest"]["machine"], "medium");
 }
 
 #[tokio::test(flavor = "multi_thread")]

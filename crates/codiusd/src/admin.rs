@@ -3,9 +3,11 @@
 //! The original served them to everyone on the machine. Here they are behind a socket file that only
 //! the host's own user and root may use ([`entrance`]); on a TCP port only for who has the token.
 
+mod capacity;
 mod egress;
 mod entrance;
 mod house;
+mod metrics;
 mod reports;
 mod tool;
 
@@ -106,11 +108,13 @@ impl Admin {
             .route("/peers", get(peers))
             .merge(ledger::router())
             .merge(drain::router())
+            .route("/capacity", get(capacity::show))
+            .route("/usage", get(capacity::usage))
             .route("/images", get(house::images))
             .route("/rules", get(house::rules).post(house::set_rule))
             .route("/egress", get(egress::show).post(egress::change))
             .route("/egress/traffic", get(egress::traffic))
-            .route("/metrics", get(egress::metrics))
+            .route("/metrics", get(metrics::show))
             .route("/stopPod", post(house::stop))
             .fallback(other)
             .method_not_allowed_fallback(other)

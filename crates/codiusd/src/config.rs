@@ -3,16 +3,16 @@
 //! `codiusd --local` needs no file: it is the default configuration with Interledger in local mode.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use codius_address::Ipv4Range;
 use codius_image::Pattern;
-use codius_ledger::Backoff;
-use codius_manifest::ManifestHash;
+use codius_ledger::{Backoff, Cost};
+use codius_manifest::{Machine, MachineName, ManifestHash};
 use codius_microvm::Ipv4Pool;
 use codius_pod::{EgressLimits, EgressPolicy, Permit, Ports};
 use ilp_link::BtpUrl;
@@ -27,6 +27,9 @@ const MAX_GRACE_SECS: u64 = 24 * 3600;
 const MAX_EXPIRY_NOTICES: usize = 16;
 /// What making an image takes on disk besides its files.
 const IMAGE_MARGIN_MIB: u64 = 512;
+/// Sizes of pods besides small.
+const MAX_SIZES: usize = 32;
+const MAX_CPU_OVERCOMMIT: f64 = 1000.0;
 /// More belongs into a firewall of the operator's own.
 const MAX_EGRESS_ENTRIES: usize = 256;
 const MAX_EGRESS_RATE: u64 = 10_000_000;
@@ -47,6 +50,9 @@ pub(crate) struct Config {
     pub(crate) publish_running: bool,
     pub(crate) api: Api,
     pub(crate) price: Price,
+    /// Sizes of pods besides `small`, by the name that a manifest has in `machine`. Without the table `medium`
+    /// and `large` are offered; one that is there names all.
+    pub(crate) sizes: BTreeMap<MachineName, SizeOffered>,
     pub(crate) peers: Peers,
     pub(crate) admin: Admin,
     pub(crate) books: Books,
@@ -94,8 +100,36 @@ pub(crate) enum Quote {
 pub(crate) struct Price {
     /// Price of a small pod for a month (2,628,000 s) in whole units of the asset, as decimal text.
     pub(crate) cost_per_month: String,
+    /// Prices of a month of what other sizes are made of, in the same form: all three, or none. Without them
+    /// a size costs as many times the price of a small pod as it has of what it has most of.
+    pub(crate) per_vcpu_month: Option<String>,
+    pub(crate) per_gib_memory_month: Option<String>,
+    pub(crate) per_gib_disk_month: Option<String>,
     /// The longest time that can be bought at once, in seconds.
     pub(crate) max_duration_secs: u64,
+}
+
+/// A size of pods.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SizeOffered {
+    pub(crate) vcpus: u8,
+    /// Memory for programs; the host takes more for each pod.
+    pub(crate) memory_mib: u32,
+    pub(crate) disk_mib: u32,
+    /// A price of its own for a month, in place of what follows from `[price]`.
+    #[serde(default)]
+    pub(crate) cost_per_month: Option<String>,
+}
+
+impl SizeOffered {
+    pub(crate) fn machine(&self) -> Machine {
+        Machine {
+            vcpus: self.vcpus,
+            memory_mib: self.memory_mib,
+            scratch_mib: self.disk_mib,
+        }
+    }
 }
 
 /// The other hosts that this one knows.
@@ -199,10 +233,17 @@ pub(crate) struct Pods {
     pub(crate) accelerator: Accelerator,
     /// Whether pods are clones of a machine that is booted once, which takes some 90 MiB of memory.
     pub(crate) warm: Warm,
-    /// Memory that all pods together may be promised; 0: as `memory_fraction` says.
+    /// Memory that all pods together may be promised, with what the host needs to run each; 0: as
+    /// `memory_fraction` says.
     pub(crate) memory_mib: u64,
     /// Part of this machine's memory that pods may be promised.
     pub(crate) memory_fraction: f64,
+    /// Disk that all pods together may be promised; 0: as `disk_fraction` says.
+    pub(crate) disk_mib: u64,
+    /// Part of what is free on the disk of `data_dir` that pods may be promised.
+    pub(crate) disk_fraction: f64,
+    /// The most virtual processors that are sold for each core of this machine; 0: no limit.
+    pub(crate) max_cpu_overcommit: f64,
     pub(crate) max_pods: usize,
     /// How long a program may take to open its port.
     pub(crate) port_timeout_secs: u64,
@@ -353,6 +394,7 @@ impl Default for Config {
             publish_running: true,
             api: Api::default(),
             price: Price::default(),
+            sizes: sizes_without_a_table(),
             peers: Peers::default(),
             admin: Admin::default(),
             books: Books::default(),
@@ -369,6 +411,25 @@ impl Default for Config {
     }
 }
 
+/// Twice and four times a small pod.
+fn sizes_without_a_table() -> BTreeMap<MachineName, SizeOffered> {
+    let sizes = [("medium", 2), ("large", 4)].map(|(name, times)| {
+        let Machine {
+            vcpus,
+            memory_mib,
+            scratch_mib,
+        } = Machine::SMALL;
+        let size = SizeOffered {
+            vcpus: times * vcpus,
+            memory_mib: u32::from(times) * memory_mib,
+            disk_mib: u32::from(times) * scratch_mib,
+            cost_per_month: None,
+        };
+        (name.parse().expect("it is a name"), size)
+    });
+    sizes.into()
+}
+
 impl Default for Shutdown {
     fn default() -> Self {
         Self { drain_secs: 5 }
@@ -379,6 +440,9 @@ impl Default for Price {
     fn default() -> Self {
         Self {
             cost_per_month: "10".to_owned(),
+            per_vcpu_month: None,
+            per_gib_memory_month: None,
+            per_gib_disk_month: None,
             max_duration_secs: 31 * 24 * 3600,
         }
     }
@@ -448,6 +512,9 @@ impl Default for Pods {
             warm: Warm::Auto,
             memory_mib: 0,
             memory_fraction: 0.75,
+            disk_mib: 0,
+            disk_fraction: 0.75,
+            max_cpu_overcommit: 0.0,
             max_pods: 100,
             port_timeout_secs: 45,
             stop_grace_ms: 1000,
@@ -566,11 +633,21 @@ impl Config {
             "shutdown.drain_secs is {}; it must be at most {MAX_DRAIN_SECS}",
             self.shutdown.drain_secs
         );
-        let fraction = self.pods.memory_fraction;
+        for (name, fraction) in [
+            ("memory_fraction", self.pods.memory_fraction),
+            ("disk_fraction", self.pods.disk_fraction),
+        ] {
+            ensure!(
+                fraction > 0.0 && fraction <= 1.0,
+                "pods.{name} is {fraction}; it must be over 0 and at most 1"
+            );
+        }
+        let overcommit = self.pods.max_cpu_overcommit;
         ensure!(
-            fraction > 0.0 && fraction <= 1.0,
-            "pods.memory_fraction is {fraction}; it must be over 0 and at most 1"
+            (0.0..=MAX_CPU_OVERCOMMIT).contains(&overcommit),
+            "pods.max_cpu_overcommit is {overcommit}; it must be 0 (no limit) to {MAX_CPU_OVERCOMMIT}"
         );
+        self.check_sizes()?;
         self.images.check()?;
         self.interledger.check()?;
         self.refunds.check()?;
@@ -590,6 +667,49 @@ impl Config {
         Ok(())
     }
 
+    fn check_sizes(&self) -> Result<()> {
+        ensure!(
+            self.sizes.len() <= MAX_SIZES,
+            "there are {} sizes; at most {MAX_SIZES} are possible",
+            self.sizes.len()
+        );
+        for (name, size) in &self.sizes {
+            ensure!(
+                *name != MachineName::SMALL,
+                "sizes.small cannot be changed: it is 1 processor and 512 MiB on every host, and its price is \
+                 price.cost_per_month"
+            );
+            if let Some(problem) = codius_microvm::unfit(size.machine()) {
+                bail!("sizes.{name} cannot be run: {problem}");
+            }
+        }
+        let parts = self.price.parts();
+        ensure!(
+            parts.iter().all(|(_, cost)| cost.is_some())
+                || parts.iter().all(|(_, cost)| cost.is_none()),
+            "price.per_vcpu_month, per_gib_memory_month and per_gib_disk_month belong together; write \"0\" for \
+             what costs nothing"
+        );
+        let small = (
+            "price.cost_per_month".to_owned(),
+            Some(&self.price.cost_per_month),
+        );
+        let parts = parts.map(|(name, cost)| (format!("price.{name}"), cost.as_ref()));
+        let own = self.sizes.iter().map(|(name, size)| {
+            (
+                format!("sizes.{name}.cost_per_month"),
+                size.cost_per_month.as_ref(),
+            )
+        });
+        for (name, cost) in [small].into_iter().chain(parts).chain(own) {
+            if let Some(cost) = cost {
+                cost.parse::<Cost>()
+                    .with_context(|| format!("{name} is {cost:?}"))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Whether the host tests itself before it takes uploads.
     pub(crate) fn tests_itself(&self) -> bool {
         let below_a_parent = self.interledger.mode == InterledgerMode::Uplink;
@@ -599,6 +719,17 @@ impl Config {
     /// The pod network.
     pub(crate) fn pool(&self) -> Result<Ipv4Pool> {
         self.network.pool.parse().context("network.pool")
+    }
+}
+
+impl Price {
+    /// What sizes are made of.
+    pub(crate) fn parts(&self) -> [(&'static str, &Option<String>); 3] {
+        [
+            ("per_vcpu_month", &self.per_vcpu_month),
+            ("per_gib_memory_month", &self.per_gib_memory_month),
+            ("per_gib_disk_month", &self.per_gib_disk_month),
+        ]
     }
 }
 
@@ -770,6 +901,12 @@ mod tests {
         config.check().unwrap();
         assert_eq!(config.price.cost_per_month, "10");
         assert_eq!(config.api.quote, Quote::Plain);
+        let names: Vec<String> = config.sizes.keys().map(ToString::to_string).collect();
+        assert_eq!(names, ["large", "medium"]);
+        let text = "[sizes.huge]\nvcpus = 8\nmemory_mib = 8192\ndisk_mib = 16384";
+        let config: Config = toml::from_str(text).unwrap();
+        config.check().unwrap();
+        assert_eq!(config.sizes.len(), 1, "what is written names all");
         let config: Config = toml::from_str("[api]\nquote = \"stream\"").unwrap();
         assert_eq!(config.api.quote, Quote::Stream);
     }
@@ -793,6 +930,8 @@ mod tests {
                 "below its length",
             ),
             ("[egress]\nports = [\"25\"]", "unknown field"),
+            ("[sizes.BIG]\nvcpus = 1", "name of a machine"),
+            ("[sizes.big]\nvcpus = 1\nmemory_mib = 512", "disk_mib"),
         ] {
             let error = toml::from_str::<Config>(text).unwrap_err().to_string();
             assert!(error.contains(reason), "{text}: {error}");
@@ -810,6 +949,28 @@ mod tests {
             ("public_uri = \"ftp://host\"", "public_uri"),
             ("[shutdown]\ndrain_secs = 601", "shutdown.drain_secs"),
             ("[peers]\nretry_secs = 0", "retry_secs"),
+            (
+                "[sizes.small]\nvcpus = 2\nmemory_mib = 512\ndisk_mib = 1024",
+                "sizes.small cannot be changed",
+            ),
+            (
+                "[sizes.big]\nvcpus = 65\nmemory_mib = 512\ndisk_mib = 1024",
+                "sizes.big cannot be run: a machine has 1 to 64 processors",
+            ),
+            (
+                "[sizes.big]\nvcpus = 1\nmemory_mib = 512\ndisk_mib = 15",
+                "MiB of disk",
+            ),
+            (
+                "[sizes.big]\nvcpus = 1\nmemory_mib = 512\ndisk_mib = 1024\ncost_per_month = \"ten\"",
+                "sizes.big.cost_per_month is \"ten\"",
+            ),
+            ("[price]\nper_vcpu_month = \"3\"", "belong together"),
+            (
+                "[pods]\nmax_cpu_overcommit = -1",
+                "max_cpu_overcommit is -1",
+            ),
+            ("[pods]\ndisk_fraction = 0", "pods.disk_fraction is 0"),
             ("[images]\nmax_cache_mib = 8192", "at least 8704"),
             ("[refunds]\nlongest_retry_secs = 0", "refunds.longest"),
             (

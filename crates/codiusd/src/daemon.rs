@@ -18,7 +18,7 @@ use codius_api::AssetInfo;
 use codius_image::{ImageLimits, ImageStore, RegistryConfig};
 use codius_ledger::{BootId, Seconds};
 use codius_microvm::{AcceleratorChoice, Instance, MicrovmConfig, MicrovmDriver};
-use codius_pod::{Admission, Capacity, Driver, Supervisor};
+use codius_pod::{Admission, Driver, Supervisor};
 use codius_proxy::{Limits, Proxy, Scheme};
 use codius_store::{Batch, Snapshot, Store};
 use hyper_util::service::TowerToHyperService;
@@ -36,6 +36,7 @@ use crate::{
     admin::Admin,
     api::{self, Api},
     bookkeeper::Bookkeeper,
+    capacity,
     clock::{self, Clock},
     config::{Accelerator, Config, InterledgerMode, OnShutdown, Warm},
     drain::{self, Drain},
@@ -102,7 +103,7 @@ pub(crate) async fn run(config: Config, held: Held) -> Result<()> {
         }
     };
     let asset = standing.asset()?;
-    let rate = PriceTag::open(&config.price.cost_per_month, &asset, &snapshot.meta)?;
+    let rate = PriceTag::open(&config.price, &config.sizes, &asset, &snapshot.meta)?;
     let drain = Drain::open(&snapshot.meta)?;
 
     // The listeners first: a port that is taken is found before anything is touched.
@@ -162,15 +163,15 @@ pub(crate) async fn run(config: Config, held: Held) -> Result<()> {
         ..Limits::default()
     };
     let proxy = Proxy::with_limits(Arc::clone(&routes) as _, limits, Vec::new());
-    let capacity = Capacity {
-        memory_mib: memory_mib(&config)?,
-        pods: config.pods.max_pods,
-    };
+    let admission = Admission::new(capacity::of(&config.pods, &data_dir)?, {
+        let driver = Arc::clone(&driver);
+        Arc::new(move |machine| driver.overhead_mib(machine))
+    });
     let leases = Leases::new(Wiring {
         clock: clock.clone(),
         store: store.clone(),
         supervisor,
-        admission: Admission::new(capacity),
+        admission,
         routes,
         proxy: proxy.clone(),
         pod_money,
@@ -578,31 +579,6 @@ async fn open_driver(
         uid_base: MicrovmConfig::DEFAULT_UID_BASE,
     });
     Ok(driver.await?)
-}
-
-/// What pods may be promised.
-fn memory_mib(config: &Config) -> Result<u64> {
-    if config.pods.memory_mib > 0 {
-        return Ok(config.pods.memory_mib);
-    }
-    let text = fs::read_to_string("/proc/meminfo")
-        .context("cannot read this machine's memory; set pods.memory_mib")?;
-    let total = text.lines().find_map(|line| {
-        line.strip_prefix("MemTotal:")?
-            .trim()
-            .strip_suffix(" kB")?
-            .parse()
-            .ok()
-    });
-    let total_kib: u64 = total.context("cannot read this machine's memory; set pods.memory_mib")?;
-    #[expect(
-        clippy::cast_precision_loss,
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "a positive part of a machine's MiB"
-    )]
-    let promised = ((total_kib / 1024) as f64 * config.pods.memory_fraction) as u64;
-    Ok(promised)
 }
 
 fn boot_id() -> Result<BootId> {

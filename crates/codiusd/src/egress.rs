@@ -20,7 +20,6 @@ use codius_pod::{
     Count, DriverError, Egress, EgressLimits, EgressPolicy, InvalidPermit, Permit, Traffic,
 };
 use codius_store::{Batch, Store, StoreError};
-use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -30,8 +29,6 @@ const META_KEY: &str = "egress_permits";
 const MAX_PERMITS: usize = 1000;
 /// Ports and ranges of one program.
 const MAX_ENTRIES: usize = 64;
-/// Counters are read by a program of the system; so many at the same time.
-const READERS: usize = 4;
 
 /// The permits of this host. Clones are the same ones; until they are opened there are none, and nothing
 /// is counted.
@@ -205,32 +202,25 @@ impl EgressPermits {
         }
     }
 
-    /// What one pod has sent and received; `None` if it does not run.
+    /// What pods have sent and received; those that do not run are left out.
     pub(crate) async fn traffic(
         &self,
-        hash: &ManifestHash,
-    ) -> Result<Option<Traffic>, DriverError> {
-        let Some(inner) = self.0.get() else {
-            return Ok(None);
-        };
-        match inner.driver.traffic(hash).await {
-            Ok(traffic) => Ok(Some(traffic)),
-            Err(DriverError::NotRunning) => Ok(None),
-            Err(error) => Err(error),
+        pods: &[ManifestHash],
+    ) -> Result<BTreeMap<ManifestHash, Traffic>, DriverError> {
+        match self.0.get() {
+            Some(inner) => inner.driver.traffic(pods).await,
+            None => Ok(BTreeMap::new()),
         }
     }
 
-    /// The same of several pods. One whose counters cannot be read is left out, and logged.
-    pub(crate) async fn traffic_of(&self, pods: Vec<ManifestHash>) -> TrafficReport {
-        let read = stream::iter(pods).map(|hash| async move {
-            let traffic = self.traffic(&hash).await.unwrap_or_else(|error| {
-                unreadable(&error);
-                None
-            });
-            Some((hash.to_string(), traffic?))
+    /// The same, and what the host has refused of all. What cannot be read is left out, and logged.
+    pub(crate) async fn traffic_of(&self, pods: &[ManifestHash]) -> TrafficReport {
+        let pods = self.traffic(pods).await.unwrap_or_else(|error| {
+            unreadable(&error);
+            BTreeMap::new()
         });
-        let pods = read.buffer_unordered(READERS);
-        let pods = pods.filter_map(async |read| read).collect().await;
+        let pods = pods.into_iter().map(|(hash, it)| (hash.to_string(), it));
+        let pods = pods.collect();
         let refused_by_host = match self.0.get() {
             Some(inner) => inner.driver.refused_by_host().await,
             None => Ok(Count::default()),
@@ -300,8 +290,11 @@ mod tests {
             Ok(())
         }
 
-        async fn traffic(&self, _pod: &ManifestHash) -> Result<Traffic, DriverError> {
-            Err(DriverError::NotRunning)
+        async fn traffic(
+            &self,
+            _: &[ManifestHash],
+        ) -> Result<BTreeMap<ManifestHash, Traffic>, DriverError> {
+            Ok(BTreeMap::new())
         }
 
         async fn refused_by_host(&self) -> Result<Count, DriverError> {

@@ -42,7 +42,7 @@ use std::{
 
 use codius_api::{AssetInfo, EndReason as ApiEndReason, LeaseEventKind, Phase, UnixMillis};
 use codius_ledger::{Account, BootId, EndReason, Lease, Reason, Seconds, Settlement, Transaction};
-use codius_manifest::{ManifestHash, PodSpec, Upload};
+use codius_manifest::{ManifestHash, PodSpec, Size, Upload};
 use codius_pod::{Admission, Pod, PodEnd, PodLogs, Reservation, Supervisor};
 use codius_proxy::Proxy;
 use codius_signature::KeyId;
@@ -57,7 +57,7 @@ pub(crate) use share::{GIVE_BACK_PATIENCE, Payer, Payers, Share};
 pub(crate) use stop::StopError;
 pub(crate) use top_up::TopUpError;
 use unwritten::Unwritten;
-pub(crate) use view::ReplyForm;
+pub(crate) use view::{ReplyForm, sold};
 
 use place::PinnedImage;
 
@@ -160,6 +160,8 @@ pub(crate) struct Shown {
     pod: Arc<Pod>,
     /// Who may stop it and read its logs.
     pub(crate) owner: Option<KeyId>,
+    /// As it was sold.
+    pub(crate) size: Size,
     /// As of the last payment. What was charged since then has moved from one to the other, and what
     /// follows from both of them has not changed.
     lease: Lease,
@@ -523,6 +525,7 @@ impl Leases {
             logs: Arc::clone(&running.pod.logs),
             pod: Arc::clone(&running.pod),
             owner: running.origin.owner.map(KeyId::from_bytes),
+            size: running.origin.size,
             lease: running.lease,
             balance: running.balance,
         }));

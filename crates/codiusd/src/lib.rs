@@ -9,6 +9,7 @@ mod admin;
 mod api;
 mod backup;
 mod bookkeeper;
+mod capacity;
 mod clock;
 pub mod command;
 mod config;

@@ -25,11 +25,11 @@ use std::{
 use axum::http::{HeaderName, HeaderValue, StatusCode, header::RETRY_AFTER};
 use codius_api::{LeaseEventKind, Trouble, Units};
 use codius_ledger::{
-    Account, Order, OrderId, OrderKind, OrderState, Reason, RefundId, Repeat, RequestDigest,
+    Account, Order, OrderId, OrderKind, OrderState, Rate, Reason, RefundId, Repeat, RequestDigest,
     Seconds, StoredResponse,
 };
-use codius_manifest::{ManifestHash, Upload};
-use codius_pod::{Machine, Reservation, ResolvedImage};
+use codius_manifest::{MachineName, ManifestHash, Size, Upload};
+use codius_pod::{Full, Machine, Reservation, ResolvedImage};
 use codius_signature::KeyId;
 use codius_store::{Batch, RefundRecord, RefundStep, StoreError};
 use tokio::{sync::watch, time::Instant};
@@ -39,6 +39,7 @@ use crate::{
     drain,
     http_error::HttpError,
     leases::{Leases, PlaceError, Purchase, ReplyForm},
+    price::Offer,
     progress::Progress,
     refund::PaymentPointer,
     till::{Payment, Shortfall, Till},
@@ -162,20 +163,41 @@ impl What {
     }
 }
 
+/// What some time of a program costs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Quotation {
+    pub(crate) price: u64,
+    pub(crate) size: Size,
+    pub(crate) rate: Rate,
+}
+
+impl Quotation {
+    fn of(size: Size, rate: Rate, duration: Seconds) -> Result<Self, HttpError> {
+        let price = rate.price(duration).map_err(|_| {
+            HttpError::new(StatusCode::BAD_REQUEST, "duration is too long to be priced")
+                .next("ask for less time")
+        })?;
+        Ok(Self { price, size, rate })
+    }
+}
+
 /// An order that waits for its payment. What it is for comes again with the request that is paid.
 struct Pending {
     digest: RequestDigest,
     price: u64,
+    /// Of the pod that it would start.
+    size: Size,
     /// Empty for an extension.
     images: Vec<ResolvedImage>,
     since: Instant,
 }
 
 impl Pending {
-    fn new(digest: RequestDigest, price: u64, images: Vec<ResolvedImage>) -> Self {
+    fn new(digest: RequestDigest, price: u64, size: Size, images: Vec<ResolvedImage>) -> Self {
         Self {
             digest,
             price,
+            size,
             images,
             since: Instant::now(),
         }
@@ -208,12 +230,61 @@ impl Orders {
         })
     }
 
-    /// What a request costs.
-    pub(crate) fn price(&self, hash: &ManifestHash, duration: Seconds) -> Result<u64, HttpError> {
-        self.leases.price(hash, duration).map_err(|_| {
-            HttpError::new(StatusCode::BAD_REQUEST, "duration is too long to be priced")
-                .next("ask for less time")
+    /// What more time of this program costs: at the rate of its lease if it runs, else at that of a new one
+    /// of its size.
+    pub(crate) fn quote(
+        &self,
+        hash: &ManifestHash,
+        machine: MachineName,
+        duration: Seconds,
+    ) -> Result<Quotation, HttpError> {
+        let (size, rate) = match self.leases.shown(hash) {
+            Some(shown) => (shown.size, shown.rate()),
+            None => {
+                let offer = self.offer(machine)?;
+                (offer.size, offer.rate)
+            }
+        };
+        Quotation::of(size, rate, duration)
+    }
+
+    /// A size that this host sells.
+    fn offer(&self, machine: MachineName) -> Result<Offer, HttpError> {
+        self.leases.rate.offer(machine).ok_or_else(|| {
+            HttpError::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                format!("this host has no machine {:?}", machine.as_str()),
+            )
+            .detail(format!("it has {}", self.names_of_machines()))
+            .cause(Trouble::ManifestInvalid)
+            .next("name one that it has in the manifest's `machine`, or take another host")
         })
+    }
+
+    fn names_of_machines(&self) -> String {
+        let offers = self.leases.rate.offers();
+        let names: Vec<String> = offers.iter().map(|it| it.size.name.to_string()).collect();
+        names.join(", ")
+    }
+
+    /// What a request costs.
+    fn price(&self, request: &PaidRequest) -> Result<Quotation, HttpError> {
+        match &request.what {
+            What::Upload(upload) => {
+                let machine = upload.manifest().machine();
+                let quotation = self.quote(&upload.hash(), machine, request.duration)?;
+                // It is extended if it runs; if that ends meanwhile, this is what is started.
+                let sold = self.leases.rate.offer(machine);
+                Ok(Quotation {
+                    size: sold.map_or(quotation.size, |offer| offer.size),
+                    ..quotation
+                })
+            }
+            What::Extend(hash) => {
+                let shown = self.leases.shown(hash).ok_or_else(|| no_pod(hash))?;
+                Quotation::of(shown.size, shown.rate(), request.duration)
+            }
+        }
     }
 
     /// Takes a paid request as far as it goes: to its answer, or to the demand for money.
@@ -285,25 +356,22 @@ impl Orders {
             return Ok(Step::Costs(pending.price));
         }
         self.leases.rules.check(&request.what.hash())?;
-        let price = self.price(&request.what.hash(), request.duration)?;
+        let Quotation { price, size, .. } = self.price(request)?;
         let images = match &request.what {
-            What::Extend(hash) => {
-                if self.leases.shown(hash).is_none() {
-                    return Err(no_pod(hash));
-                }
+            What::Extend(_) => {
                 if self.leases.drain.is_on() {
                     return Err(drain::refusal());
                 }
                 Vec::new()
             }
-            What::Upload(upload) => self.check_upload(upload).await?,
+            What::Upload(upload) => self.check_upload(upload, size).await?,
         };
         let mut table = self.table();
         // The same request may have come twice, and the other have got further meanwhile.
         if let Some(answer) = table.joined(request)? {
             return Ok(Step::Joined(answer));
         }
-        let pending = Pending::new(request.digest, price, images);
+        let pending = Pending::new(request.digest, price, size, images);
         table.await_payment(&self.till, request.id, pending)?;
         Ok(Step::Costs(price))
     }
@@ -321,7 +389,7 @@ impl Orders {
             return Err(other_request());
         }
         let Some(payment) = self.till.payment(&id) else {
-            let quote = Pending::new(digest, 0, Vec::new());
+            let quote = Pending::new(digest, 0, Size::SMALL, Vec::new());
             table.await_payment(&self.till, id, quote)?;
             return Err(self.demand(&id, 0));
         };
@@ -339,17 +407,24 @@ impl Orders {
         Ok(())
     }
 
-    /// Whether a manifest may run here, and there is a place for a pod or it runs already.
-    pub(crate) fn check_room(&self, hash: &ManifestHash) -> Result<(), HttpError> {
+    /// Whether a manifest may run here, and there is a place for such a pod or it runs already.
+    pub(crate) fn check_room(
+        &self,
+        hash: &ManifestHash,
+        machine: Machine,
+    ) -> Result<(), HttpError> {
         self.leases.rules.check(hash)?;
-        if self.leases.is_live(hash) || self.leases.admission.has_room_for(Machine::SMALL) {
-            Ok(())
-        } else {
-            Err(full())
+        if self.leases.is_live(hash) {
+            return Ok(());
         }
+        self.leases.admission.room_for(machine).map_err(full)
     }
 
-    async fn check_upload(&self, upload: &Upload) -> Result<Vec<ResolvedImage>, HttpError> {
+    async fn check_upload(
+        &self,
+        upload: &Upload,
+        size: Size,
+    ) -> Result<Vec<ResolvedImage>, HttpError> {
         let hash = upload.hash();
         let spec = self.leases.spec(upload)?;
         if self.leases.closing.is_cancelled() {
@@ -358,7 +433,7 @@ impl Orders {
         if self.leases.drain.is_on() {
             return Err(drain::refusal());
         }
-        self.check_room(&hash)?;
+        self.check_room(&hash, size.machine)?;
         let progress = self.leases.progress.begin(hash);
         progress.phase(codius_api::Phase::Resolving);
         Ok(self.leases.supervisor.resolve(&spec).await?)
@@ -407,7 +482,12 @@ impl Orders {
         pending: Pending,
         payment: Option<&Payment>,
     ) -> Outcome {
-        let Pending { price, images, .. } = pending;
+        let Pending {
+            price,
+            size,
+            images,
+            ..
+        } = pending;
         let hash = request.what.hash();
         let order = Order {
             id: request.id,
@@ -429,10 +509,8 @@ impl Orders {
         // Room first: money is not taken for what there is no room for.
         let reservation = match &request.what {
             What::Upload(_) if !self.leases.is_live(&hash) => {
-                match self.leases.admission.reserve(Machine::SMALL) {
-                    Ok(reservation) => Some(reservation),
-                    Err(_) => return Err(full()),
-                }
+                let reservation = self.leases.admission.reserve(size.machine);
+                Some(reservation.map_err(full)?)
             }
             What::Upload(_) | What::Extend(_) => None,
         };
@@ -675,7 +753,8 @@ fn failed(outcome: &Outcome) -> LeaseEventKind {
 fn refusal(error: PlaceError, hash: &ManifestHash) -> HttpError {
     match error {
         PlaceError::Start(error) => error.into(),
-        PlaceError::Full(_) => full(),
+        PlaceError::Full(of_what) => full(of_what),
+        PlaceError::NotSold => not_sold(),
         PlaceError::Closing => closing(),
         PlaceError::Draining => drain::refusal(),
         PlaceError::NotRunning => no_pod(hash),
@@ -726,14 +805,25 @@ fn other_request() -> HttpError {
     .next("choose 16 new random bytes for each request")
 }
 
-fn full() -> HttpError {
+/// The original's words, whatever there is none left of; the detail says it.
+fn full(of_what: Full) -> HttpError {
     HttpError::new(
         StatusCode::SERVICE_UNAVAILABLE,
         "Memory usage exceeded. Send pod request later.",
     )
-    .detail("this host has no room for another pod")
+    .detail(of_what.to_string())
     .cause(Trouble::HostFull)
     .next("take another host, or come back later")
+}
+
+/// A lease ran when it was asked for more time and has ended since, and its size is not sold any more.
+fn not_sold() -> HttpError {
+    HttpError::new(
+        StatusCode::CONFLICT,
+        "this host does not sell this size any more",
+    )
+    .cause(Trouble::ManifestInvalid)
+    .next("name another size in the manifest's `machine`, or take another host")
 }
 
 fn closing() -> HttpError {

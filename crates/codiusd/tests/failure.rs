@@ -49,7 +49,7 @@ fn cause(body: &ErrorBody) -> Option<Trouble> {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_can_be_known_before_is_refused_before_money_is_asked_for() -> Result<()> {
     let mut world = World::start(Settings {
-        memory_mib: 600,
+        memory_mib: 1000,
         max_unpacked_mib: 64,
         ..Settings::default()
     })?;

@@ -58,7 +58,7 @@ async fn the_program_is_replaced_and_killed_while_pods_answer() -> Result<()> {
         .tempdir()?;
     let program = Program::new(place.path())?;
     let mut world = World::start(Settings {
-        memory_mib: u64::try_from(pods)? * 600,
+        memory_mib: u64::try_from(pods)? * 1000,
         kept: Some(program.file.clone()),
         more: program.guest_table(),
         ..Settings::default()

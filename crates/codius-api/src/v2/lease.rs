@@ -4,7 +4,7 @@ use codius_manifest::ManifestHash;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{ContainerReply, RefundState};
+use super::{ContainerReply, MachineSize, RefundState};
 use crate::{AssetInfo, EndReason, Units, UnixMillis};
 
 /// Body of `POST /api/v2/leases`.
@@ -50,6 +50,9 @@ pub struct LeaseReply {
     pub url: Option<String>,
     /// `None` when the lease has ended: what it ran is forgotten then.
     pub manifest: Option<Value>,
+    /// What its pod is, for the lease's life; `None` of a host that knows one size only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<MachineSize>,
     pub created_at: UnixMillis,
     /// When the money will be used up if nothing is added; `None` when the lease has ended.
     pub expires_at: Option<UnixMillis>,

@@ -15,10 +15,12 @@ mod usage;
 
 pub use container::{ContainerExit, ContainerReply, ContainerState, ExitReason};
 pub use exec::{ExecReply, ExecRequest, ExecStart, INPUT, STDERR, STDOUT, TerminalSize};
-pub use host::{Capacity, DurationRange, HostReply, IsolationInfo, MachineInfo, Price};
+pub use host::{
+    Capacity, DurationRange, HostReply, IsolationInfo, MachineInfo, MachineSize, Price, Processors,
+};
 pub use lease::{CreateLeaseRequest, Ended, ExtendLeaseRequest, LeaseReply, LeaseState};
 pub use log::{LogLine, LogStreamName};
 pub use quote::{QuoteReply, QuoteRequest};
 pub use refund::{RefundReply, RefundRequest, RefundState};
 pub use stop::{RefundTo, StopReply, StopRequest};
-pub use usage::{Exchanged, NetworkUsage, Packets, UsageReply};
+pub use usage::{DiskUsage, Exchanged, MemoryUsage, NetworkUsage, Packets, UsageReply};

@@ -4,6 +4,7 @@ use codius_manifest::ManifestHash;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::MachineSize;
 use crate::{AssetInfo, Units};
 
 /// Body of `POST /api/v2/quotes`.
@@ -32,6 +33,9 @@ impl std::fmt::Debug for QuoteRequest {
 pub struct QuoteReply {
     pub manifest_hash: ManifestHash,
     pub duration_seconds: u64,
+    /// What its pod is; `None` of a host that knows one size only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<MachineSize>,
     /// What the asked duration costs.
     pub price: Units,
     /// Smallest units per second, exactly, as decimal text.

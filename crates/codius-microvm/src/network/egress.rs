@@ -128,22 +128,33 @@ impl EgressRules {
         host
     }
 
-    /// What a pod has sent and received; `None` if it is not connected.
-    pub(crate) fn traffic(&self, pod: &ManifestHash) -> io::Result<Option<Traffic>> {
-        let Some(slot) = self.lock().slots.get(pod).copied() else {
-            return Ok(None);
-        };
-        let namespace = open_namespace(&self.instance.pod_name(slot))?;
-        let counters = counters::in_namespace(&self.programs.nft, &namespace)?;
-        // Another pod may have the slot by now.
-        let same = self.lock().slots.get(pod) == Some(&slot);
-        Ok(same.then(|| counters::traffic(&counters)))
+    /// What pods have sent and received; those that are not connected are left out.
+    pub(crate) fn traffic(&self, pods: &[ManifestHash]) -> BTreeMap<ManifestHash, Traffic> {
+        let mut all = BTreeMap::new();
+        for pod in pods {
+            let slot = |rules: &Self| rules.lock().slots.get(pod).copied();
+            let Some(before) = slot(self) else { continue };
+            let counters = open_namespace(&self.instance.pod_name(before))
+                .and_then(|namespace| counters::in_namespace(&namespace));
+            if slot(self) != Some(before) {
+                // It has ended meanwhile, and another pod may have the slot by now.
+                continue;
+            }
+            match counters {
+                Ok(counters) => {
+                    all.insert(*pod, counters::traffic(&counters));
+                }
+                // The others are told all the same.
+                Err(error) => tracing::warn!(%pod, %error, "counters cannot be read"),
+            }
+        }
+        all
     }
 
     /// What the host's table has refused, of all pods together.
     pub(crate) fn refused_by_host(&self) -> io::Result<Count> {
         let table = firewall::table_name(&self.instance);
-        let counters = counters::of_host(&self.programs.nft, &table)?;
+        let counters = counters::of_host(&table)?;
         Ok(counters
             .get(firewall::HOST_REFUSED)
             .copied()

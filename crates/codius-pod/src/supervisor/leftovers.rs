@@ -98,15 +98,17 @@ fn not_removed(hash: &ManifestHash, error: &DriverError, wait: Duration) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use async_trait::async_trait;
     use codius_manifest::{PodSpec, Upload};
 
     use super::*;
     use crate::{
         Duplex, ExecError, ExecSession, ExecStart, ImageConfig, ImageError, Images,
-        InterledgerPort, Isolation, Machine, Pod, PodEvents, PodNotice, PodStart, PreparedImage,
-        PullProgress, ResolvedImage, RunningPod, SETTLE, StartError, StartPhase, StartProgress,
-        Supervisor,
+        InterledgerPort, Isolation, Machine, Pod, PodEvents, PodNotice, PodStart, PodUsage,
+        PreparedImage, PullProgress, ResolvedImage, RunningPod, SETTLE, StartError, StartPhase,
+        StartProgress, Supervisor,
     };
 
     /// Removes a pod only after it has refused so many times.
@@ -130,6 +132,17 @@ mod tests {
 
     #[async_trait]
     impl Driver for Stubborn {
+        fn overhead_mib(&self, _: Machine) -> u64 {
+            0
+        }
+
+        async fn usage(
+            &self,
+            _: &[ManifestHash],
+        ) -> Result<BTreeMap<ManifestHash, PodUsage>, DriverError> {
+            Ok(BTreeMap::new())
+        }
+
         fn isolation(&self) -> Isolation {
             Isolation::Tcg
         }

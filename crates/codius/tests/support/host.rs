@@ -207,7 +207,14 @@ impl Behaviour {
             "asset": self.asset(),
             "price": { "per_second": self.per_second(), "per_month": self.monthly.to_string() },
             "duration": { "min_seconds": 1, "max_seconds": 2_678_400 },
-            "machines": [{ "name": "small", "vcpus": 1, "memory_mib": 512 }],
+            "machines": [
+                { "name": "small", "vcpus": 1, "memory_mib": 512 },
+                {
+                    "name": "medium", "vcpus": 2, "memory_mib": 1024, "disk_mib": 2048,
+                    "price": { "per_second": "1", "per_month": (3 * self.monthly).to_string() },
+                    "has_room": self.has_room()
+                }
+            ],
             "isolation": { "kind": "tcg", "reason": "it is none" },
             "capacity": { "accepting_uploads": self.has_room(), "free_memory_bytes": 0, "running_pods": 0 },
             "load_1m_per_core": 0.5, "uptime_seconds": 1, "payment_pointer": "$host.example", "peers": 0
@@ -259,11 +266,8 @@ impl Behaviour {
         let text = document.to_string();
         *self.last_document.lock().expect("nobody panics") = Some(document);
         let own = format!("http://{}", self.address);
-        Some(
-            quoted(ManifestVersion::V2, text.as_bytes(), &own)
-                .ok()?
-                .to_string(),
-        )
+        let quoted = quoted(ManifestVersion::V2, text.as_bytes(), &own).ok()?;
+        Some(quoted.hash.to_string())
     }
 
     fn quote(&self, body: &[u8]) -> Response {

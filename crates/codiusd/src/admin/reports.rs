@@ -7,7 +7,6 @@ use codius_api::UnixMillis;
 use codius_ledger::{Asset, Millis};
 use codius_manifest::ManifestHash;
 use codius_peers::PeerOverview;
-use codius_pod::Machine;
 use ilp_connector::{AccountOverview, Relation};
 use serde::{Deserialize, Serialize};
 
@@ -51,7 +50,7 @@ impl PodReport {
             running: true,
             start: shown.created_at(),
             expiry: shown.expires_at,
-            memory: Machine::SMALL.memory_mib.into(),
+            memory: shown.size.machine.memory_mib.into(),
             total_uptime: shown.paid_for(now).0,
             port: address.map(|address| address.port()),
             ip: address.map(|address| address.ip().to_string()),

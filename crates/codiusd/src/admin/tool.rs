@@ -17,6 +17,7 @@ use tokio::net::UnixStream;
 
 use super::{
     SOCKET,
+    capacity::{Bounded, CapacityReport, UsageReport},
     egress::{PermitChange, PermitOf},
     house::{ImagesReport, RuleChange, RuleChanged, StopPod, StoppedPod},
     reports::{AccountsReport, PeersReport, PodReport, Pods, Uptime},
@@ -51,6 +52,10 @@ pub(crate) enum AdminCommand {
         /// In whole units of the asset, such as 10 or 0.5
         price: serde_json::Number,
     },
+    /// What is sold of this machine, the sizes of pods, and what each costs
+    Capacity,
+    /// What each running pod has used of processors, memory and disk
+    Usage,
     /// The images that are here, and what they take on disk
     Images,
     /// Who may run what: the rules of the configuration and those made here
@@ -145,6 +150,8 @@ async fn ask(command: &AdminCommand, socket: &Path) -> Result<String> {
             let body = format!("{{\"hostCostPerMonth\":{price}}}");
             (Method::POST, "/config".to_owned(), body)
         }
+        AdminCommand::Capacity => (Method::GET, "/capacity".to_owned(), String::new()),
+        AdminCommand::Usage => (Method::GET, "/usage".to_owned(), String::new()),
         AdminCommand::Images => (Method::GET, "/images".to_owned(), String::new()),
         AdminCommand::Rules => (Method::GET, "/rules".to_owned(), String::new()),
         AdminCommand::Deny { rule } => {
@@ -217,6 +224,41 @@ fn refusal(status: StatusCode, text: &str) -> String {
     let more = [detail, error.next];
     let more = more.into_iter().flatten().map(|more| format!("; {more}"));
     std::iter::once(error.message).chain(more).collect()
+}
+
+/// What is sold, then the sizes.
+fn capacity(report: CapacityReport, yes: impl Fn(bool) -> String) -> String {
+    let of = |bounded: Bounded, unit: &str| match bounded.of {
+        Some(of) => format!("{} of {of}{unit}", bounded.sold),
+        None => format!("{}{unit}, no limit", bounded.sold),
+    };
+    let facts = facts(&[
+        ("pods", of(report.pods, "")),
+        ("memory promised", of(report.memory_mib, " MiB")),
+        ("disk promised", of(report.disk_mib, " MiB")),
+        ("processors sold", of(report.vcpus, "")),
+        ("cores", report.cores.to_string()),
+        ("sold per core", format!("{:.2}", report.cpu_overcommit)),
+    ]);
+    let head = [
+        "SIZE",
+        "PROCESSORS",
+        "MEMORY MIB",
+        "DISK MIB",
+        "PER MONTH",
+        "ROOM",
+    ];
+    let rows = report.sizes.into_iter().map(|size| {
+        vec![
+            size.name,
+            size.vcpus.to_string(),
+            size.memory_mib.to_string(),
+            size.disk_mib.to_string(),
+            size.cost_per_month,
+            yes(size.has_room),
+        ]
+    });
+    format!("{facts}\n{}", table(&head, rows))
 }
 
 /// The answer for people.
@@ -320,6 +362,32 @@ fn shown(command: &AdminCommand, text: &str) -> Result<String> {
                     ]
                 }),
             )
+        }
+        AdminCommand::Capacity => capacity(read(text)?, yes),
+        AdminCommand::Usage => {
+            let report: UsageReport = read(text)?;
+            let head = [
+                "POD",
+                "CPU S",
+                "MEMORY MIB",
+                "PEAK MIB",
+                "DISK MIB",
+                "READ MIB",
+                "WRITTEN MIB",
+            ];
+            let mib = |bytes: u64| bytes.div_ceil(MIB).to_string();
+            let rows = report.pods.into_iter().map(|(pod, used)| {
+                vec![
+                    pod,
+                    format!("{}.{:03}", used.cpu_ms / 1000, used.cpu_ms % 1000),
+                    mib(used.memory_bytes),
+                    mib(used.memory_peak_bytes),
+                    mib(used.disk_bytes),
+                    mib(used.disk_read_bytes),
+                    mib(used.disk_written_bytes),
+                ]
+            });
+            table(&head, rows)
         }
         AdminCommand::Images => {
             let report: ImagesReport = read(text)?;

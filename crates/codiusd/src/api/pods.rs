@@ -14,14 +14,14 @@ use base64::{
 };
 use codius_api::{PodStatusReply, QuoteReply, Units};
 use codius_ledger::{OrderId, RequestDigest};
-use codius_manifest::{ManifestVersion, Upload};
+use codius_manifest::{Machine, ManifestVersion, Upload};
 
 use super::{Api, Shared, answer, json, query};
 use crate::{
     config::Quote,
     http_error::HttpError,
     leases::ReplyForm,
-    orders::{PaidRequest, What, no_pod},
+    orders::{PaidRequest, Quotation, What, no_pod},
     refund::{InvalidPointer, PaymentPointer},
 };
 
@@ -41,9 +41,10 @@ pub(super) async fn quote(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, HttpError> {
     let body = json_body(&headers, body)?;
-    let manifest_hash = codius_manifest::quoted(ManifestVersion::V1, &body, api.leases.own_uri())?;
+    let own_uri = api.leases.own_uri();
+    let quoted = codius_manifest::quoted(ManifestVersion::V1, &body, own_uri)?;
     let duration = query::duration(uri.query(), api.max_duration)?;
-    let price = api.orders.price(&manifest_hash, duration)?;
+    let Quotation { price, .. } = api.orders.quote(&quoted.hash, quoted.machine, duration)?;
     if api.quote == Quote::Stream && headers.contains_key(PAY_TOKEN) {
         let id = pay_token(&headers)?;
         api.orders.connected(id, digest(&method, &uri, &body))?;
@@ -51,7 +52,7 @@ pub(super) async fn quote(
     Ok(json(
         StatusCode::OK,
         &QuoteReply {
-            manifest_hash,
+            manifest_hash: quoted.hash,
             price: Units(price),
         },
     ))
@@ -72,7 +73,7 @@ pub(super) async fn upload(
         Ok(id) => id,
         Err(error) => {
             // As in the original: who cannot be served is told so before how to pay.
-            api.orders.check_room(&upload.hash())?;
+            api.orders.check_room(&upload.hash(), Machine::SMALL)?;
             return Err(error);
         }
     };

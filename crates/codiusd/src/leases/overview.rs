@@ -22,27 +22,10 @@ impl Leases {
         running.sort_by_key(|(hash, _)| hash.to_string());
         running
     }
-
-    /// What more time costs for this hash: at the rate of its lease if it runs, else at that of a new one.
-    pub(crate) fn price(
-        &self,
-        hash: &ManifestHash,
-        duration: Seconds,
-    ) -> Result<u64, codius_ledger::RateError> {
-        self.rate_for(hash).price(duration)
-    }
-
-    /// The rate of the lease of a hash if it runs, else that of a new one.
-    pub(crate) fn rate_for(&self, hash: &ManifestHash) -> Rate {
-        match self.shown(hash) {
-            Some(shown) => shown.rate(),
-            None => self.rate.rate(),
-        }
-    }
 }
 
 impl Shown {
-    fn rate(&self) -> Rate {
+    pub(crate) fn rate(&self) -> Rate {
         self.lease.rate()
     }
 

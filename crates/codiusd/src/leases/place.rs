@@ -20,7 +20,11 @@ use codius_store::{Batch, LeaseOrigin, StoreError, StoredUpload};
 use thiserror::Error;
 
 use super::{End, Leases, ReplyForm, Running, Slot, refund};
-use crate::progress::{Progress, Tell};
+use crate::{
+    price::Offer,
+    progress::{Progress, Tell},
+};
+
 /// An order that has been paid in full, with what it pays for.
 pub(crate) struct Purchase {
     pub(crate) order: Order,
@@ -43,6 +47,10 @@ pub(crate) enum PlaceError {
     Start(#[from] StartError),
     #[error(transparent)]
     Full(#[from] codius_pod::Full),
+    /// It was extended when it was asked for, and would be a new lease now, of a size that is not sold any
+    /// more.
+    #[error("this size is not sold any more")]
+    NotSold,
     #[error("this host is being shut down")]
     Closing,
     #[error("this host is being drained")]
@@ -79,9 +87,15 @@ impl Leases {
             // `settle_leftover` tries again what could not be written.
             let _ = self.end_locked(&slot, &mut state, End::Expired).await;
         }
+        let Order {
+            duration, price, ..
+        } = purchase.order;
+        let machine = purchase.upload.manifest().machine();
+        let offer = self.rate.offer_of(machine, duration, price);
+        let Offer { size, rate, .. } = offer.ok_or(PlaceError::NotSold)?;
         let reservation = match purchase.reservation {
             Some(reservation) => reservation,
-            None => self.admission.reserve(Machine::SMALL)?,
+            None => self.admission.reserve(size.machine)?,
         };
         let spec = self.spec(&purchase.upload).map_err(|error| {
             StartError::Driver(codius_pod::DriverError::Unsupported {
@@ -94,12 +108,7 @@ impl Leases {
         // what is due to this owner, if he has not said where it goes.
         let owed = self.balance(&Account::Owed(slot.hash)).await?;
         let kept = self.kept(slot.hash, purchase.owner).await?;
-        let mut lease = Lease::new(
-            slot.hash,
-            self.clock.wall(),
-            self.rate
-                .rate_of(purchase.order.duration, purchase.order.price),
-        );
+        let mut lease = Lease::new(slot.hash, self.clock.wall(), rate);
         lease
             .extend(purchase.order.duration)
             .expect("a new lease can be extended");
@@ -113,6 +122,7 @@ impl Leases {
             owner: purchase.owner.map(|key| *key.as_bytes()),
             carried: owed,
             refund: purchase.refund,
+            size,
         };
         let upload = stored_upload(&purchase.upload, &purchase.images);
         let mut batch = Batch::new().new_lease_from(lease, upload, origin);
@@ -142,7 +152,7 @@ impl Leases {
         self.store.commit(batch).await?;
 
         let started = self
-            .start(&spec, &purchase.images, &purchase.progress)
+            .start(&spec, &purchase.images, size.machine, &purchase.progress)
             .await;
         let pod = match started {
             Ok(pod) => pod,
@@ -289,13 +299,14 @@ impl Leases {
         &self,
         spec: &PodSpec,
         images: &[ResolvedImage],
+        machine: Machine,
         progress: &Arc<Progress>,
     ) -> Result<Pod, PlaceError> {
         let tell = Arc::new(Tell(Arc::clone(progress)));
         // A pod that is ready is kept, and the next start finds it.
         let outcome = tokio::select! {
             biased;
-            outcome = self.supervisor.start(spec, images, Machine::SMALL, tell) => Some(outcome),
+            outcome = self.supervisor.start(spec, images, machine, tell) => Some(outcome),
             () = self.closing.cancelled() => None,
         };
         match outcome {

@@ -21,7 +21,7 @@ use std::{sync::Arc, time::Duration};
 use codius_api::{EndReason as ApiEndReason, LeaseEventKind, Phase};
 use codius_ledger::{Account, EndReason, Lease, LeaseState};
 use codius_manifest::{ManifestHash, ManifestVersion, PodSpec, Upload};
-use codius_pod::{Machine, Pod, Reservation, ResolvedImage};
+use codius_pod::{Pod, Reservation, ResolvedImage};
 use codius_store::{Batch, LeaseOrigin, StoreError, StoredLease, StoredUpload};
 use futures_util::future::try_join_all;
 use tokio::{sync::OwnedMutexGuard, task::JoinHandle};
@@ -150,7 +150,7 @@ impl Leases {
             upload,
             images,
             origin,
-            reservation: Some(self.admission.reserve_running(Machine::SMALL)),
+            reservation: Some(self.admission.reserve_running(origin.size.machine)),
             progress: self.progress.begin(hash),
         };
         let leases = Arc::clone(self);
@@ -205,7 +205,9 @@ impl Leases {
             return;
         }
         left.recorded = left.lease;
-        let outcome = match self.start(&left.spec, &left.images, &left.progress).await {
+        let machine = left.origin.size.machine;
+        let started = self.start(&left.spec, &left.images, machine, &left.progress);
+        let outcome = match started.await {
             Ok(pod) => match self.go_on(&mut left, pod).await {
                 Ok(()) => Ok(()),
                 Err(error) => {
@@ -330,7 +332,7 @@ impl Leases {
             _reservation: left
                 .reservation
                 .take()
-                .unwrap_or_else(|| self.admission.reserve_running(Machine::SMALL)),
+                .unwrap_or_else(|| self.admission.reserve_running(left.origin.size.machine)),
         };
         self.publish(&slot, &mut running, expires_at);
         left.progress.phase(Phase::Running {

@@ -164,6 +164,7 @@ mod tests {
             owner: None,
             carried,
             refund: is_known.then_some(RefundId::from_bytes([1; 32])),
+            ..LeaseOrigin::default()
         }
     }
 

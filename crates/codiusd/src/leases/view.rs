@@ -3,12 +3,12 @@
 
 use codius_api::{
     EndReason as ApiEndReason, PodReply, Units, UnixMillis,
-    v2::{Ended, LeaseReply, LeaseState, RefundState},
+    v2::{Ended, LeaseReply, LeaseState, MachineSize, RefundState},
 };
 use codius_ledger::{
     Account, EndReason, Lease, LeaseState as LedgerState, RefundId, StoredResponse,
 };
-use codius_manifest::{Manifest, ManifestHash, ManifestVersion, Upload};
+use codius_manifest::{Manifest, ManifestHash, ManifestVersion, Size, Upload};
 use codius_signature::KeyId;
 use codius_store::{LeaseOrigin, StoreError};
 use serde::Serialize;
@@ -39,6 +39,7 @@ impl Leases {
                 balance,
                 Some(shown.upload.manifest()),
                 shown.owner,
+                shown.size,
             );
             let views = shown.pod.containers();
             return Ok(Some(LeaseReply {
@@ -69,6 +70,7 @@ impl Leases {
             balance,
             upload.as_ref().map(Upload::manifest),
             stored.origin.owner.map(KeyId::from_bytes),
+            stored.origin.size,
         );
         if state == LeaseState::Ended {
             reply.owed = Some(Units(self.balance(&Account::Owed(*hash)).await?));
@@ -121,6 +123,7 @@ impl Leases {
         balance: u64,
         manifest: Option<&Manifest>,
         owner: Option<KeyId>,
+        size: Size,
     ) -> LeaseReply {
         let hash = lease.hash();
         let has_port = manifest.is_some_and(|manifest| manifest.port().is_some());
@@ -142,6 +145,7 @@ impl Leases {
             state,
             url: (state == LeaseState::Running && has_port).then(|| self.url(&hash)),
             manifest: manifest.map(|manifest| manifest.as_value().clone()),
+            machine: Some(sold(size)),
             created_at: UnixMillis::new(lease.parts().created_at_unix_ms),
             expires_at: ended.is_none().then(|| self.expiry(lease, balance)),
             frozen_until,
@@ -186,9 +190,20 @@ impl Leases {
                     balance,
                     Some(upload.manifest()),
                     origin.owner.map(KeyId::from_bytes),
+                    origin.size,
                 ))
             }
         }
+    }
+}
+
+/// A size as it is told.
+pub(crate) fn sold(Size { name, machine }: Size) -> MachineSize {
+    MachineSize {
+        name: name.to_string(),
+        vcpus: machine.vcpus.into(),
+        memory_mib: machine.memory_mib.into(),
+        disk_mib: machine.scratch_mib.into(),
     }
 }
 

@@ -21,8 +21,8 @@ use codius_guest_protocol::ContainerExit;
 use codius_manifest::ManifestHash;
 use codius_pod::{
     Driver, DriverError, ExecError, ExecSession, ExecStart, ImageConfig, ImageError, Images,
-    Isolation, PodEvent, PodEvents, PodNotice, PodStart, PreparedImage, PullProgress,
-    ResolvedImage, RunningPod, SETTLE,
+    Isolation, Machine, PodEvent, PodEvents, PodNotice, PodStart, PodUsage, PreparedImage,
+    PullProgress, ResolvedImage, RunningPod, SETTLE,
 };
 
 use super::{
@@ -263,6 +263,17 @@ fn host_error(doing: &str) -> DriverError {
 impl Driver for PretendedDriver {
     fn isolation(&self) -> Isolation {
         Isolation::Tcg
+    }
+
+    fn overhead_mib(&self, _: Machine) -> u64 {
+        0
+    }
+
+    async fn usage(
+        &self,
+        _: &[ManifestHash],
+    ) -> Result<BTreeMap<ManifestHash, PodUsage>, DriverError> {
+        Ok(BTreeMap::new())
     }
 
     async fn start(

@@ -1,7 +1,7 @@
 //! One process of the host: the parts of `daemon.rs` that have to do with money, wired in the same order,
 //! without listeners.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use codius_api::AssetInfo;
@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     clock::Clock,
+    config,
     drain::Drain,
     leases::{Leases, Wiring},
     orders::Orders,
@@ -75,7 +76,11 @@ impl Host {
             }
         };
         let asset = Asset::new("XRP", 6).context("asset")?;
-        let rate = PriceTag::open(world.plan.cost_per_month, &asset, &snapshot.meta)?;
+        let price = config::Price {
+            cost_per_month: world.plan.cost_per_month.to_owned(),
+            ..config::Price::default()
+        };
+        let rate = PriceTag::open(&price, &BTreeMap::new(), &asset, &snapshot.meta)?;
         let connector = Connector::new(
             ConnectorConfig::new(Self::ADDRESS.parse()?, asset.code(), asset.scale()),
             Arc::new(store.clone()),
@@ -113,7 +118,10 @@ impl Host {
             clock,
             store: store.clone(),
             supervisor,
-            admission: Admission::new(Self::capacity(world)),
+            admission: Admission::new(Self::capacity(world), {
+                let driver = Arc::clone(&driver);
+                Arc::new(move |machine| driver.overhead_mib(machine))
+            }),
             routes,
             proxy,
             pod_money,
@@ -156,7 +164,8 @@ impl Host {
     pub(super) fn capacity(world: &World) -> Capacity {
         Capacity {
             memory_mib: u64::from(Machine::SMALL.memory_mib) * world.plan.pods as u64,
-            pods: world.plan.pods,
+            pods: world.plan.pods as u64,
+            ..Capacity::ENDLESS
         }
     }
 

@@ -82,7 +82,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             warm: false,
-            memory_mib: 2048,
+            memory_mib: 4096,
             port_timeout_secs: 40,
             max_unpacked_mib: 1024,
             max_duration_secs: 31 * 24 * 3600,

@@ -8,5 +8,6 @@ mod lease;
 mod pointer;
 mod refunds;
 mod schemathesis;
+mod sizes;
 #[path = "../support/mod.rs"]
 mod support;

@@ -229,13 +229,13 @@ fn a_permit_is_in_force_at_once_and_ends_at_once_and_is_of_one_pod() {
         .renew(&stage.namespace, &next, stage.slot)
         .unwrap();
     let refused = |traffic: Traffic| traffic.refused[&Refusal::Port].packets;
-    let before = refused(stage.rules.traffic(&next).unwrap().unwrap());
+    let before = refused(stage.rules.traffic(&[next]).remove(&next).unwrap());
     stage.send(&mail);
     assert_eq!(
-        refused(stage.rules.traffic(&next).unwrap().unwrap()),
+        refused(stage.rules.traffic(&[next]).remove(&next).unwrap()),
         before + 1
     );
-    assert_eq!(stage.rules.traffic(&stage.pod).unwrap(), None);
+    assert!(stage.rules.traffic(&[stage.pod]).is_empty());
 }
 
 #[test]

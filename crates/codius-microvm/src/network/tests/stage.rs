@@ -156,7 +156,7 @@ impl Stage {
     }
 
     pub(super) fn traffic(&self) -> Traffic {
-        self.rules.traffic(&self.pod).unwrap().unwrap()
+        self.rules.traffic(&[self.pod]).remove(&self.pod).unwrap()
     }
 
     /// What has come to the internet.
@@ -164,7 +164,7 @@ impl Stage {
         let internet = self.name.replacen("cd", "ct", 1);
         let internet = format!("{}-i", internet.split('-').next().unwrap());
         let namespace = open_namespace(&internet).unwrap();
-        let counters = counters::in_namespace(&self.programs.nft, &namespace).unwrap();
+        let counters = counters::in_namespace(&namespace).unwrap();
         counters["arrived"].packets
     }
 

@@ -6,7 +6,7 @@ use axum::{
     http::{HeaderMap, StatusCode},
 };
 use codius_ledger::Seconds;
-use codius_manifest::{ManifestHash, ManifestVersion, Upload};
+use codius_manifest::{ManifestVersion, Quoted, Upload};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
@@ -33,19 +33,20 @@ pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, HttpError> {
     })
 }
 
-/// A manifest and its private values, checked as `POST /pods` checks them, by the schema of version 2.
+/// A manifest and its private values, checked as `POST /pods` checks them, but by the schema of version 2: any size may
+/// be named.
 pub(super) fn upload(manifest: Value, private: Option<Value>) -> Result<Upload, HttpError> {
     let posted = posted(manifest, private)?;
     Ok(Upload::parse_as(ManifestVersion::V2, &posted)?)
 }
 
-/// The hash of a manifest, checked as `OPTIONS /pods` checks it: without private values it is taken for one
+/// The hash and the size of a manifest, checked as `OPTIONS /pods` checks it: without private values it is taken for one
 /// that will have the right ones.
 pub(super) fn quoted(
     manifest: Value,
     private: Option<Value>,
     own_uri: &str,
-) -> Result<ManifestHash, HttpError> {
+) -> Result<Quoted, HttpError> {
     let posted = posted(manifest, private)?;
     Ok(codius_manifest::quoted(
         ManifestVersion::V2,

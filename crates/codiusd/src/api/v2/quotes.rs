@@ -12,7 +12,10 @@ use codius_api::{
 };
 
 use super::{Problem, body};
-use crate::api::{Shared, json};
+use crate::{
+    api::{Shared, json},
+    leases::sold,
+};
 
 /// Free, needs no payment channel, and looks at no registry.
 pub(super) async fn quote(
@@ -24,14 +27,16 @@ pub(super) async fn quote(
     let request: QuoteRequest = body::parse(&body)?;
     let duration = body::duration(request.duration_seconds, api.max_duration)?;
     let own_uri = api.leases.own_uri();
-    let manifest_hash = body::quoted(request.manifest, request.private, own_uri)?;
+    let quoted = body::quoted(request.manifest, request.private, own_uri)?;
+    let quotation = api.orders.quote(&quoted.hash, quoted.machine, duration)?;
     let reply = QuoteReply {
-        manifest_hash,
+        manifest_hash: quoted.hash,
+        machine: Some(sold(quotation.size)),
         duration_seconds: duration.0,
-        price: Units(api.orders.price(&manifest_hash, duration)?),
-        price_per_second: api.leases.rate_for(&manifest_hash).to_string(),
+        price: Units(quotation.price),
+        price_per_second: quotation.rate.to_string(),
         asset: api.leases.asset.clone(),
-        runs: api.leases.shown(&manifest_hash).is_some(),
+        runs: api.leases.shown(&quoted.hash).is_some(),
     };
     Ok(json(StatusCode::OK, &reply))
 }

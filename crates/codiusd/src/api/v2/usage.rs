@@ -1,19 +1,22 @@
-//! `GET /api/v2/leases/{hash}/usage`: what a pod has sent and received, and what was refused of it.
+//! `GET /api/v2/leases/{hash}/usage`: what a pod has used of its host, what it has sent and received, and what
+//! was refused of it.
 //!
-//! For the owner, who signs the request: what a program talks about with others, and how much, is his.
+//! For the owner, who signs the request: what a program does, and how much it talks with others, is his.
 
 use axum::{
     extract::State,
     http::{HeaderMap, Method, StatusCode, Uri},
     response::Response,
 };
-use codius_api::v2::{Exchanged, NetworkUsage, Packets, UsageReply};
-use codius_pod::{Count, Traffic};
+use codius_api::v2::{DiskUsage, Exchanged, MemoryUsage, NetworkUsage, Packets, UsageReply};
+use codius_manifest::ManifestHash;
+use codius_pod::{Count, DriverError, Traffic};
 
 use super::{Problem, hash::LeaseHash, leases::from_owner};
 use crate::{
-    api::{Shared, json},
+    api::{Api, Shared, json},
     http_error::HttpError,
+    leases::sold,
 };
 
 pub(super) async fn show(
@@ -24,25 +27,47 @@ pub(super) async fn show(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     from_owner(&api, &method, &uri, &headers, &hash).await?;
-    let traffic = match api.leases.shown(&hash) {
-        Some(_) => api.leases.egress.traffic(&hash).await,
-        None => Ok(None),
-    };
-    let traffic = traffic.map_err(|error| {
-        tracing::error!(error = &error as &dyn std::error::Error, %hash, "counters");
+    let Some(usage) = usage(&api, &hash).await.map_err(|error| {
+        tracing::error!(error = &error as &dyn std::error::Error, %hash, "usage");
         HttpError::internal()
-    })?;
-    let Some(traffic) = traffic else {
+    })?
+    else {
         let text = "this lease does not run; what its pod has used is not kept";
         let not_running = HttpError::new(StatusCode::CONFLICT, text);
         let next = "ask while it runs; its events tell when that is";
         return Err(not_running.next(next).into());
     };
-    let reply = UsageReply {
-        manifest_hash: hash,
-        network: network(&traffic),
+    Ok(json(StatusCode::OK, &usage))
+}
+
+/// `None` if it does not run.
+async fn usage(api: &Api, hash: &ManifestHash) -> Result<Option<UsageReply>, DriverError> {
+    let Some(shown) = api.leases.shown(hash) else {
+        return Ok(None);
     };
-    Ok(json(StatusCode::OK, &reply))
+    let pods = std::slice::from_ref(hash);
+    let (traffic, used) = tokio::try_join!(
+        api.leases.egress.traffic(pods),
+        api.leases.supervisor.usage(pods)
+    )?;
+    let (Some(traffic), Some(used)) = (traffic.get(hash), used.get(hash)) else {
+        return Ok(None);
+    };
+    Ok(Some(UsageReply {
+        manifest_hash: *hash,
+        machine: Some(sold(shown.size)),
+        cpu_ms: Some(used.cpu_ms),
+        memory: Some(MemoryUsage {
+            bytes: used.memory_bytes,
+            peak_bytes: used.memory_peak_bytes,
+        }),
+        disk: Some(DiskUsage {
+            bytes: used.disk_bytes,
+            read_bytes: used.disk_read_bytes,
+            written_bytes: used.disk_written_bytes,
+        }),
+        network: network(traffic),
+    }))
 }
 
 fn network(traffic: &Traffic) -> NetworkUsage {
