@@ -140,7 +140,7 @@ async fn carry(
 
 async fn next_signal(signal: &mut Signal) {
     if signal.recv().await.is_none() {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 
