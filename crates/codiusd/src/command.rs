@@ -17,6 +17,7 @@ use crate::{
     keep,
     ledger::{self, LedgerArguments},
     listeners::Held,
+    privileges,
 };
 
 #[derive(Debug, Parser)]
@@ -346,6 +347,7 @@ fn keep(
         Some(program) => program,
         None => std::env::current_exe().context("cannot find this program; give --program")?,
     };
+    privileges::give_up().context("cannot give up capabilities")?;
     // It has next to nothing to do.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -374,6 +376,7 @@ fn serve(config: Config, remarks: &[String], held: Held) -> Result<()> {
     {
         bail!("TLS was set up twice");
     }
+    privileges::give_up().context("cannot give up capabilities")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

@@ -26,6 +26,7 @@ mod orders;
 mod peers;
 mod pod_money;
 mod price;
+mod privileges;
 mod progress;
 mod refund;
 mod routes;

@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
 use anyhow::{Result, ensure};
 use codius_bench::tap::Tap;
@@ -11,6 +11,34 @@ use serde_json::{Value, json};
 use support::{Settings, World, document, hash_of, shell};
 
 const PRICE_LIMIT: u64 = 1_000_000_000;
+/// What the host is held by (`src/privileges.rs`): chown, dac_override, fowner, kill, setgid, setuid, setpcap,
+/// net_bind_service, net_admin, sys_ptrace, sys_admin.
+const HELD: [(&str, &str); 6] = [
+    ("CapInh", "0000000000000000"),
+    ("CapPrm", "00000000002815eb"),
+    ("CapEff", "00000000002815eb"),
+    ("CapBnd", "00000000002815eb"),
+    ("CapAmb", "0000000000000000"),
+    ("NoNewPrivs", "1"),
+];
+
+fn assert_held(process: u32) -> Result<()> {
+    let mut threads = 0;
+    for thread in fs::read_dir(format!("/proc/{process}/task"))? {
+        // It may have ended.
+        let Ok(status) = fs::read_to_string(thread?.path().join("status")) else {
+            continue;
+        };
+        threads += 1;
+        for (field, value) in HELD {
+            let found = status.lines().find_map(|line| line.strip_prefix(field));
+            let found = found.map(|rest| rest.trim_start_matches(':').trim());
+            ensure!(found == Some(value), "{field}: {found:?}");
+        }
+    }
+    ensure!(threads > 1, "{threads} threads were looked at");
+    Ok(())
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_program_with_two_containers_lives_for_as_long_as_it_was_paid_for() -> Result<()> {
@@ -54,6 +82,7 @@ async fn life(warm: bool) -> Result<()> {
         "{:?}",
         first.receipt
     );
+    assert_held(world.process_id()?)?;
     ensure!(
         first.reply.url
             == format!(

@@ -88,8 +88,9 @@ impl Jail {
     }
 
     fn start_in(&self, groups: Vec<File>, cell: Cell<'_>) -> io::Result<libc::pid_t> {
-        let program = c_text(self.qemu.clone().into_os_string())?;
-        let mut arguments = vec![program.clone()];
+        let program = c_text(self.root.program().into())?;
+        // The name by which strays are found.
+        let mut arguments = vec![c_text(self.qemu.clone().into())?];
         for argument in cell.arguments {
             arguments.push(c_text(argument)?);
         }

@@ -27,15 +27,12 @@ use crate::{
 /// The loader, at the place that the ABI of x86-64 gives it.
 const LOADER: &str = "/lib64/ld-linux-x86-64.so.2";
 const C_LIBRARY: &str = "libc.so.6";
-/// Where distributions keep the parts of QEMU that it loads when it needs them. Debian's first.
-const MODULE_DIRS: [&str; 3] = [
-    "/usr/lib/x86_64-linux-gnu/qemu",
-    "/usr/lib64/qemu",
-    "/usr/lib/qemu",
-];
+/// Where distributions keep the parts of QEMU that it loads when it needs them, below what its own `bin` is in. Debian's
+/// first.
+const MODULE_DIRS: [&str; 3] = ["lib/x86_64-linux-gnu/qemu", "lib64/qemu", "lib/qemu"];
 /// The only such part that a machine needs.
 const EMULATION_MODULE: &str = "accel-tcg-x86_64.so";
-const FIRMWARE_DIR: &str = "/usr/share/qemu";
+const FIRMWARE_DIR: &str = "share/qemu";
 /// The firmware of a `microvm` machine; what starts an ELF kernel; what starts a bzImage.
 const FIRMWARE: [&str; 3] = ["bios-microvm.bin", "pvh.bin", "linuxboot_dma.bin"];
 const DEVICES: [&str; 2] = ["/dev/null", "/dev/urandom"];
@@ -105,10 +102,15 @@ pub(super) struct Mount {
 impl Root {
     /// Lists what is there. Blocks.
     pub(super) fn of(qemu: &Path) -> io::Result<Self> {
-        Ok(Self {
-            qemu: qemu.to_owned(),
-            listed: Mutex::new(Arc::new(list(qemu)?)),
-        })
+        // QEMU takes the place where it really is for its own.
+        let qemu = qemu.canonicalize()?;
+        let listed = Mutex::new(Arc::new(list(&qemu)?));
+        Ok(Self { qemu, listed })
+    }
+
+    /// The program, in the root as on the host.
+    pub(super) fn program(&self) -> &Path {
+        &self.qemu
     }
 
     /// What is there now, for a machine with or without KVM. Blocks.
@@ -136,13 +138,15 @@ impl Listed {
 }
 
 fn list(qemu: &Path) -> io::Result<Listed> {
+    // QEMU looks for its parts beside the directory that it is in itself, whatever that is, so all but the libraries
+    // stay at their places.
+    let prefix = qemu.parent().and_then(Path::parent).unwrap_or(qemu);
     let emulation = MODULE_DIRS
         .iter()
-        .map(|dir| Path::new(dir).join(EMULATION_MODULE))
+        .map(|dir| prefix.join(dir).join(EMULATION_MODULE))
         .find(|path| path.is_file());
-    // A directory is compiled into QEMU relative to its own, so everything but the libraries stays at its place.
     let mut places: BTreeMap<PathBuf, PathBuf> = BTreeMap::new();
-    let firmware = FIRMWARE.map(|name| Path::new(FIRMWARE_DIR).join(name));
+    let firmware = FIRMWARE.map(|name| prefix.join(FIRMWARE_DIR).join(name));
     let stay = [qemu.to_owned(), PathBuf::from(LOADER)]
         .into_iter()
         .chain(firmware.into_iter().filter(|path| path.is_file()))
@@ -323,20 +327,38 @@ mod tests {
     #[test]
     fn a_program_that_is_replaced_is_listed_again() {
         let dir = tempfile::tempdir().unwrap();
-        let program = dir.path().join("qemu-system-x86_64");
-        // A program of the distribution that uses the C library, as QEMU does.
+        let at = |name: &str| {
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            path
+        };
+        // A program of the distribution that uses the C library, as QEMU does, in a directory as an operator's own
+        // QEMU is, under another name.
+        let program = at("opt/bin/qemu-system-x86_64");
         fs::copy("/usr/bin/env", &program).unwrap();
-        let root = Root::of(&program).unwrap();
-        let first = root.plan(false, |plan| plan.files.len()).unwrap();
+        fs::write(at("opt/share/qemu/pvh.bin"), "firmware").unwrap();
+        let name = at("bin/qemu");
+        std::os::unix::fs::symlink(&program, &name).unwrap();
+        let root = Root::of(&name).unwrap();
+        assert_eq!(root.program(), program);
+        let places = |plan: &Plan| plan.places.clone();
+        let first = root.plan(false, places).unwrap();
         let before = Arc::as_ptr(&root.listed.lock().unwrap());
-        assert!(first >= 3, "{first}");
+        for part in [program.clone(), at("opt/share/qemu/pvh.bin"), LOADER.into()] {
+            let place = c_path(part.strip_prefix("/").unwrap()).unwrap();
+            assert!(
+                first.contains(&place),
+                "{} is not in {first:?}",
+                part.display()
+            );
+        }
         root.plan(true, |plan| {
             let kvm = plan.devices.last().map(|device| device.source.to_str());
             assert_eq!(kvm, Some(Ok("/dev/kvm")));
         })
         .unwrap();
         assert_eq!(before, Arc::as_ptr(&root.listed.lock().unwrap()));
-        let new = dir.path().join("new");
+        let new = at("new");
         fs::copy("/usr/bin/sort", &new).unwrap();
         fs::rename(&new, &program).unwrap();
         root.plan(false, |_| ()).unwrap();
