@@ -145,14 +145,7 @@ fn download_kernel(scratch: &Path) -> Result<(String, PathBuf, PathBuf)> {
         fs::remove_dir_all(scratch)?;
     }
     fs::create_dir_all(scratch)?;
-    let depends = output(Command::new("apt-cache").args(["depends", KERNEL_METAPACKAGE]))?;
-    let package = depends
-        .split_whitespace()
-        .find(|word| word.starts_with("linux-image-") && *word != KERNEL_METAPACKAGE)
-        .with_context(|| {
-            format!("apt knows no {KERNEL_METAPACKAGE}: run `apt-get update`, or give --kernel")
-        })?
-        .to_owned();
+    let package = dependency(KERNEL_METAPACKAGE, "linux-image-")?;
     eprintln!("downloading {package}");
     output(
         Command::new("apt-get")
@@ -175,7 +168,19 @@ fn download_kernel(scratch: &Path) -> Result<(String, PathBuf, PathBuf)> {
     ))
 }
 
-fn only_entry(directory: &Path) -> Result<PathBuf> {
+/// The package whose name begins so on which a metapackage of the distribution depends.
+pub(crate) fn dependency(metapackage: &str, prefix: &str) -> Result<String> {
+    let depends = output(Command::new("apt-cache").args(["depends", metapackage]))?;
+    depends
+        .split_whitespace()
+        .find(|word| word.starts_with(prefix) && *word != metapackage)
+        .map(str::to_owned)
+        .with_context(|| {
+            format!("apt knows no {metapackage}: run `apt-get update`, or give --kernel")
+        })
+}
+
+pub(crate) fn only_entry(directory: &Path) -> Result<PathBuf> {
     let mut entries = fs::read_dir(directory)?;
     let first = entries.next().context("apt-get downloaded nothing")??;
     ensure!(
@@ -307,7 +312,7 @@ fn replace_if_different(path: &Path, content: &[u8]) -> Result<()> {
 }
 
 /// Runs a command to its end; its output if it succeeded, its complaint if not.
-fn output(command: &mut Command) -> Result<String> {
+pub(crate) fn output(command: &mut Command) -> Result<String> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command
         .output()

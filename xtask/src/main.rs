@@ -7,6 +7,7 @@ mod crash;
 mod demo;
 mod fuzz;
 mod guest;
+mod kernel;
 mod layers;
 mod packages;
 mod session;
@@ -96,6 +97,12 @@ enum Command {
         #[arg(long, value_name = "PATH", requires = "kernel")]
         modules: Option<PathBuf>,
     },
+    /// Build a small kernel for pods from the distribution's kernel source, into target/kernel (docs/operator.md)
+    Kernel {
+        /// Install missing packages without asking
+        #[arg(long)]
+        yes: bool,
+    },
     /// Write docs/session.txt, and the same into the README: what an uploader does and sees, from a real run
     Session {
         /// Install missing packages without asking
@@ -153,6 +160,7 @@ fn run() -> Result<()> {
             println!("{}", guest.description.display());
             Ok(())
         }
+        Command::Kernel { yes } => kernel::run(yes),
         Command::Session { yes } => session::run(yes),
         Command::Upgrade { pods, swaps, yes } => upgrade::run(pods, swaps, yes),
         Command::Sim {

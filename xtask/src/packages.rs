@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 /// A program and the Debian package that brings it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Need {
-    /// Or a module of Python, as `python3 -m MODULE`.
+    /// Or a module of Python, as `python3 -m MODULE`; or any file, by its whole path.
     program: &'static str,
     package: &'static str,
     why: &'static str,
@@ -62,6 +62,20 @@ pub(crate) const TEST: &[Need] = &[
         "python3 -m ensurepip",
         "python3-venv",
         "holds schemathesis, which tries the API",
+    ),
+];
+
+/// Beyond that, building a kernel.
+pub(crate) const KERNEL: &[Need] = &[
+    need("make", "build-essential", "builds the kernel"),
+    need("flex", "flex", "reads the kernel's configuration"),
+    need("bison", "bison", "reads the kernel's configuration"),
+    need("bc", "bc", "computes constants of the kernel"),
+    need("xz", "xz-utils", "unpacks the kernel's source"),
+    need(
+        "/usr/include/libelf.h",
+        "libelf-dev",
+        "lets the kernel's build look at what it has made",
     ),
 ];
 
