@@ -36,6 +36,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "codius-store",
             "codius-outbound",
             "codius-image",
+            "codius-jailer",
             "codius-microvm",
             "ilp-link",
             "codius-proxy",
