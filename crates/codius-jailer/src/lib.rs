@@ -23,7 +23,8 @@
 //!    capabilities. The data directory of a host that ran as root is taken over by descriptors (`O_NOFOLLOW`), never by
 //!    paths.
 //! 4. What else asks for root today: `MicrovmDriver::open`, the lock in `/run/codius`, `sqfstar` as user `nobody`
-//!    (`codius-image`), the admin socket's "own user or root", listeners below port 1024 (opened before, or by systemd).
+//!    (`codius-image`), the admin socket's "own user or root", listeners below port 1024 (opened before, or by systemd),
+//!    `/proc/PID/io` of machines (their control groups say the same to anybody).
 //! 5. The security test's part about `codiusd` itself: user, capabilities, no new privileges.
 
 #![forbid(unsafe_code)]
