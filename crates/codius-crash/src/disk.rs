@@ -100,16 +100,24 @@ impl Disk {
     /// Checks the file system and mounts it again. Nobody may hold anything of it.
     pub(crate) fn repair(&self) -> Result<()> {
         self.detach()?;
-        let checked = Command::new("e2fsck")
-            .args(["-p", &self.device])
-            .output()
-            .context("e2fsck cannot be run; install the Debian package e2fsprogs")?;
-        // 1: errors were there and are not any more.
-        ensure!(
-            matches!(checked.status.code(), Some(0 | 1)),
-            "e2fsck: {}",
-            String::from_utf8_lossy(&checked.stdout)
-        );
+        let deadline = Instant::now() + UNMOUNT_TIMEOUT;
+        loop {
+            let checked = Command::new("e2fsck")
+                .args(["-p", &self.device])
+                .output()
+                .context("e2fsck cannot be run; install the Debian package e2fsprogs")?;
+            let told = String::from_utf8_lossy(&checked.stdout);
+            // 1: errors were there and are not any more.
+            if matches!(checked.status.code(), Some(0 | 1)) {
+                break;
+            }
+            // The machine of some other host that is being born has copies of all mounts for a moment.
+            ensure!(
+                told.contains("is in use") && Instant::now() < deadline,
+                "e2fsck: {told}"
+            );
+            std::thread::sleep(Duration::from_millis(100));
+        }
         self.attach()
     }
 

@@ -28,6 +28,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(75);
 const KILL_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a pod whose money is used up is held still.
 const GRACE_SECS: u64 = 5;
+/// What pods may have of the small disk: their own disks have holes, and they write little.
+const DISK_MIB: u64 = 16 * 1024;
 /// What images leave free on the small disk; the default is more than there is.
 const MIN_FREE_MIB: u64 = 16;
 /// How much of a log is shown with a violation, in bytes.
@@ -77,7 +79,7 @@ impl Setup {
             "data_dir = {data:?}\nlisten = \"127.0.0.1:{listen}\"\n\
              [interledger]\nlisten = [\"127.0.0.1:{interledger}\"]\npayment_timeout_secs = 5\n\
              max_packet_amount = 20000\n\
-             [pods]\naccelerator = \"tcg\"\nmax_pods = 4\nmemory_mib = 4096\non_shutdown = \"leave\"\ngrace_secs = {GRACE_SECS}\n\
+             [pods]\naccelerator = \"tcg\"\nmax_pods = 4\nmemory_mib = 4096\ndisk_mib = {DISK_MIB}\non_shutdown = \"leave\"\ngrace_secs = {GRACE_SECS}\n\
              [images]\ninsecure_registries = [{registry:?}]\nmin_free_mib = {MIN_FREE_MIB}\n\
              [network]\npool = {pool:?}\n\
              [guest]\ndir = {guest:?}\n",

@@ -225,8 +225,9 @@ impl Rule {
         match self {
             Self::Type(_) => "type",
             Self::Required => "required",
-            Self::Only(_) | Self::RestartPolicy => "enum",
-            Self::MachineName | Self::PortPattern => "pattern",
+            // Which sizes there are is for each host to say; the original knew one, by an "enum".
+            Self::Only(_) | Self::MachineName | Self::RestartPolicy => "enum",
+            Self::PortPattern => "pattern",
             Self::MinItems(_) => "minItems",
             Self::Unknown(_) => "additionalProperties",
         }
