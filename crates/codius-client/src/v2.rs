@@ -152,20 +152,8 @@ impl HostClient {
         hash: &ManifestHash,
         signer: &Signer,
     ) -> Result<LeaseReply, ClientError> {
-        let path = format!("/api/v2/leases/{hash}");
-        let response = self
-            .send_signed(signer, || {
-                self.signed(
-                    signer,
-                    self.request(Method::GET, &path),
-                    &Method::GET,
-                    &path,
-                    "",
-                )
-                .timeout(self.answer_timeout)
-            })
-            .await?;
-        self.read(response, Receipt::default()).await
+        self.get_signed(&format!("/api/v2/leases/{hash}"), signer)
+            .await
     }
 
     /// What the pod of a lease of the signer has used.
@@ -174,14 +162,22 @@ impl HostClient {
         hash: &ManifestHash,
         signer: &Signer,
     ) -> Result<UsageReply, ClientError> {
-        let path = format!("/api/v2/leases/{hash}/usage");
+        self.get_signed(&format!("/api/v2/leases/{hash}/usage"), signer)
+            .await
+    }
+
+    async fn get_signed<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        signer: &Signer,
+    ) -> Result<T, ClientError> {
         let response = self
             .send_signed(signer, || {
                 self.signed(
                     signer,
-                    self.request(Method::GET, &path),
+                    self.request(Method::GET, path),
                     &Method::GET,
-                    &path,
+                    path,
                     "",
                 )
                 .timeout(self.answer_timeout)

@@ -79,35 +79,22 @@ const fn record(fields: &'static [Field]) -> Shape {
 const ENCODING: Shape = Shape::Only("private:sha256");
 const TEXT_MAP: Shape = Shape::Map(&Shape::Text);
 
-const CONTAINER: Shape = record(&[
-    required("id", Shape::Text),
-    required("image", Shape::Text),
-    optional(
-        "command",
-        Shape::List {
-            items: &Shape::Text,
-            min: 0,
-        },
-    ),
-    optional("workdir", Shape::Text),
-    optional("environment", TEXT_MAP),
-]);
+const CONTAINER_ID: Field = required("id", Shape::Text);
+const IMAGE: Field = required("image", Shape::Text);
+const COMMAND: Field = optional(
+    "command",
+    Shape::List {
+        items: &Shape::Text,
+        min: 0,
+    },
+);
+const WORKDIR: Field = optional("workdir", Shape::Text);
+const ENVIRONMENT: Field = optional("environment", TEXT_MAP);
+/// Of version 2.
+const RESTART: Field = optional("restart", Shape::RestartPolicy);
 
-/// In version 2.
-const CONTAINER_V2: Shape = record(&[
-    required("id", Shape::Text),
-    required("image", Shape::Text),
-    optional(
-        "command",
-        Shape::List {
-            items: &Shape::Text,
-            min: 0,
-        },
-    ),
-    optional("workdir", Shape::Text),
-    optional("environment", TEXT_MAP),
-    optional("restart", Shape::RestartPolicy),
-]);
+const CONTAINER: Shape = record(&[CONTAINER_ID, IMAGE, COMMAND, WORKDIR, ENVIRONMENT]);
+const CONTAINER_V2: Shape = record(&[CONTAINER_ID, IMAGE, COMMAND, WORKDIR, ENVIRONMENT, RESTART]);
 
 const HOST_VAR: Shape = record(&[
     optional("encoding", ENCODING),

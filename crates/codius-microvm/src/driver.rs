@@ -262,6 +262,13 @@ impl MicrovmDriver {
 }
 
 impl MicrovmDriver {
+    /// Where the task of a running pod takes commands.
+    fn commands(&self, pod: &ManifestHash) -> Option<mpsc::Sender<Command>> {
+        let shared = self.shared.lock();
+        let owner = shared.owners.get(pod).filter(|owner| owner.running);
+        owner.map(|owner| owner.commands.clone())
+    }
+
     /// Has the task of a pod do something, and waits for it.
     async fn command(
         &self,
@@ -269,14 +276,7 @@ impl MicrovmDriver {
         doing: &'static str,
         command: impl FnOnce(oneshot::Sender<io::Result<()>>) -> Command,
     ) -> Result<(), DriverError> {
-        let commands = self
-            .shared
-            .lock()
-            .owners
-            .get(pod)
-            .filter(|owner| owner.running)
-            .map(|owner| owner.commands.clone());
-        let commands = commands.ok_or(DriverError::NotRunning)?;
+        let commands = self.commands(pod).ok_or(DriverError::NotRunning)?;
         let (answer, answered) = oneshot::channel();
         commands
             .send(command(answer))
@@ -381,14 +381,7 @@ impl Driver for MicrovmDriver {
     }
 
     async fn exec(&self, pod: &ManifestHash, start: ExecStart) -> Result<ExecSession, ExecError> {
-        let commands = self
-            .shared
-            .lock()
-            .owners
-            .get(pod)
-            .filter(|owner| owner.running)
-            .map(|owner| owner.commands.clone());
-        let commands = commands.ok_or(ExecError::NotRunning)?;
+        let commands = self.commands(pod).ok_or(ExecError::NotRunning)?;
         let (answer, answered) = oneshot::channel();
         commands
             .send(Command::Exec(start, answer))

@@ -2,22 +2,28 @@
 //!
 //! `codiusd --local` needs no file: it is the default configuration with Interledger in local mode.
 
+mod egress;
+mod sizes;
+
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, bail, ensure};
-use codius_address::Ipv4Range;
+use anyhow::{Context, Result, ensure};
 use codius_image::Pattern;
-use codius_ledger::{Backoff, Cost};
-use codius_manifest::{Machine, MachineName, ManifestHash};
+use codius_ledger::Backoff;
+use codius_manifest::{MachineName, ManifestHash};
 use codius_microvm::Ipv4Pool;
-use codius_pod::{EgressLimits, EgressPolicy, Permit, Ports};
 use ilp_link::BtpUrl;
 use serde::{Deserialize, Serialize};
 use url::Url;
+
+pub(crate) use self::{
+    egress::Egress,
+    sizes::{Price, SizeOffered},
+};
 
 /// Bounds that no setting may leave.
 const MAX_DRAIN_SECS: u64 = 600;
@@ -27,13 +33,7 @@ const MAX_GRACE_SECS: u64 = 24 * 3600;
 const MAX_EXPIRY_NOTICES: usize = 16;
 /// What making an image takes on disk besides its files.
 const IMAGE_MARGIN_MIB: u64 = 512;
-/// Sizes of pods besides small.
-const MAX_SIZES: usize = 32;
 const MAX_CPU_OVERCOMMIT: f64 = 1000.0;
-/// More belongs into a firewall of the operator's own.
-const MAX_EGRESS_ENTRIES: usize = 256;
-const MAX_EGRESS_RATE: u64 = 10_000_000;
-const MAX_EGRESS_KIB_PER_SEC: u64 = 100 * 1024 * 1024;
 const MAX_REFUND_RETRY_SECS: u64 = 7 * 24 * 3600;
 
 #[derive(Debug, Clone, Deserialize)]
@@ -93,43 +93,6 @@ pub(crate) enum Quote {
     /// A client that sends a `Pay-Token` is first asked to connect, for nothing, as the later `codius`
     /// from git wants it: it reads the asset from the connection.
     Stream,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(crate) struct Price {
-    /// Price of a small pod for a month (2,628,000 s) in whole units of the asset, as decimal text.
-    pub(crate) cost_per_month: String,
-    /// Prices of a month of what other sizes are made of, in the same form: all three, or none. Without them
-    /// a size costs as many times the price of a small pod as it has of what it has most of.
-    pub(crate) per_vcpu_month: Option<String>,
-    pub(crate) per_gib_memory_month: Option<String>,
-    pub(crate) per_gib_disk_month: Option<String>,
-    /// The longest time that can be bought at once, in seconds.
-    pub(crate) max_duration_secs: u64,
-}
-
-/// A size of pods.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct SizeOffered {
-    pub(crate) vcpus: u8,
-    /// Memory for programs; the host takes more for each pod.
-    pub(crate) memory_mib: u32,
-    pub(crate) disk_mib: u32,
-    /// A price of its own for a month, in place of what follows from `[price]`.
-    #[serde(default)]
-    pub(crate) cost_per_month: Option<String>,
-}
-
-impl SizeOffered {
-    pub(crate) fn machine(&self) -> Machine {
-        Machine {
-            vcpus: self.vcpus,
-            memory_mib: self.memory_mib,
-            scratch_mib: self.disk_mib,
-        }
-    }
 }
 
 /// The other hosts that this one knows.
@@ -341,28 +304,6 @@ pub(crate) struct Network {
     pub(crate) nameservers: Vec<Ipv4Addr>,
 }
 
-/// What pods may reach, and how much. Numbers, ranges and ports: docs/egress.md.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(crate) struct Egress {
-    /// Ports that are refused besides those that are abused.
-    pub(crate) deny_ports: BTreeSet<Ports>,
-    /// Ports that are open although they are abused.
-    pub(crate) allow_ports: BTreeSet<Ports>,
-    /// Ranges that are refused besides what is not public.
-    pub(crate) deny_ranges: BTreeSet<Ipv4Range>,
-    /// Ranges that are open although they are not public.
-    pub(crate) allow_ranges: BTreeSet<Ipv4Range>,
-    /// Packets that a pod may send in a second.
-    pub(crate) max_packets_per_sec: u32,
-    /// KiB that a pod may send, and receive, in a second.
-    pub(crate) max_kib_per_sec: u64,
-    /// Connections that a pod may open in a second.
-    pub(crate) max_new_connections_per_sec: u32,
-    /// Connections that a pod may have open.
-    pub(crate) max_open_connections: u32,
-}
-
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Guest {
@@ -394,7 +335,7 @@ impl Default for Config {
             publish_running: true,
             api: Api::default(),
             price: Price::default(),
-            sizes: sizes_without_a_table(),
+            sizes: sizes::without_a_table(),
             peers: Peers::default(),
             admin: Admin::default(),
             books: Books::default(),
@@ -411,40 +352,9 @@ impl Default for Config {
     }
 }
 
-/// Twice and four times a small pod.
-fn sizes_without_a_table() -> BTreeMap<MachineName, SizeOffered> {
-    let sizes = [("medium", 2), ("large", 4)].map(|(name, times)| {
-        let Machine {
-            vcpus,
-            memory_mib,
-            scratch_mib,
-        } = Machine::SMALL;
-        let size = SizeOffered {
-            vcpus: times * vcpus,
-            memory_mib: u32::from(times) * memory_mib,
-            disk_mib: u32::from(times) * scratch_mib,
-            cost_per_month: None,
-        };
-        (name.parse().expect("it is a name"), size)
-    });
-    sizes.into()
-}
-
 impl Default for Shutdown {
     fn default() -> Self {
         Self { drain_secs: 5 }
-    }
-}
-
-impl Default for Price {
-    fn default() -> Self {
-        Self {
-            cost_per_month: "10".to_owned(),
-            per_vcpu_month: None,
-            per_gib_memory_month: None,
-            per_gib_disk_month: None,
-            max_duration_secs: 31 * 24 * 3600,
-        }
     }
 }
 
@@ -551,22 +461,6 @@ impl Default for Network {
     }
 }
 
-impl Default for Egress {
-    fn default() -> Self {
-        let limits = EgressLimits::default();
-        Self {
-            deny_ports: BTreeSet::new(),
-            allow_ports: BTreeSet::new(),
-            deny_ranges: BTreeSet::new(),
-            allow_ranges: BTreeSet::new(),
-            max_packets_per_sec: limits.packets_per_sec,
-            max_kib_per_sec: limits.bytes_per_sec / 1024,
-            max_new_connections_per_sec: limits.new_connections_per_sec,
-            max_open_connections: limits.open_connections,
-        }
-    }
-}
-
 impl Config {
     /// Reads and checks a file.
     pub(crate) fn load(path: &Path) -> Result<Self> {
@@ -647,7 +541,7 @@ impl Config {
             (0.0..=MAX_CPU_OVERCOMMIT).contains(&overcommit),
             "pods.max_cpu_overcommit is {overcommit}; it must be 0 (no limit) to {MAX_CPU_OVERCOMMIT}"
         );
-        self.check_sizes()?;
+        sizes::check(&self.sizes, &self.price)?;
         self.images.check()?;
         self.interledger.check()?;
         self.refunds.check()?;
@@ -667,49 +561,6 @@ impl Config {
         Ok(())
     }
 
-    fn check_sizes(&self) -> Result<()> {
-        ensure!(
-            self.sizes.len() <= MAX_SIZES,
-            "there are {} sizes; at most {MAX_SIZES} are possible",
-            self.sizes.len()
-        );
-        for (name, size) in &self.sizes {
-            ensure!(
-                *name != MachineName::SMALL,
-                "sizes.small cannot be changed: it is 1 processor and 512 MiB on every host, and its price is \
-                 price.cost_per_month"
-            );
-            if let Some(problem) = codius_microvm::unfit(size.machine()) {
-                bail!("sizes.{name} cannot be run: {problem}");
-            }
-        }
-        let parts = self.price.parts();
-        ensure!(
-            parts.iter().all(|(_, cost)| cost.is_some())
-                || parts.iter().all(|(_, cost)| cost.is_none()),
-            "price.per_vcpu_month, per_gib_memory_month and per_gib_disk_month belong together; write \"0\" for \
-             what costs nothing"
-        );
-        let small = (
-            "price.cost_per_month".to_owned(),
-            Some(&self.price.cost_per_month),
-        );
-        let parts = parts.map(|(name, cost)| (format!("price.{name}"), cost.as_ref()));
-        let own = self.sizes.iter().map(|(name, size)| {
-            (
-                format!("sizes.{name}.cost_per_month"),
-                size.cost_per_month.as_ref(),
-            )
-        });
-        for (name, cost) in [small].into_iter().chain(parts).chain(own) {
-            if let Some(cost) = cost {
-                cost.parse::<Cost>()
-                    .with_context(|| format!("{name} is {cost:?}"))?;
-            }
-        }
-        Ok(())
-    }
-
     /// Whether the host tests itself before it takes uploads.
     pub(crate) fn tests_itself(&self) -> bool {
         let below_a_parent = self.interledger.mode == InterledgerMode::Uplink;
@@ -719,79 +570,6 @@ impl Config {
     /// The pod network.
     pub(crate) fn pool(&self) -> Result<Ipv4Pool> {
         self.network.pool.parse().context("network.pool")
-    }
-}
-
-impl Price {
-    /// What sizes are made of.
-    pub(crate) fn parts(&self) -> [(&'static str, &Option<String>); 3] {
-        [
-            ("per_vcpu_month", &self.per_vcpu_month),
-            ("per_gib_memory_month", &self.per_gib_memory_month),
-            ("per_gib_disk_month", &self.per_gib_disk_month),
-        ]
-    }
-}
-
-impl Egress {
-    fn check(&self, pool: Ipv4Pool) -> Result<()> {
-        for (name, entries) in [
-            ("deny_ports", self.deny_ports.len()),
-            ("allow_ports", self.allow_ports.len()),
-            ("deny_ranges", self.deny_ranges.len()),
-            ("allow_ranges", self.allow_ranges.len()),
-        ] {
-            ensure!(
-                entries <= MAX_EGRESS_ENTRIES,
-                "egress.{name} has {entries} entries; at most {MAX_EGRESS_ENTRIES} are possible"
-            );
-        }
-        for (name, limit, most) in [
-            (
-                "max_packets_per_sec",
-                u64::from(self.max_packets_per_sec),
-                MAX_EGRESS_RATE,
-            ),
-            (
-                "max_kib_per_sec",
-                self.max_kib_per_sec,
-                MAX_EGRESS_KIB_PER_SEC,
-            ),
-            (
-                "max_new_connections_per_sec",
-                u64::from(self.max_new_connections_per_sec),
-                MAX_EGRESS_RATE,
-            ),
-            (
-                "max_open_connections",
-                u64::from(self.max_open_connections),
-                MAX_EGRESS_RATE,
-            ),
-        ] {
-            ensure!(
-                (1..=most).contains(&limit),
-                "egress.{name} is {limit}; it must be 1 to {most}"
-            );
-        }
-        let permit = self.policy().permit;
-        permit.check(pool.range()).context("egress.allow_ranges")
-    }
-
-    pub(crate) fn policy(&self) -> EgressPolicy {
-        EgressPolicy {
-            deny_ports: self.deny_ports.clone(),
-            deny_ranges: self.deny_ranges.clone(),
-            permit: Permit {
-                ports: self.allow_ports.clone(),
-                ranges: self.allow_ranges.clone(),
-            },
-            limits: EgressLimits {
-                packets_per_sec: self.max_packets_per_sec,
-                bytes_per_sec: self.max_kib_per_sec.saturating_mul(1024),
-                new_connections_per_sec: self.max_new_connections_per_sec,
-                open_connections: self.max_open_connections,
-            },
-        }
     }
 }
 

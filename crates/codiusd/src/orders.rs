@@ -16,25 +16,29 @@
 //!
 //! An order is carried out in a task of its own: a client that goes away changes nothing.
 
+mod refusals;
+
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use axum::http::{HeaderName, HeaderValue, StatusCode, header::RETRY_AFTER};
+use axum::http::{HeaderName, HeaderValue, StatusCode};
 use codius_api::{LeaseEventKind, Trouble, Units};
 use codius_ledger::{
     Account, Order, OrderId, OrderKind, OrderState, Rate, Reason, RefundId, Repeat, RequestDigest,
     Seconds, StoredResponse,
 };
 use codius_manifest::{MachineName, ManifestHash, Size, Upload};
-use codius_pod::{Full, Machine, Reservation, ResolvedImage};
+use codius_pod::{Machine, Reservation, ResolvedImage};
 use codius_signature::KeyId;
 use codius_store::{Batch, RefundRecord, RefundStep, StoreError};
 use tokio::{sync::watch, time::Instant};
 use tracing::Instrument;
 
+pub(crate) use self::refusals::no_pod;
+use self::refusals::{closing, full, other_request, refusal, short, unreadable, unwritten};
 use crate::{
     drain,
     http_error::HttpError,
@@ -42,7 +46,7 @@ use crate::{
     price::Offer,
     progress::Progress,
     refund::PaymentPointer,
-    till::{Payment, Shortfall, Till},
+    till::{Payment, Till},
 };
 
 /// How long a client may take from the 402 to its payment.
@@ -748,106 +752,4 @@ fn failed(outcome: &Outcome) -> LeaseEventKind {
         refunded: refunded.unwrap_or(Units::ZERO),
         owed: owed.unwrap_or(Units::ZERO),
     }
-}
-
-fn refusal(error: PlaceError, hash: &ManifestHash) -> HttpError {
-    match error {
-        PlaceError::Start(error) => error.into(),
-        PlaceError::Full(of_what) => full(of_what),
-        PlaceError::NotSold => not_sold(),
-        PlaceError::Closing => closing(),
-        PlaceError::Draining => drain::refusal(),
-        PlaceError::NotRunning => no_pod(hash),
-        PlaceError::Store(error) => unreadable(&error),
-    }
-}
-
-fn short(price: u64, shortfall: &Shortfall, patience: Duration) -> HttpError {
-    let (text, cause) = match shortfall {
-        Shortfall::TooSmall { received, offered } => (
-            format!(
-                "the price is {price}, and the payer sends at most {offered}; {received} arrived"
-            ),
-            Trouble::PaymentTooSmall,
-        ),
-        Shortfall::Interrupted { received } => (
-            format!("the payment stopped at {received} of {price}: the payer's connection ended"),
-            Trouble::PaymentInterrupted,
-        ),
-        Shortfall::TimedOut { received } => (
-            format!("{received} of {price} arrived in {} s", patience.as_secs()),
-            Trouble::PaymentTooSmall,
-        ),
-    };
-    HttpError::new(
-        StatusCode::PAYMENT_REQUIRED,
-        "Failed to get payment before timeout",
-    )
-    .detail(text)
-    .cause(cause)
-    .next("pay the full price with a new Pay-Token")
-}
-
-pub(crate) fn no_pod(hash: impl std::fmt::Display) -> HttpError {
-    HttpError::new(
-        StatusCode::NOT_FOUND,
-        format!("no pod found with id. id={hash}"),
-    )
-    .next("upload its manifest to run it again")
-}
-
-fn other_request() -> HttpError {
-    HttpError::new(
-        StatusCode::BAD_REQUEST,
-        "this `Pay-Token` belongs to another request.",
-    )
-    .cause(Trouble::TokenUsed)
-    .next("choose 16 new random bytes for each request")
-}
-
-/// The original's words, whatever there is none left of; the detail says it.
-fn full(of_what: Full) -> HttpError {
-    HttpError::new(
-        StatusCode::SERVICE_UNAVAILABLE,
-        "Memory usage exceeded. Send pod request later.",
-    )
-    .detail(of_what.to_string())
-    .cause(Trouble::HostFull)
-    .next("take another host, or come back later")
-}
-
-/// A lease ran when it was asked for more time and has ended since, and its size is not sold any more.
-fn not_sold() -> HttpError {
-    HttpError::new(
-        StatusCode::CONFLICT,
-        "this host does not sell this size any more",
-    )
-    .cause(Trouble::ManifestInvalid)
-    .next("name another size in the manifest's `machine`, or take another host")
-}
-
-fn closing() -> HttpError {
-    HttpError::new(
-        StatusCode::SERVICE_UNAVAILABLE,
-        "this host is being shut down",
-    )
-    .cause(Trouble::HostStopped)
-    .next("take another host, or come back later")
-}
-
-/// The disk is full, most likely.
-fn unwritten() -> HttpError {
-    HttpError::new(
-        StatusCode::SERVICE_UNAVAILABLE,
-        "this host cannot write to its disk",
-    )
-    .detail("the request goes on when it can; nothing that was paid is lost")
-    .cause(Trouble::HostError)
-    .next("send the same request with the same `Pay-Token` again in a minute")
-    .header(RETRY_AFTER, HeaderValue::from_static("60"))
-}
-
-fn unreadable(error: &StoreError) -> HttpError {
-    tracing::error!(error = error as &dyn std::error::Error, "store");
-    HttpError::internal()
 }

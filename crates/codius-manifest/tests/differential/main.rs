@@ -156,7 +156,7 @@ fn files_become_the_document_that_the_original_generates() {
 }
 
 fn names_another_size(codius: &str) -> bool {
-    let document = parse_document(codius.as_bytes()).unwrap();
+    let document = parse_document(codius.as_bytes()).expect("it is JSON");
     let name = document["manifest"]["machine"].as_str();
     name.is_some_and(|name| name != "small" && name.parse::<MachineName>().is_ok())
 }

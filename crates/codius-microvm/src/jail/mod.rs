@@ -12,6 +12,7 @@
 
 mod birth;
 mod control_groups;
+mod hierarchy;
 mod root;
 
 use std::{
