@@ -145,7 +145,8 @@ fn download_kernel(scratch: &Path) -> Result<(String, PathBuf, PathBuf)> {
         fs::remove_dir_all(scratch)?;
     }
     fs::create_dir_all(scratch)?;
-    let package = dependency(KERNEL_METAPACKAGE, "linux-image-")?;
+    let package = dependency(KERNEL_METAPACKAGE, "linux-image-")
+        .context("the kernel for pods cannot be had; another one can be given with --kernel")?;
     eprintln!("downloading {package}");
     output(
         Command::new("apt-get")
@@ -175,9 +176,7 @@ pub(crate) fn dependency(metapackage: &str, prefix: &str) -> Result<String> {
         .split_whitespace()
         .find(|word| word.starts_with(prefix) && *word != metapackage)
         .map(str::to_owned)
-        .with_context(|| {
-            format!("apt knows no {metapackage}: run `apt-get update`, or give --kernel")
-        })
+        .with_context(|| format!("apt knows no {metapackage}: run `apt-get update`"))
 }
 
 pub(crate) fn only_entry(directory: &Path) -> Result<PathBuf> {
